@@ -1,0 +1,70 @@
+/* backend.h: what a device implements. Private to kernels/.
+ *
+ * kernels/ops.c checks the arguments of each op once, for every device, and then calls the device's own function
+ * from this table: kernels/cpu/backend.c fills one per instruction set, kernels/cuda/backend.cu one for GPUs.
+ */
+#ifndef BS_BACKEND_H
+#define BS_BACKEND_H
+
+#include "kernels/kernels.h"
+
+/* X(op): bs_status op(bs_stream *, const bs_<op>_args *) */
+#define BS_OP_LIST(X)                                                                                              \
+    X(embed) X(rmsnorm) X(gemm) X(silu_mul) X(rope_table) X(append) X(quantize) X(clear_slots) X(attend)            \
+    X(merge) X(merge_weigh) X(merge_finish) X(merge_fold) X(unrotate) X(candidates) X(sample)
+
+typedef struct bs_backend {
+#define X(op) bs_status (*op)(bs_stream * stream, const bs_##op##_args *args);
+    BS_OP_LIST(X)
+#undef X
+    bs_status (*pack)(bs_stream *stream, const bs_pack_args *args);
+    bs_status (*unpack)(bs_stream *stream, const bs_pack_args *args);
+    bs_status (*mark_seen)(bs_stream *stream, uint64_t *bitmap, const int32_t *ids, int n);
+
+    bs_status (*slot_bytes)(const bs_device *device, const bs_kv_shape *shape, size_t *f16, size_t *quant);
+    size_t (*gemm_workspace)(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens);
+    size_t (*attend_workspace)(const bs_device *device, const bs_kv_shape *shape, int n_heads, int max_seqs,
+                               int max_tokens, int max_pages);
+
+    void *(*memory_alloc)(bs_device *device, size_t bytes); /* zeroed, 4096-aligned, or NULL */
+    void (*memory_free)(bs_device *device, void *memory);
+    bs_status (*copy)(bs_stream *stream, void *dst, const void *src, size_t bytes, int direction); /* BS_COPY_… */
+    bs_status (*fill_zero)(bs_stream *stream, void *dst, size_t bytes);
+    bs_status (*stream_open)(bs_stream *stream);
+    void (*stream_close)(bs_stream *stream);
+    bs_status (*stream_sync)(bs_stream *stream);
+    void (*device_close)(bs_device *device);
+} bs_backend;
+
+enum { BS_COPY_TO_DEVICE, BS_COPY_TO_HOST, BS_COPY_ON_DEVICE };
+
+/* Where a quantize or append that meets NaN or infinity says so: first one wins. */
+typedef struct bs_numeric_fault {
+    int32_t seen, layer, kv_head, slot, token, is_v;
+} bs_numeric_fault;
+
+struct bs_device {
+    const bs_backend *backend;
+    bs_device_info info;
+    size_t allocated_bytes;
+    uint64_t allocation_count;
+    void *state; /* the backend's own: thread pool, cuBLAS handle */
+};
+
+struct bs_stream {
+    bs_device *device;
+    bs_numeric_fault fault;
+    void *state; /* the backend's own: cudaStream_t */
+};
+
+/* Fills device->backend, info and state. */
+bs_status bs_cpu_device_open(const bs_device_config *config, bs_device *device);
+#ifdef BS_HAVE_CUDA
+#ifdef __cplusplus
+extern "C"
+#endif
+    bs_status
+    bs_cuda_device_open(const bs_device_config *config, bs_device *device);
+#endif
+
+#endif

@@ -1,0 +1,29 @@
+/* progress.h: a bar with a rate on a terminal, a plain line now and then in a log. On stderr, rank 0 only.
+ *
+ * Progress of a load (bytes) or a prefill (tokens). On a terminal the bar is redrawn at most ten times a second and
+ * cleared at the end; otherwise a line is printed at most every ten seconds and one at the end.
+ */
+#ifndef BS_PROGRESS_H
+#define BS_PROGRESS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef struct bs_progress {
+    const char *what; /* "prefill" */
+    const char *unit; /* "tokens", or "B" for bytes with K, M, G */
+    uint64_t total;
+    double start_s, last_s;
+    bool terminal, enabled, open;
+} bs_progress;
+
+void bs_progress_begin(bs_progress *progress, const char *what, const char *unit, uint64_t total, bool enabled);
+void bs_progress_update(bs_progress *progress, uint64_t done);
+void bs_progress_end(bs_progress *progress, uint64_t done);
+
+/* Monotonic seconds. */
+double bs_now_s(void);
+/* "4.25 GiB"; writes at most `bytes` bytes with the 0. */
+void bs_format_bytes(uint64_t n, char *text, int bytes);
+
+#endif

@@ -1,0 +1,117 @@
+/* cache.h: pages, pools, sequences: which slot of which pool holds which 128 tokens of which sequence.
+ *
+ * Bookkeeping is host-side, deterministic and the same on all ranks of a job (every rank keeps the reservations of
+ * every shard, and the page lists of its own); only the bytes differ. The cache owns both pools and the device tables
+ * that attend, append and quantize read. DESIGN §3 (stripes) and §4 (when a page is quantized, sharing) are the rules.
+ *
+ * Life of a step, called with the same arguments on every rank:
+ *   bs_cache_step_begin  makes room for the new tokens, decides what is quantized now, fills the device tables
+ *   (the engine: quantize op, then for each layer append and attend, with bs_cache_tables)
+ *   bs_cache_step_end    frees the f16 slots whose pages were quantized; freed slots are zeroed before reuse
+ *
+ * Nothing is allocated after bs_cache_open. Pages are counted: a page is shared by the sequences forked from it and
+ * freed with the last. Only quantized and sink pages are shared, and those are never written.
+ */
+#ifndef BS_CACHE_H
+#define BS_CACHE_H
+
+#include "kernels/kernels.h"
+
+typedef struct bs_cache bs_cache;
+
+typedef struct bs_cache_config {
+    bs_kv_shape shape;    /* this rank's KV heads */
+    int seq, seq_shard;   /* of the grid */
+    int stripe_pages;     /* 8: stripes of 1024 tokens */
+    int chunk_tokens;     /* C: 2048; 128 for eval; a multiple of 128 */
+    int max_seqs;         /* sequence slots, B_max */
+    int max_prefill_seqs; /* how many of them may be in prefill at once, ≥ 1 */
+    int max_step_tokens;  /* ΣT_max, all sequences of a step */
+    int64_t max_context;  /* tokens of one sequence */
+    int64_t total_tokens; /* tokens of all sequences together, ≤ max_seqs × max_context */
+} bs_cache_config;
+
+/* What the cache will take on this shard. */
+typedef struct bs_cache_memory {
+    uint32_t n_f16_slots, n_quant_slots;
+    size_t f16_slot_bytes, quant_slot_bytes;
+    uint64_t f16_pool_bytes, quant_pool_bytes, table_bytes;
+    int max_pages; /* length of the page lists, for attend's workspace */
+} bs_cache_memory;
+/* Pure arithmetic, for --dry-run and for opening. BS_STATUS_RANGE names the field. */
+bs_status bs_cache_plan_memory(const bs_device *device, const bs_cache_config *config, bs_cache_memory *out);
+
+bs_status bs_cache_open(bs_device *device, bs_stream *stream, const bs_cache_config *config, bs_cache **out);
+void bs_cache_close(bs_cache *cache);
+const bs_kv_pools *bs_cache_pools(const bs_cache *cache);
+const bs_cache_memory *bs_cache_get_memory(const bs_cache *cache);
+
+/* ---- sequences -------------------------------------------------------------------------------------------- */
+/* `seq` is a slot 0 … max_seqs − 1, chosen by rank 0. */
+
+/* Whether a sequence that may grow to n_tokens fits beside what is reserved already, on every shard, if it starts at
+ * shard start_s; *best_start gets the start that leaves most room. */
+bool bs_cache_fits(const bs_cache *cache, int64_t n_tokens, int *best_start);
+/* Takes the slot and reserves pages for n_tokens. BS_STATUS_FULL when it does not fit, RANGE for a bad slot. */
+bs_status bs_cache_seq_start(bs_cache *cache, int seq, int start_s, int64_t n_tokens);
+/* Frees the slot: pages without another owner go back to the pools (zeroed before reuse). */
+void bs_cache_seq_free(bs_cache *cache, int seq);
+/* dst becomes a copy of src at its present length, reserved for n_tokens: shares quantized and sink pages, copies the
+ * f16 recent and open ones, inherits start_s. Stream-ordered. */
+bs_status bs_cache_seq_fork(bs_cache *cache, int src, int dst, int64_t n_tokens);
+/* How many tokens of a prefix of n of src can be taken over: the end of the kept pages, 128·(⌊n/128⌋ − recent) after
+ * n is cut so that those pages are quantized (or sink) already; 0 when that is less than a page. */
+int64_t bs_cache_reusable(const bs_cache *cache, int src, int64_t n);
+/* dst starts with the kept pages of src's first n tokens; the prompt is computed again from position *first_pos on,
+ * with the base of DESIGN §4, Sharing. */
+bs_status bs_cache_seq_reuse(bs_cache *cache, int src, int dst, int64_t n, int64_t n_tokens, int64_t *first_pos);
+
+int64_t bs_cache_seq_length(const bs_cache *cache, int seq); /* tokens written; −1: slot not in use */
+int bs_cache_seq_start_shard(const bs_cache *cache, int seq);
+
+/* ---- steps ------------------------------------------------------------------------------------------------ */
+
+typedef struct bs_cache_step_seq {
+    int seq;
+    int64_t pos0;  /* = its length now */
+    int n_tokens;  /* does not cross a multiple of chunk_tokens when prefill */
+    bool prefill;  /* base b = max(first position of its prompt, C·⌊pos0/C⌋); else b = pos0 */
+} bs_cache_step_seq;
+
+/* Device tables of the step begun last. Row i of the per-sequence tables is the i-th bs_cache_step_seq; rows beyond
+ * are unused slots (q_pos0 −1, nothing to see). */
+typedef struct bs_cache_tables {
+    const int32_t *q_start, *q_pos0, *page_start;
+    const uint32_t *page_slot;
+    const int32_t *page_index;
+    const int32_t *n_sink, *n_quant, *n_f16, *n_tokens;
+    int max_seqs, max_pages;
+    const int32_t *token_pos;               /* [ΣT] position of each token */
+    const int32_t *token_slot, *token_page; /* [ΣT] append's f16_slot and page_token */
+    int n_quantize;                         /* host: pages to quantize before this step's attention */
+    const uint32_t *quantize_from, *quantize_to;
+    int n_step_tokens; /* host: tokens of this step */
+} bs_cache_tables;
+
+/* BS_STATUS_RANGE for a wrong position or a crossed chunk, FULL when a reservation is exceeded; the cache is
+ * unchanged then. */
+bs_status bs_cache_step_begin(bs_cache *cache, bs_stream *stream, const bs_cache_step_seq *seqs, int n_seqs);
+const bs_cache_tables *bs_cache_get_tables(const bs_cache *cache);
+bs_status bs_cache_step_end(bs_cache *cache, bs_stream *stream);
+
+/* ---- looking inside (snapshots, tests, summaries) ----------------------------------------------------------- */
+
+typedef enum bs_page_kind { BS_PAGE_NONE, BS_PAGE_SINK, BS_PAGE_QUANT, BS_PAGE_F16 } bs_page_kind;
+typedef struct bs_page_view {
+    bs_page_kind kind; /* NONE: another shard's, or beyond the end */
+    uint32_t slot;     /* in the pool of its kind */
+    int n_owners;
+} bs_page_view;
+bs_page_view bs_cache_page(const bs_cache *cache, int seq, int64_t page);
+/* Which sequence shard owns a page of a sequence that starts at start_s. Pure. */
+int bs_cache_page_owner(int64_t page, int start_s, int stripe_pages, int seq);
+uint32_t bs_cache_free_slots(const bs_cache *cache, bool quantized);
+/* Slots in use × their canonical bytes, this rank; and the same tokens in f16. */
+uint64_t bs_cache_used_bytes(const bs_cache *cache, uint64_t *as_f16);
+
+#endif

@@ -1,0 +1,1 @@
+# The program, added when its first command is.

@@ -1,0 +1,80 @@
+/* engine.h: the forward pass of one rank, one step plan at a time.
+ *
+ * An engine joins a model's weights, a cache and a communicator. A step is the same ops in the same order on every
+ * rank (DESIGN §3); everything it needs is taken in bs_engine_open and nothing is allocated after. The file engine.c is
+ * plain C over kernels.h and comm.h: the same lines for CPUs and GPUs.
+ */
+#ifndef BS_ENGINE_H
+#define BS_ENGINE_H
+
+#include "comm/comm.h"
+#include "comm/merge.h"
+#include "src/cache/cache.h"
+#include "src/engine/plan.h"
+#include "src/model/model.h"
+
+typedef struct bs_engine bs_engine;
+
+typedef struct bs_engine_config {
+    bs_kv_format kv;
+    bs_merge_method merge;
+    int stripe_pages;     /* 8 */
+    int chunk_tokens;     /* C: 2048 */
+    int max_seqs;         /* sequences at once */
+    int max_prefill_seqs; /* of them in prefill */
+    int max_step_tokens;  /* ΣT_max */
+    int64_t max_context, total_tokens;
+    bool all_logits; /* room for BS_PLAN_SEQ_ALL_LOGITS */
+} bs_engine_config;
+
+/* Memory of one rank by pool, what --dry-run prints; equals what opening takes. */
+typedef struct bs_engine_memory {
+    uint64_t weight_bytes; /* mapped from the file, or placed on the GPU */
+    bs_cache_memory cache;
+    uint64_t activation_bytes, workspace_bytes, logits_bytes, plan_bytes;
+} bs_engine_memory;
+/* Local, pure. BS_STATUS_RANGE names the option's field. */
+bs_status bs_engine_plan_memory(const bs_model *model, const bs_device *device, const bs_grid *grid,
+                                const bs_engine_config *config, bs_engine_memory *out);
+
+/* Places the weights and takes all memory. Collective over all ranks (they agree on success). The model, device and
+ * comm (with its grid set) must outlive the engine. `progress` as in bs_weights_place. */
+bs_status bs_engine_open(const bs_model *model, bs_device *device, bs_comm *comm, const bs_engine_config *config,
+                         void (*progress)(void *context, uint64_t done, uint64_t total), void *context,
+                         bs_engine **out);
+void bs_engine_close(bs_engine *engine);
+const bs_plan_limits *bs_engine_limits(const bs_engine *engine);
+const bs_cache *bs_engine_cache(const bs_engine *engine);
+const bs_engine_config *bs_engine_get_config(const bs_engine *engine);
+const bs_model *bs_engine_model(const bs_engine *engine);
+bs_comm *bs_engine_comm(const bs_engine *engine);
+
+/* What a step gave, the same on every rank (logits: rank 0 only). Valid until the next step. */
+typedef struct bs_step_result {
+    int n_seqs;           /* as in the plan */
+    const int32_t *token; /* [n_seqs] drawn token, −1 where none was asked for */
+    const float *logprob; /* [n_seqs] its log-probability */
+    const float *logits;  /* rank 0, sequences with ALL_LOGITS in plan order: [tokens, vocab] f32, before penalty; else NULL */
+    int64_t n_logit_rows;
+    double step_ms;
+} bs_step_result;
+
+/* Carries out one plan. Collective. An error here ends the job (all ranks may be out of step). */
+bs_status bs_engine_step(bs_engine *engine, const bs_plan *plan, bs_step_result *out);
+
+/* ---- the loop ----------------------------------------------------------------------------------------------- */
+
+/* Rank 0's decisions. `plan` fills the next plan, with BS_PLAN_STOP to end; it is called before the results of the step
+ * still running are known (the pipeline of DESIGN §6), so a decode entry may stand for a token not yet seen
+ * (BS_PLAN_LAST_TOKEN) and a stop is found one step late. `result` gets each step's outcome in order. */
+typedef struct bs_driver {
+    void *context;
+    bs_status (*plan)(void *context, bs_plan *next);
+    bs_status (*result)(void *context, const bs_plan *plan, const bs_step_result *result);
+} bs_driver;
+
+/* Runs plans until one says stop. Rank 0 gives its driver, the others NULL. Collective; all ranks return the same
+ * status (an error of rank 0's driver is told to the others as a stop with that status). */
+bs_status bs_engine_run(bs_engine *engine, const bs_driver *driver);
+
+#endif

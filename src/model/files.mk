@@ -1,0 +1,1 @@
+# GGUF, description, shards, weights.

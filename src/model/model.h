@@ -1,0 +1,84 @@
+/* model.h: a model file, its description, and the part of it that one rank uses.
+ *
+ * A bs_model is opened from a GGUF file: the header is read and checked whole, the data mapped read-only and never
+ * copied. bs_shard says which heads, columns and rows belong to a rank (DESIGN §3: pure arithmetic, the same on every
+ * rank), and bs_weights are the views of this rank's matrices in the file's own blocks.
+ */
+#ifndef BS_MODEL_H
+#define BS_MODEL_H
+
+#include "comm/comm.h"
+#include "comm/merge.h"
+#include "kernels/kernels.h"
+
+typedef struct bs_model bs_model;
+
+typedef struct bs_model_desc {
+    char architecture[32]; /* "llama" */
+    char name[128];        /* general.name, or the file's name */
+    int n_layers, n_hidden, n_heads, n_kv_heads, head_dim, n_ffn, n_vocab;
+    int context_length; /* the model was trained for; longer is a warning, not an error */
+    float rms_eps;
+    float attn_scale; /* of q·k: 1/√D */
+    int window;       /* sliding window of every layer, 0: none */
+    bool tied_output; /* the output head is the embedding table */
+    /* RoPE: angle = position × inv_freq[i], f64 */
+    double rope_theta;
+    int n_rot; /* rotated channels of a head */
+    double inv_freq[BS_MAX_HEAD_DIM / 2];
+    float rope_attention_factor; /* multiplies cos and sin; 1 but for YaRN */
+    bool rope_interleaved;       /* pairs (2i, 2i+1); else (i, i + n_rot/2) */
+    int64_t n_params;
+    uint64_t file_bytes;
+} bs_model_desc;
+
+/* Opens and checks a model; what is malformed is named with its value. Local (not collective): the caller agrees.
+ * BS_STATUS_IO, FORMAT, UNSUPPORTED (architecture, tensor type, RoPE scaling). */
+bs_status bs_model_open(const char *path, bs_model **out);
+void bs_model_close(bs_model *model);
+const bs_model_desc *bs_model_get_desc(const bs_model *model);
+
+/* A range of rows or columns: first … first + n − 1. */
+typedef struct bs_range {
+    int64_t first, n;
+} bs_range;
+
+/* What rank `grid->rank` holds. FFN, vocabulary and o_proj's 1/seq slices are cut at multiples of lcm(32, block)
+ * counted from the tensor's start, the first shards take the remainder. A shard may be empty (n = 0). */
+typedef struct bs_shard {
+    bs_range kv_heads, heads; /* this head shard's */
+    bs_range o_cols;          /* o_proj's columns of this rank: in its heads' columns, 1/seq of them, or all for fold */
+    bs_range ffn;             /* rows of gate and up, columns of down */
+    bs_range vocab;           /* rows of the output head */
+} bs_shard;
+/* Pure, any rank may compute any rank's. The blocks are those of o_proj, ffn_down and the output head. */
+bs_status bs_shard_compute(const bs_model *model, const bs_grid *grid, bs_merge_method merge, bs_shard *out);
+
+typedef struct bs_layer_weights {
+    const float *attn_norm, *ffn_norm; /* [device] [hidden] f32 */
+    const float *q_norm, *k_norm;      /* [device] [D] f32 or NULL (Qwen3) */
+    bs_weight q, k, v;                 /* rows of this rank's heads */
+    const float *q_bias, *k_bias, *v_bias; /* [device] f32 or NULL */
+    bs_weight o;                       /* [hidden, o_cols.n] */
+    bs_weight gate, up;                /* [ffn.n, hidden] */
+    bs_weight down;                    /* [hidden, ffn.n] */
+} bs_layer_weights;
+
+typedef struct bs_weights bs_weights;
+/* This rank's views, on `device`. On a CPU the blocks stay in the mapped file (norms, in f32, are copied into one
+ * buffer). Local. `progress` (may be NULL) is called with bytes done and bytes in all while pages are brought in. */
+bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_shard *shard,
+                           void (*progress)(void *context, uint64_t done, uint64_t total), void *context,
+                           bs_weights **out);
+void bs_weights_free(bs_weights *weights);
+const bs_layer_weights *bs_weights_layer(const bs_weights *weights, int layer);
+const bs_weight *bs_weights_embedding(const bs_weights *weights); /* [vocab, hidden], whole */
+const bs_weight *bs_weights_output(const bs_weights *weights);    /* [vocab.n, hidden] */
+const float *bs_weights_output_norm(const bs_weights *weights);   /* [device] [hidden] f32 */
+const double *bs_weights_inv_freq(const bs_weights *weights);     /* [device] [n_rot/2] */
+/* Bytes of this rank's matrices and of the buffers taken for them, for --dry-run. */
+uint64_t bs_weights_mapped_bytes(const bs_weights *weights);
+/* The same from a shard alone, before anything is placed. */
+uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard);
+
+#endif
