@@ -1,13 +1,14 @@
 /* comm.h: ranks, the grid, collectives, failing together.
  *
- * One bs_comm a process. N ranks = heads × seq; rank = head_shard × seq + seq_shard, so the ranks that merge partial
- * softmax states are neighbours. Collectives take device buffers and a stream and run on one communicator a group,
- * in one order. Two transports today: `self` (one rank: nothing moves) and `mpi` (host memory; on a GPU staged
- * through it, never a device pointer to MPI); `nccl` follows behind the same functions.
+ * One bs_comm a process. N ranks = heads × seq; rank = head_shard × seq + seq_shard, so the ranks that merge
+ * partial softmax states are neighbours. Collectives take device buffers and a stream and run on one
+ * communicator a group, in one order. Two transports today: `self` (one rank: nothing moves) and `mpi` (host
+ * memory; on a GPU staged through it, never a device pointer to MPI); `nccl` follows behind the same
+ * functions.
  *
- * Every function says whether it is collective. All ranks of the group must call a collective with the same sizes in
- * the same order; none may skip one. An error inside a collective of a running step is fatal to the job: the
- * function returns BS_STATUS_COMM and main calls bs_comm_abort.
+ * Every function says whether it is collective. All ranks of the group must call a collective with the same
+ * sizes in the same order; none may skip one. An error inside a collective of a running step is fatal to the
+ * job: the function returns BS_STATUS_COMM and main calls bs_comm_abort.
  */
 #ifndef BS_COMM_H
 #define BS_COMM_H
@@ -27,11 +28,21 @@ typedef struct bs_grid {
     int head_shard, seq_shard; /* of this rank */
 } bs_grid;
 
-/* What a rank is doing, for the watchdog. */
-#define BS_PHASE_LIST(X)                                                                                           \
-    X(IDLE, "idle") X(PLAN, "plan") X(EMBED, "embed") X(QKV, "qkv") X(APPEND, "append") X(QUANTIZE, "quantize")     \
-    X(ATTEND, "attend") X(MERGE, "merge") X(O_PROJ, "o_proj") X(FFN, "ffn") X(LOGITS, "logits")                     \
-    X(SAMPLE, "sample") X(SNAPSHOT, "snapshot")
+/* What a rank is doing, for the watchdog; in the order of a step. */
+#define BS_PHASE_LIST(X)                                                                                     \
+    X(IDLE, "idle")                                                                                          \
+    X(PLAN, "plan")                                                                                          \
+    X(EMBED, "embed")                                                                                        \
+    X(QUANTIZE, "quantize")                                                                                  \
+    X(QKV, "qkv")                                                                                            \
+    X(APPEND, "append")                                                                                      \
+    X(ATTEND, "attend")                                                                                      \
+    X(MERGE, "merge")                                                                                        \
+    X(O_PROJ, "o_proj")                                                                                      \
+    X(FFN, "ffn")                                                                                            \
+    X(LOGITS, "logits")                                                                                      \
+    X(SAMPLE, "sample")                                                                                      \
+    X(SNAPSHOT, "snapshot")
 typedef enum bs_phase {
 #define X(name, text) BS_PHASE_##name,
     BS_PHASE_LIST(X)
@@ -39,8 +50,9 @@ typedef enum bs_phase {
 } bs_phase;
 const char *bs_phase_name(bs_phase phase);
 
-/* Starts MPI (MPI_THREAD_MULTIPLE where it is to be had) when the process was started by a launcher, and makes a
- * single rank without MPI otherwise. Collective over all processes of the job. Also sets bs_log_set_rank. */
+/* Starts MPI (MPI_THREAD_MULTIPLE where it is to be had) when the process was started by a launcher, and
+ * makes a single rank without MPI otherwise. Collective over all processes of the job. Also sets
+ * bs_log_set_rank. */
 bs_status bs_comm_init(int *argc, char ***argv, bs_comm **out);
 /* Stops the watchdog and ends MPI. Collective. NULL is fine. */
 void bs_comm_finalize(bs_comm *comm);
@@ -55,8 +67,9 @@ int bs_comm_local_size(const bs_comm *comm);
 /* "self" or "mpi". */
 const char *bs_comm_transport(const bs_comm *comm);
 
-/* Chooses heads × seq. `text` is "2x4", or NULL for the default: the most head shards that divide both the ranks and
- * n_kv_heads, the rest sequence shards. BS_STATUS_USAGE names the option and the numbers that do not fit. Pure. */
+/* Chooses heads × seq. `text` is "2x4", or NULL for the default: the most head shards that divide both the
+ * ranks and n_kv_heads, the rest sequence shards. BS_STATUS_USAGE names the option and the numbers that do
+ * not fit. Pure. */
 bs_status bs_grid_choose(int rank, int size, int n_kv_heads, const char *text, bs_grid *out);
 /* Makes the grid's groups. Collective over all; once, or again with another grid. */
 bs_status bs_comm_set_grid(bs_comm *comm, const bs_grid *grid);
@@ -64,36 +77,41 @@ const bs_grid *bs_comm_grid(const bs_comm *comm);
 int bs_comm_group_size(const bs_comm *comm, bs_group group);
 int bs_comm_group_rank(const bs_comm *comm, bs_group group);
 
-/* All ranks fail together: gives every rank the status of the lowest rank that did not succeed (OK if none). That
- * rank alone prints its kept line, naming the rank when not all failed; the others forget theirs. Collective. */
+/* All ranks fail together: gives every rank the status of the lowest rank that did not succeed (OK if none).
+ * That rank alone prints its kept line, naming the rank when not all failed; the others forget theirs.
+ * Collective. */
 bs_status bs_comm_agree(bs_comm *comm, bs_status mine);
 
 /* Host memory, from root to all. Collective, blocking. */
 bs_status bs_comm_bcast_host(bs_comm *comm, void *data, size_t bytes, int root);
-/* The same in two halves, so that the next step's plan travels while this step runs. At most one is open; data must
- * stay untouched in between. Runs on a communicator of its own. Collective. */
+/* The same in two halves, so that the next step's plan travels while this step runs. At most one is open;
+ * data must stay untouched in between. Runs on a communicator of its own. Collective. */
 bs_status bs_comm_bcast_begin(bs_comm *comm, void *data, size_t bytes, int root);
 bs_status bs_comm_bcast_end(bs_comm *comm);
-/* recv (size × bytes, on root only; else NULL) gets every rank's bytes in rank order. Collective, blocking. */
+/* recv (size × bytes, on root only; else NULL) gets every rank's bytes in rank order. Collective, blocking.
+ */
 bs_status bs_comm_gather_host(bs_comm *comm, const void *send, size_t bytes, void *recv, int root);
 bs_status bs_comm_barrier(bs_comm *comm);
 
-/* Device collectives, stream-ordered. f32. In place for the reduces; the same bits on every rank of the group. */
+/* Device collectives, stream-ordered. f32. In place for the reduces; the same bits on every rank of the
+ * group. */
 bs_status bs_comm_allreduce_sum(bs_comm *comm, bs_group group, bs_stream *stream, float *data, size_t n);
 bs_status bs_comm_allreduce_max(bs_comm *comm, bs_group group, bs_stream *stream, float *data, size_t n);
 /* recv: group size × bytes in group-rank order; send may lie in its place inside recv. */
 bs_status bs_comm_allgather(bs_comm *comm, bs_group group, bs_stream *stream, const void *send, void *recv,
                             size_t bytes);
 
-/* ---- watchdog --------------------------------------------------------------------------------------------- */
+/* ---- watchdog ---------------------------------------------------------------------------------------------
+ */
 
-/* Starts a thread that ends the job when no rank of this machine has made progress for timeout_s (7 by default): it
- * names the rank that is furthest behind, its step, layer and phase, then aborts. Collective (it makes a shared
- * window per machine). While armed is false it only watches. */
+/* Starts a thread that ends the job when this rank has made no progress for timeout_s (7 by default): one
+ * rank of the machine names the rank that is furthest behind there, its step, layer and phase, then aborts.
+ * Collective (ranks of a machine share a small window through which each sees where the others are). */
 bs_status bs_comm_watchdog_start(bs_comm *comm, double timeout_s);
-/* Says where this rank is. Cheap (a store); called after every phase of every layer. Arms the watchdog. */
+/* Says where this rank is: called as each phase of each layer begins. Cheap (a few stores). Arms the
+ * watchdog. */
 void bs_comm_progress(bs_comm *comm, int64_t step, int layer, bs_phase phase);
-/* Between steps, when waiting for work is legal (rank 0 waits for a request, the others for its plan). */
+/* Disarms it: between steps, when waiting for work is legal. */
 void bs_comm_progress_idle(bs_comm *comm);
 
 #endif

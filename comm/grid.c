@@ -15,13 +15,18 @@ bs_status bs_grid_choose(int rank, int size, int n_kv_heads, const char *text, b
             return bs_fail(BS_STATUS_USAGE, "--grid %s: has %lld ranks, the job has %d", text,
                            (long long)heads * seq, size);
         if (n_kv_heads % heads != 0)
-            return bs_fail(BS_STATUS_USAGE, "--grid %s: %d head shards do not divide the model's %d KV heads", text,
-                           heads, n_kv_heads);
+            return bs_fail(BS_STATUS_USAGE, "--grid %s: %d head shards do not divide the model's %d KV heads",
+                           text, heads, n_kv_heads);
     } else {
-        for (heads = size < n_kv_heads ? size : n_kv_heads; size % heads != 0 || n_kv_heads % heads != 0;) heads--;
+        for (heads = size < n_kv_heads ? size : n_kv_heads; size % heads != 0 || n_kv_heads % heads != 0;)
+            heads--;
         seq = size / heads;
     }
-    *out = (bs_grid){.rank = rank, .size = size, .heads = heads, .seq = seq, .head_shard = rank / seq,
+    *out = (bs_grid){.rank = rank,
+                     .size = size,
+                     .heads = heads,
+                     .seq = seq,
+                     .head_shard = rank / seq,
                      .seq_shard = rank % seq};
     return BS_STATUS_OK;
 }

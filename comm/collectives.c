@@ -1,0 +1,96 @@
+/* collectives.c: all-reduce and all-gather of device buffers over `self` and `mpi`.
+ *
+ * On a CPU a device address is host memory and MPI works on it directly. On a GPU data goes through a host
+ * copy: never a device pointer to MPI (Debian's OpenMPI has no CUDA support, and MPI beside NCCL on one
+ * device can deadlock). OpenMPI's all-reduce algorithms (recursive doubling, ring) compute each element's sum
+ * once or by the same tree on every rank, and IEEE addition commutes, so all ranks get the same bits;
+ * tests/comm holds it to that.
+ */
+#include "comm/comm_private.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static MPI_Comm group_comm(const bs_comm *comm, bs_group group)
+{
+    return group == BS_GROUP_SEQ ? comm->seq : comm->all;
+}
+
+static bool on_gpu(const bs_stream *stream)
+{
+    return bs_device_get_info(bs_stream_device(stream))->kind != BS_DEVICE_CPU;
+}
+
+static bs_status stage(bs_comm *comm, size_t bytes)
+{
+    if (bytes <= comm->staging_bytes) return BS_STATUS_OK;
+    void *larger = realloc(comm->staging, bytes);
+    if (!larger) return bs_fail(BS_STATUS_NOMEM, "host copy for a collective: %zu bytes", bytes);
+    comm->staging = larger;
+    comm->staging_bytes = bytes;
+    return BS_STATUS_OK;
+}
+
+static bs_status reduce_host(MPI_Comm group, float *data, size_t n, MPI_Op op)
+{
+    const size_t piece = (size_t)1 << 28; /* MPI counts in int */
+    for (size_t at = 0; at < n; at += piece) {
+        int count = (int)(n - at < piece ? n - at : piece);
+        BS_TRY(bs_comm_mpi_status(MPI_Allreduce(MPI_IN_PLACE, data + at, count, MPI_FLOAT, op, group),
+                                  "MPI_Allreduce"));
+    }
+    return BS_STATUS_OK;
+}
+
+static bs_status all_reduce(bs_comm *comm, bs_group group, bs_stream *stream, float *data, size_t n,
+                            MPI_Op op)
+{
+    if (bs_comm_group_size(comm, group) == 1 || n == 0) return BS_STATUS_OK;
+    if (!on_gpu(stream)) return reduce_host(group_comm(comm, group), data, n, op);
+    BS_TRY(stage(comm, n * sizeof *data));
+    BS_TRY(bs_copy_to_host(stream, comm->staging, data, n * sizeof *data));
+    BS_TRY(bs_stream_sync(stream));
+    BS_TRY(reduce_host(group_comm(comm, group), comm->staging, n, op));
+    BS_TRY(bs_copy_to_device(stream, data, comm->staging, n * sizeof *data));
+    return bs_stream_sync(stream);
+}
+
+bs_status bs_comm_allreduce_sum(bs_comm *comm, bs_group group, bs_stream *stream, float *data, size_t n)
+{
+    return all_reduce(comm, group, stream, data, n, MPI_SUM);
+}
+
+bs_status bs_comm_allreduce_max(bs_comm *comm, bs_group group, bs_stream *stream, float *data, size_t n)
+{
+    return all_reduce(comm, group, stream, data, n, MPI_MAX);
+}
+
+static bs_status gather_host(MPI_Comm group, const void *send, void *recv, size_t bytes, int rank)
+{
+    bool in_place = send == (char *)recv + (size_t)rank * bytes;
+    /* Whole floats are what travels here; counting in them keeps 4× as much within an int. */
+    MPI_Datatype type = bytes % sizeof(float) == 0 ? MPI_FLOAT : MPI_BYTE;
+    int count = (int)(type == MPI_FLOAT ? bytes / sizeof(float) : bytes);
+    return bs_comm_mpi_status(
+        in_place ? MPI_Allgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, recv, count, type, group)
+                 : MPI_Allgather(send, count, type, recv, count, type, group),
+        "MPI_Allgather");
+}
+
+bs_status bs_comm_allgather(bs_comm *comm, bs_group group, bs_stream *stream, const void *send, void *recv,
+                            size_t bytes)
+{
+    int n = bs_comm_group_size(comm, group), rank = bs_comm_group_rank(comm, group);
+    if (bytes > (size_t)1 << 30)
+        return bs_fail(BS_STATUS_RANGE, "all-gather of %zu bytes: at most 1 GiB", bytes);
+    if (bytes == 0) return BS_STATUS_OK;
+    if (n == 1) return send == recv ? BS_STATUS_OK : bs_copy_on_device(stream, recv, send, bytes);
+    if (!on_gpu(stream)) return gather_host(group_comm(comm, group), send, recv, bytes, rank);
+    BS_TRY(stage(comm, (size_t)n * bytes));
+    char *mine = (char *)comm->staging + (size_t)rank * bytes;
+    BS_TRY(bs_copy_to_host(stream, mine, send, bytes));
+    BS_TRY(bs_stream_sync(stream));
+    BS_TRY(gather_host(group_comm(comm, group), mine, comm->staging, bytes, rank));
+    BS_TRY(bs_copy_to_device(stream, recv, comm->staging, (size_t)n * bytes));
+    return bs_stream_sync(stream);
+}

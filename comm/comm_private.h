@@ -1,0 +1,54 @@
+/* comm_private.h: what the files of comm/ share. */
+#ifndef BS_COMM_PRIVATE_H
+#define BS_COMM_PRIVATE_H
+
+#include "comm/comm.h"
+
+#include <mpi.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+/* One rank's place in the shared window of its machine. A cache line each; written by its rank only. */
+typedef struct bs_watch_slot {
+    _Alignas(64) atomic_uint_fast64_t ticks; /* grows with every bs_comm_progress */
+    atomic_uint_fast64_t beats;              /* grows while the rank's watchdog thread runs */
+    atomic_int_fast64_t step;
+    atomic_int layer, phase, rank, pid;
+    atomic_bool armed;
+} bs_watch_slot;
+
+typedef struct bs_watch_window {
+    atomic_flag reported; /* one rank of the machine speaks */
+    bs_watch_slot slot[];
+} bs_watch_window;
+
+typedef struct bs_watchdog {
+    bs_watch_window *window;
+    bs_watch_slot *mine;
+    MPI_Win mpi_window;
+    double timeout_s;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    bool running, stop;
+} bs_watchdog;
+
+struct bs_comm {
+    bool mpi; /* MPI runs: several ranks, or one started by a launcher */
+    int rank, size, local_rank, local_size;
+    bs_grid grid;
+    MPI_Comm all, seq;   /* device collectives; seq is MPI_COMM_NULL before the grid is set */
+    MPI_Comm host, plan; /* host messages; the plan that travels while a step runs */
+    MPI_Comm local;      /* ranks of this machine */
+    MPI_Request plan_request;
+    bool plan_open;
+    void *staging; /* host copy of device data when the device is a GPU; grows on first use */
+    size_t staging_bytes;
+    bs_watchdog watchdog;
+};
+
+/* BS_STATUS_COMM with MPI's own words when code is not MPI_SUCCESS. */
+bs_status bs_comm_mpi_status(int code, const char *what);
+void bs_watchdog_stop(bs_comm *comm);
+
+#endif

@@ -1,0 +1,190 @@
+/* watchdog.c: a hang ends the job within ten seconds and says where.
+ *
+ * Each rank has a thread that compares the rank's progress counter with the one it saw before. Ranks of one
+ * machine share a window with a slot each, because a rank that hangs in a collective is usually the victim:
+ * the culprit is the one that is furthest behind, or whose own thread has fallen silent (SIGSTOP, a dead node
+ * process). One rank of the machine reports; all of them abort. Rejected: MPI messages between the threads (a
+ * hung MPI is what must be found).
+ */
+#include "comm/comm_private.h"
+
+#include "src/base/log.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { POLL_MS = 100 };
+
+static double now_s(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+const char *bs_phase_name(bs_phase phase)
+{
+    switch (phase) {
+#define X(name, text)                                                                                        \
+    case BS_PHASE_##name: return text;
+        BS_PHASE_LIST(X)
+#undef X
+    }
+    return "?";
+}
+
+/* Order of progress: by step, then layer, then phase. */
+static bool is_behind(const bs_watch_slot *a, const bs_watch_slot *b)
+{
+    if (a->step != b->step) return a->step < b->step;
+    if (a->layer != b->layer) return a->layer < b->layer;
+    return a->phase < b->phase;
+}
+
+/* The rank of this machine to blame: silent ones first, then the furthest behind. beats: what each thread
+ * showed half a second ago. */
+static const bs_watch_slot *find_culprit(const bs_comm *comm, const uint64_t *beats, bool *silent)
+{
+    const bs_watch_slot *slots = comm->watchdog.window->slot, *worst = &slots[0];
+    *silent = worst->beats == beats[0];
+    for (int i = 1; i < comm->local_size; i++) {
+        bool quiet = slots[i].beats == beats[i];
+        if (quiet < *silent || (quiet == *silent && !is_behind(&slots[i], worst))) continue;
+        worst = &slots[i];
+        *silent = quiet;
+    }
+    return worst;
+}
+
+static void sleep_ms(int ms)
+{
+    struct timespec t = {ms / 1000, ms % 1000 * 1000000L};
+    while (nanosleep(&t, &t) != 0 && errno == EINTR) continue;
+}
+
+__attribute__((noreturn)) static void report_and_abort(bs_comm *comm, uint64_t *beats)
+{
+    bs_watchdog *dog = &comm->watchdog;
+    for (int i = 0; i < comm->local_size; i++) beats[i] = dog->window->slot[i].beats;
+    sleep_ms(5 * POLL_MS);
+    if (!atomic_flag_test_and_set(&dog->window->reported)) {
+        bool silent;
+        const bs_watch_slot *slot = find_culprit(comm, beats, &silent);
+        bs_log_error(
+            "rank %d (pid %d) %s at step %lld, layer %d, phase %s: no progress for %.1f s, ending the job",
+            (int)slot->rank, (int)slot->pid, silent ? "is stopped or dead" : "hangs", (long long)slot->step,
+            (int)slot->layer, bs_phase_name((bs_phase)slot->phase), dog->timeout_s);
+    }
+    bs_comm_abort(comm, 1);
+}
+
+static void *watch(void *context)
+{
+    bs_comm *comm = context;
+    bs_watchdog *dog = &comm->watchdog;
+    uint64_t *beats = calloc((size_t)comm->local_size, sizeof *beats);
+    uint64_t seen = 0;
+    double since = now_s();
+    pthread_mutex_lock(&dog->lock);
+    while (!dog->stop && beats) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += POLL_MS * 1000000L;
+        until.tv_sec += until.tv_nsec / 1000000000L;
+        until.tv_nsec %= 1000000000L;
+        pthread_cond_timedwait(&dog->wake, &dog->lock, &until);
+        dog->mine->beats++;
+        uint64_t ticks = dog->mine->ticks;
+        double now = now_s();
+        /* A process that was stopped and goes on must not blame the time it slept. */
+        if (ticks != seen || !dog->mine->armed) since = now;
+        seen = ticks;
+        /* Half a second of the limit goes to telling the silent from the slow. */
+        if (!dog->stop && now - since >= dog->timeout_s - 0.5) {
+            pthread_mutex_unlock(&dog->lock);
+            report_and_abort(comm, beats);
+        }
+    }
+    pthread_mutex_unlock(&dog->lock);
+    free(beats);
+    return NULL;
+}
+
+static bs_status make_window(bs_comm *comm)
+{
+    bs_watchdog *dog = &comm->watchdog;
+    size_t bytes = sizeof(bs_watch_window) + (size_t)comm->local_size * sizeof(bs_watch_slot);
+    if (comm->mpi) {
+        void *base = NULL;
+        MPI_Aint size = comm->local_rank == 0 ? (MPI_Aint)(bytes + sizeof(bs_watch_slot)) : 0;
+        BS_TRY(bs_comm_mpi_status(
+            MPI_Win_allocate_shared(size, 1, MPI_INFO_NULL, comm->local, &base, &dog->mpi_window),
+            "MPI_Win_allocate_shared"));
+        int unit;
+        BS_TRY(bs_comm_mpi_status(MPI_Win_shared_query(dog->mpi_window, 0, &size, &unit, &base),
+                                  "MPI_Win_shared_query"));
+        uintptr_t at = ((uintptr_t)base + 63) / 64 * 64;
+        dog->window = (bs_watch_window *)at;
+        if (comm->local_rank == 0) memset(dog->window, 0, bytes);
+        BS_TRY(bs_comm_mpi_status(MPI_Barrier(comm->local), "MPI_Barrier"));
+    } else {
+        dog->window = aligned_alloc(64, (bytes + 63) / 64 * 64);
+        if (!dog->window) return bs_fail(BS_STATUS_NOMEM, "watchdog: %zu bytes", bytes);
+        memset(dog->window, 0, bytes);
+    }
+    dog->mine = &dog->window->slot[comm->local_rank];
+    dog->mine->rank = comm->rank;
+    dog->mine->pid = (int)getpid();
+    return BS_STATUS_OK;
+}
+
+bs_status bs_comm_watchdog_start(bs_comm *comm, double timeout_s)
+{
+    bs_watchdog *dog = &comm->watchdog;
+    if (dog->running) return bs_fail(BS_STATUS_INTERNAL, "the watchdog runs already");
+    if (!(timeout_s >= 1)) return bs_fail(BS_STATUS_USAGE, "--watchdog-s %g: must be at least 1", timeout_s);
+    BS_TRY(make_window(comm));
+    dog->timeout_s = timeout_s;
+    pthread_mutex_init(&dog->lock, NULL);
+    pthread_cond_init(&dog->wake, NULL);
+    if (pthread_create(&dog->thread, NULL, watch, comm) != 0)
+        return bs_fail(BS_STATUS_NOMEM, "the watchdog's thread could not be started");
+    dog->running = true;
+    return BS_STATUS_OK;
+}
+
+void bs_watchdog_stop(bs_comm *comm)
+{
+    bs_watchdog *dog = &comm->watchdog;
+    if (!dog->running) return;
+    pthread_mutex_lock(&dog->lock);
+    dog->stop = true;
+    pthread_cond_signal(&dog->wake);
+    pthread_mutex_unlock(&dog->lock);
+    pthread_join(dog->thread, NULL);
+    pthread_cond_destroy(&dog->wake);
+    pthread_mutex_destroy(&dog->lock);
+    if (comm->mpi) MPI_Win_free(&dog->mpi_window);
+    else free(dog->window);
+    memset(dog, 0, sizeof *dog);
+}
+
+void bs_comm_progress(bs_comm *comm, int64_t step, int layer, bs_phase phase)
+{
+    bs_watch_slot *mine = comm->watchdog.mine;
+    if (!mine) return;
+    atomic_store_explicit(&mine->step, step, memory_order_relaxed);
+    atomic_store_explicit(&mine->layer, layer, memory_order_relaxed);
+    atomic_store_explicit(&mine->phase, (int)phase, memory_order_relaxed);
+    atomic_store_explicit(&mine->armed, phase != BS_PHASE_IDLE, memory_order_relaxed);
+    atomic_fetch_add_explicit(&mine->ticks, 1, memory_order_relaxed);
+}
+
+void bs_comm_progress_idle(bs_comm *comm)
+{
+    bs_watch_slot *mine = comm->watchdog.mine;
+    if (mine) bs_comm_progress(comm, atomic_load(&mine->step), 0, BS_PHASE_IDLE);
+}
