@@ -1,1 +1,2 @@
-# CPU kernels of the cache ops.
+# CPU kernels of the cache ops. One file a line.
+libbs_kernels_a_SOURCES += kernels/cpu/kv_layout.h
