@@ -65,6 +65,11 @@ extern "C"
 #endif
     bs_status
     bs_cuda_device_open(const bs_device_config *config, bs_device *device);
+#ifdef __cplusplus
+extern "C"
+#endif
+    int
+    bs_cuda_count_gpus(void);
 #endif
 
 #endif

@@ -3,3 +3,24 @@ libbs_kernels_a_SOURCES = kernels/kernels.h kernels/backend.h kernels/types.c
 libbs_kernels_a_CFLAGS = $(AM_CFLAGS) $(CBLAS_CFLAGS)
 include kernels/cpu/dense.mk
 include kernels/cpu/cache.mk
+
+# CUDA: .cu files are compiled by nvcc and linked by the C compiler with the static runtime.
+SUFFIXES = .cu
+BS_CUDA_SOURCES = kernels/cuda/cuda_private.h kernels/cuda/backend.cu kernels/cuda/merge.cu
+if HAVE_CUDA
+libbs_kernels_a_SOURCES += $(BS_CUDA_SOURCES)
+else
+EXTRA_DIST += $(BS_CUDA_SOURCES)
+endif
+.cu.$(OBJEXT):
+	@$(MKDIR_P) $(@D)/$(DEPDIR)
+	$(AM_V_NVCC)$(NVCC) -ccbin $(CXX) $(NVCC_GENCODE) -std=c++17 -O3 -lineinfo -Xcompiler -Wall,-Wno-unused-function \
+	    $(DEFS) $(AM_CPPFLAGS) $(CPPFLAGS) $(NVCCFLAGS) -MD -MF $(@D)/$(DEPDIR)/$(*F).cu.Po -MT $@ -c -o $@ $<
+AM_V_NVCC = $(am__v_NVCC_@AM_V@)
+am__v_NVCC_ = $(am__v_NVCC_@AM_DEFAULT_V@)
+am__v_NVCC_0 = @echo "  NVCC    " $@;
+am__v_NVCC_1 =
+-include kernels/cuda/$(DEPDIR)/*.cu.Po
+distclean-local: distclean-cuda
+distclean-cuda:
+	-rm -f kernels/cuda/$(DEPDIR)/*.cu.Po

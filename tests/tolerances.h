@@ -3,4 +3,9 @@
 #ifndef BS_TOLERANCES_H
 #define BS_TOLERANCES_H
 
+/* ---- tests/comm ---- */
+/* Merging 40 partial states in f32 in any grouping, against fp64: a few roundings of 6e-8 each, 40 terms. */
+#define TOL_MERGE_O   1e-6
+#define TOL_MERGE_LSE 1e-6 /* relative above |LSE| = 1, absolute below */
+
 #endif

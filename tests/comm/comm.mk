@@ -1,1 +1,12 @@
-# Tests of this part.
+# Collectives, merges, the watchdog: programs that run at 1 2 3 4 5 ranks.
+TEST_EXTENSIONS = .mpi .sh
+MPI_LOG_COMPILER = $(SHELL) $(top_srcdir)/build-aux/mpi-test
+SH_LOG_COMPILER = $(SHELL)
+EXTRA_DIST += build-aux/mpi-launch build-aux/mpi-test tests/comm/check.h
+
+check_PROGRAMS += tests/comm/test_comm.mpi tests/comm/test_merge.mpi
+TESTS += tests/comm/test_comm.mpi tests/comm/test_merge.mpi
+tests_comm_test_comm_mpi_SOURCES = tests/comm/test_comm.c
+tests_comm_test_comm_mpi_LDADD = $(BS_TEST_LIBS)
+tests_comm_test_merge_mpi_SOURCES = tests/comm/test_merge.c
+tests_comm_test_merge_mpi_LDADD = $(BS_TEST_LIBS)
