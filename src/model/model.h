@@ -12,6 +12,7 @@
 #include "kernels/kernels.h"
 
 typedef struct bs_model bs_model;
+struct bs_gguf;
 
 typedef struct bs_model_desc {
     char architecture[32]; /* "llama" */
@@ -37,6 +38,8 @@ typedef struct bs_model_desc {
 bs_status bs_model_open(const char *path, bs_model **out);
 void bs_model_close(bs_model *model);
 const bs_model_desc *bs_model_get_desc(const bs_model *model);
+/* The file behind it (src/model/gguf.h), for the tokenizer's keys; lives as long as the model. */
+const struct bs_gguf *bs_model_gguf(const bs_model *model);
 
 /* A range of rows or columns: first … first + n − 1. */
 typedef struct bs_range {
