@@ -1,1 +1,3 @@
-# Tests of this part.
+# Layering and shell scripts.
+dist_check_SCRIPTS = tests/lint/lint.sh tests/lint/shell.sh
+TESTS += tests/lint/lint.sh tests/lint/shell.sh
