@@ -87,8 +87,7 @@ static bs_status take_string(cursor *c, const char *what, bs_gguf_string owner, 
     return BS_STATUS_OK;
 }
 
-/* Well-formed UTF-8 without NUL: no overlong forms, no surrogates, nothing beyond U+10FFFF. */
-static bool is_utf8(bs_gguf_string s)
+bool bs_gguf_is_utf8(bs_gguf_string s)
 {
     const unsigned char *p = (const unsigned char *)s.text, *end = p + s.bytes;
     while (p < end) {
@@ -116,7 +115,7 @@ static bs_status take_name(cursor *c, const char *what, int64_t number, uint64_t
     if (name.bytes == 0 || name.bytes > max_bytes)
         return bs_fail(BS_STATUS_FORMAT, "%s: %s %" PRId64 " is %zu bytes long: must be 1 … %" PRIu64, path,
                        what, number, name.bytes, max_bytes);
-    if (!is_utf8(name))
+    if (!bs_gguf_is_utf8(name))
         return bs_fail(BS_STATUS_FORMAT, "%s: %s %" PRId64 " is not UTF-8", path, what, number);
     *out = name;
     return BS_STATUS_OK;

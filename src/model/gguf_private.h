@@ -35,6 +35,9 @@ int64_t bs_gguf_read_int(bs_gguf_type type, const uint8_t *value);
 /* Byte order of names: shorter first where one begins the other. */
 int bs_gguf_compare(bs_gguf_string a, bs_gguf_string b);
 
+/* Well-formed UTF-8 without NUL: no overlong forms, no surrogates, nothing beyond U+10FFFF. */
+bool bs_gguf_is_utf8(bs_gguf_string s);
+
 /* For "%.*s" of a name or key: at most 96 bytes of it in an error line. */
 static inline int bs_gguf_shown(bs_gguf_string s)
 {

@@ -1,0 +1,104 @@
+/* shard.c: who holds what. Pure arithmetic on the model's shape and the grid, the same on every rank.
+ *
+ * Heads are cut evenly (the grid divides the KV heads). Everything else is cut at multiples of a unit,
+ * lcm(32, the weight format's block), counted from the tensor's start: a cut never splits a block or a vector
+ * of 32, and where the cuts lie does not depend on who asks. Units are dealt evenly, the first shards take
+ * the remainder, and the last unit may be short. A head shard's columns of o_proj need not begin at a unit (3
+ * heads of 64 and blocks of 256): the sequence shards deal out the units that touch them, and the first and
+ * last piece are clipped to the head shard's columns.
+ */
+#include "src/model/model_private.h"
+#include "src/base/checked.h"
+
+static int64_t lcm(int64_t a, int64_t b)
+{
+    int64_t x = a, y = b;
+    while (y != 0) {
+        int64_t rest = x % y;
+        x = y;
+        y = rest;
+    }
+    return a / x * b;
+}
+
+/* Piece `part` of n_parts of [first, first + n), cut at multiples of `unit` from 0. */
+static bs_range cut(bs_range whole, int64_t unit, int part, int n_parts)
+{
+    int64_t end = whole.first + whole.n;
+    int64_t unit0 = whole.first / unit, n_units = bs_ceil_div(end, unit) - unit0;
+    int64_t each = n_units / n_parts, more = n_units % n_parts;
+    int64_t from = unit0 + part * each + bs_min_i64(part, more);
+    int64_t to = from + each + (part < more);
+    int64_t first = bs_min_i64(bs_max_i64(from * unit, whole.first), end);
+    return (bs_range){first, bs_max_i64(bs_min_i64(to * unit, end) - first, 0)};
+}
+
+void bs_shard_cut(const bs_shard_shape *shape, const bs_grid *grid, bs_merge_method merge, bs_shard *out)
+{
+    int64_t kv_heads = shape->n_kv_heads / grid->heads, heads = shape->n_heads / grid->heads;
+    bs_range kv = {grid->head_shard * kv_heads, kv_heads}, q = {grid->head_shard * heads, heads};
+    bs_range o = {q.first * shape->head_dim, q.n * shape->head_dim};
+    if (merge != BS_MERGE_FOLD) o = cut(o, lcm(32, shape->o_block), grid->seq_shard, grid->seq);
+    *out = (bs_shard){
+        .kv_heads = kv,
+        .heads = q,
+        .o_cols = o,
+        .ffn = cut((bs_range){0, shape->n_ffn}, lcm(32, shape->ffn_block), grid->rank, grid->size),
+        .vocab = cut((bs_range){0, shape->n_vocab}, lcm(32, shape->vocab_block), grid->rank, grid->size),
+    };
+}
+
+bs_status bs_shard_compute(const bs_model *model, const bs_grid *grid, bs_merge_method merge, bs_shard *out)
+{
+    const bs_model_desc *desc = &model->desc;
+    if (grid->heads < 1 || grid->seq < 1 || grid->heads * grid->seq != grid->size || grid->rank < 0 ||
+        grid->rank >= grid->size || grid->head_shard != grid->rank / grid->seq ||
+        grid->seq_shard != grid->rank % grid->seq)
+        return bs_fail(BS_STATUS_RANGE, "rank %d of grid %dx%d: not a place in a job of %d ranks", grid->rank,
+                       grid->heads, grid->seq, grid->size);
+    if (desc->n_kv_heads % grid->heads != 0)
+        return bs_fail(BS_STATUS_RANGE, "grid %dx%d: %d head shards do not divide the model's %d KV heads",
+                       grid->heads, grid->seq, grid->heads, desc->n_kv_heads);
+    int64_t o_block = 1, ffn_block = 1;
+    for (int l = 0; l < desc->n_layers; l++) {
+        o_block = lcm(o_block, bs_type_block(model->layers[l].o->type));
+        ffn_block = lcm(ffn_block, bs_type_block(model->layers[l].down->type));
+    }
+    bs_shard_shape shape = {.n_heads = desc->n_heads,
+                            .n_kv_heads = desc->n_kv_heads,
+                            .head_dim = desc->head_dim,
+                            .n_ffn = desc->n_ffn,
+                            .n_vocab = desc->n_vocab,
+                            .o_block = (int)o_block,
+                            .ffn_block = (int)ffn_block,
+                            .vocab_block = bs_type_block(model->output->type)};
+    bs_shard_cut(&shape, grid, merge, out);
+    return BS_STATUS_OK;
+}
+
+static uint64_t view_bytes(const bs_gguf_tensor *tensor, bs_range rows, bs_range cols)
+{
+    bs_weight view = bs_weight_view(tensor, rows, cols);
+    return (uint64_t)view.n_rows * bs_weight_row_span(&view);
+}
+
+uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard)
+{
+    const bs_model_desc *desc = &model->desc;
+    int64_t D = desc->head_dim;
+    bs_range hidden = {0, desc->n_hidden}, vocab = {0, desc->n_vocab};
+    bs_range q = {shard->heads.first * D, shard->heads.n * D},
+             kv = {shard->kv_heads.first * D, shard->kv_heads.n * D};
+    uint64_t bytes = view_bytes(model->embedding, vocab, hidden);
+    if (!desc->tied_output) bytes += view_bytes(model->output, shard->vocab, hidden);
+    for (int l = 0; l < desc->n_layers; l++) {
+        const bs_model_layer *layer = &model->layers[l];
+        bytes += view_bytes(layer->q, q, hidden) + view_bytes(layer->k, kv, hidden) +
+                 view_bytes(layer->v, kv, hidden);
+        bytes += view_bytes(layer->o, hidden, shard->o_cols);
+        bytes += view_bytes(layer->gate, shard->ffn, hidden) + view_bytes(layer->up, shard->ffn, hidden);
+        bytes += view_bytes(layer->down, hidden, shard->ffn);
+    }
+    bytes += sizeof(float) * (uint64_t)desc->n_hidden * (uint64_t)(2 * desc->n_layers + 1);
+    return bytes + sizeof(double) * (uint64_t)(desc->n_rot / 2);
+}

@@ -1,0 +1,248 @@
+/* weights.c: this rank's part of the model on its device.
+ *
+ * On a CPU nothing is copied: a matrix is a view of the mapped file, in the file's own blocks, and ranks of
+ * one machine share the page cache. Only what the kernels want in another type gets memory of its own, one
+ * buffer: the norms in f32 and RoPE's inverse frequencies in f64. The pages of the views are brought in here,
+ * with progress, so that the first token does not wait for the disk; they stay evictable, so a model larger
+ * than memory still runs, slowly.
+ */
+#include "config.h"
+#include "src/model/model_private.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+struct bs_weights {
+    bs_weight embedding, output;
+    bs_buffer *buffer; /* norms, then inv_freq */
+    const float *output_norm;
+    const double *inv_freq;
+    uint64_t bytes;
+    int n_layers;
+    bs_layer_weights layers[];
+};
+
+bs_weight bs_weight_view(const bs_gguf_tensor *tensor, bs_range rows, bs_range cols)
+{
+    int64_t block = bs_type_block(tensor->type), block_bytes = bs_type_block_bytes(tensor->type);
+    int64_t row_bytes = tensor->dims[0] / block * block_bytes, skipped = cols.n ? cols.first / block : 0;
+    bool empty = rows.n == 0 || cols.n == 0; /* points at the tensor, not behind it */
+    return (bs_weight){.type = tensor->type,
+                       .data = (const char *)tensor->data +
+                               (empty ? 0 : rows.first * row_bytes + skipped * block_bytes),
+                       .row_bytes = (size_t)row_bytes,
+                       .n_rows = rows.n,
+                       .n_cols = cols.n,
+                       .first_col = empty ? 0 : (int)(cols.first % block)};
+}
+
+uint64_t bs_weight_row_span(const bs_weight *weight)
+{
+    int64_t block = bs_type_block(weight->type);
+    int64_t n_blocks = (weight->first_col + weight->n_cols + block - 1) / block;
+    return (uint64_t)(n_blocks * bs_type_block_bytes(weight->type));
+}
+
+/* ---- views ------------------------------------------------------------------------------------------------
+ */
+
+static void make_views(const bs_model *model, const bs_shard *shard, bs_weights *weights)
+{
+    const bs_model_desc *desc = &model->desc;
+    int64_t D = desc->head_dim;
+    bs_range hidden = {0, desc->n_hidden}, vocab = {0, desc->n_vocab};
+    bs_range q = {shard->heads.first * D, shard->heads.n * D},
+             kv = {shard->kv_heads.first * D, shard->kv_heads.n * D};
+    weights->embedding = bs_weight_view(model->embedding, vocab, hidden);
+    weights->output = bs_weight_view(model->output, shard->vocab, hidden);
+    for (int l = 0; l < desc->n_layers; l++) {
+        const bs_model_layer *from = &model->layers[l];
+        bs_layer_weights *to = &weights->layers[l];
+        to->q = bs_weight_view(from->q, q, hidden);
+        to->k = bs_weight_view(from->k, kv, hidden);
+        to->v = bs_weight_view(from->v, kv, hidden);
+        to->o = bs_weight_view(from->o, hidden, shard->o_cols);
+        to->gate = bs_weight_view(from->gate, shard->ffn, hidden);
+        to->up = bs_weight_view(from->up, shard->ffn, hidden);
+        to->down = bs_weight_view(from->down, hidden, shard->ffn);
+    }
+}
+
+/* ---- bringing pages in ------------------------------------------------------------------------------------
+ */
+
+typedef struct loading {
+    void (*progress)(void *context, uint64_t done, uint64_t total);
+    void *context;
+    uint64_t done, total, told;
+    uintptr_t page_bytes;
+} loading;
+
+static const char *page_of(const loading *load, const char *address)
+{
+    return (const char *)((uintptr_t)address & ~(load->page_bytes - 1));
+}
+
+/* Asks for the whole view at once, then touches a byte of each page: the first rows arrive while later ones
+ * are read. */
+static void bring_in(loading *load, const bs_weight *view)
+{
+    enum { TELL_BYTES = 4 << 20 };
+    uint64_t span = bs_weight_row_span(view);
+    if (view->n_rows == 0 || span == 0) return;
+    const char *data = view->data, *end = data + (uint64_t)(view->n_rows - 1) * view->row_bytes + span;
+    const char *first = page_of(load, data);
+    madvise((void *)first, (size_t)(end - first), MADV_WILLNEED);
+    const char *touched = NULL;
+    for (int64_t row = 0; row < view->n_rows; row++, data += view->row_bytes) {
+        for (const char *page = page_of(load, data); page < data + span; page += load->page_bytes) {
+            if (page == touched) continue;
+            (void)*(const volatile char *)(page < data ? data : page);
+            touched = page;
+        }
+        load->done += span;
+        if (load->progress && load->done - load->told >= TELL_BYTES) {
+            load->progress(load->context, load->done, load->total);
+            load->told = load->done;
+        }
+    }
+}
+
+/* View i in the order they are brought in: the embedding table, seven a layer, the output head (which is a
+ * part of the table when tied, and then left out). */
+static const bs_weight *view_at(const bs_weights *weights, int i)
+{
+    if (i == 0) return &weights->embedding;
+    if (i == 1 + 7 * weights->n_layers) return &weights->output;
+    const bs_layer_weights *w = &weights->layers[(i - 1) / 7];
+    const bs_weight *views[7] = {&w->q, &w->k, &w->v, &w->o, &w->gate, &w->up, &w->down};
+    return views[(i - 1) % 7];
+}
+
+static void bring_in_all(const bs_weights *weights, bool tied, loading *load)
+{
+    int n_views = 7 * weights->n_layers + (tied ? 1 : 2);
+    for (int i = 0; i < n_views; i++) {
+        const bs_weight *view = view_at(weights, i);
+        load->total += (uint64_t)view->n_rows * bs_weight_row_span(view);
+    }
+    for (int i = 0; i < n_views; i++) bring_in(load, view_at(weights, i));
+    if (load->progress) load->progress(load->context, load->total, load->total);
+}
+
+/* ---- norms and RoPE ---------------------------------------------------------------------------------------
+ */
+
+/* Norm i of the model in the order of the buffer: two a layer, then the last one. */
+static const bs_gguf_tensor *norm_at(const bs_model *model, int i)
+{
+    if (i == 2 * model->desc.n_layers) return model->output_norm;
+    return i % 2 ? model->layers[i / 2].ffn_norm : model->layers[i / 2].attn_norm;
+}
+
+static bs_status fill_buffer(const bs_model *model, bs_stream *stream, float *scratch, bs_weights *weights)
+{
+    const bs_model_desc *desc = &model->desc;
+    int n_norms = 2 * desc->n_layers + 1;
+    size_t norm_bytes = sizeof(float) * (size_t)desc->n_hidden,
+           freqs_bytes = sizeof(double) * (size_t)(desc->n_rot / 2);
+    size_t freqs_at = (norm_bytes * (size_t)n_norms + 63) & ~(size_t)63;
+    for (int i = 0; i < n_norms; i++) {
+        const bs_gguf_tensor *norm = norm_at(model, i);
+        float *row = scratch + (size_t)i * (size_t)desc->n_hidden;
+        BS_TRY(bs_dequantize_row(norm->type, norm->data, row, desc->n_hidden));
+        const float *placed = bs_buffer_at(weights->buffer, norm_bytes * (size_t)i);
+        if (i == 2 * desc->n_layers) weights->output_norm = placed;
+        else if (i % 2) weights->layers[i / 2].ffn_norm = placed;
+        else weights->layers[i / 2].attn_norm = placed;
+    }
+    weights->inv_freq = bs_buffer_at(weights->buffer, freqs_at);
+    BS_TRY(
+        bs_copy_to_device(stream, bs_buffer_at(weights->buffer, 0), scratch, norm_bytes * (size_t)n_norms));
+    BS_TRY(bs_copy_to_device(stream, bs_buffer_at(weights->buffer, freqs_at), desc->inv_freq, freqs_bytes));
+    return bs_stream_sync(stream);
+}
+
+static bs_status place_norms(const bs_model *model, bs_device *device, bs_weights *weights)
+{
+    const bs_model_desc *desc = &model->desc;
+    size_t bytes = sizeof(float) * (size_t)desc->n_hidden * (size_t)(2 * desc->n_layers + 1);
+    bs_status status;
+    bs_stream *stream = NULL;
+    float *scratch = malloc(bytes);
+    if (!scratch) return bs_fail(BS_STATUS_NOMEM, "no memory for %zu bytes of norms", bytes);
+    BS_TRY_GOTO(bs_stream_create(device, &stream), done);
+    size_t total = ((bytes + 63) & ~(size_t)63) + sizeof(double) * (size_t)(desc->n_rot / 2);
+    BS_TRY_GOTO(bs_buffer_alloc(device, total, "norms and RoPE frequencies", &weights->buffer), done);
+    BS_TRY_GOTO(fill_buffer(model, stream, scratch, weights), done);
+done:
+    bs_stream_destroy(stream);
+    free(scratch);
+    return status;
+}
+
+/* ---- placing ----------------------------------------------------------------------------------------------
+ */
+
+bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_shard *shard,
+                           void (*progress)(void *context, uint64_t done, uint64_t total), void *context,
+                           bs_weights **out)
+{
+    if (bs_device_get_info(device)->kind != BS_DEVICE_CPU)
+        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: weights on a GPU are not placed yet",
+                       bs_gguf_path(model->gguf));
+    bs_status status;
+    size_t n_layers = (size_t)model->desc.n_layers;
+    bs_weights *weights = calloc(1, sizeof *weights + n_layers * sizeof weights->layers[0]);
+    if (!weights) return bs_fail(BS_STATUS_NOMEM, "no memory for the weights of %zu layers", n_layers);
+    weights->n_layers = (int)n_layers;
+    weights->bytes = bs_shard_weight_bytes(model, shard);
+    make_views(model, shard, weights);
+    BS_TRY_GOTO(place_norms(model, device, weights), err_free);
+    loading load = {.progress = progress, .context = context, .page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE)};
+    bring_in_all(weights, model->desc.tied_output, &load);
+    *out = weights;
+    return BS_STATUS_OK;
+err_free:
+    bs_weights_free(weights);
+    return status;
+}
+
+void bs_weights_free(bs_weights *weights)
+{
+    if (!weights) return;
+    bs_buffer_free(weights->buffer);
+    free(weights);
+}
+
+const bs_layer_weights *bs_weights_layer(const bs_weights *weights, int layer)
+{
+    return &weights->layers[layer];
+}
+
+const bs_weight *bs_weights_embedding(const bs_weights *weights)
+{
+    return &weights->embedding;
+}
+
+const bs_weight *bs_weights_output(const bs_weights *weights)
+{
+    return &weights->output;
+}
+
+const float *bs_weights_output_norm(const bs_weights *weights)
+{
+    return weights->output_norm;
+}
+
+const double *bs_weights_inv_freq(const bs_weights *weights)
+{
+    return weights->inv_freq;
+}
+
+uint64_t bs_weights_mapped_bytes(const bs_weights *weights)
+{
+    return weights->bytes;
+}
