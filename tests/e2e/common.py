@@ -1,0 +1,99 @@
+"""common.py: what the end-to-end tests share: running programs on ranks, ids of a text, the reference's logits.
+
+Environment: BITSHARD_TEST_MODEL (the real model), BITSHARD_BIG (run what make check leaves out). top_srcdir and
+top_builddir come from make; by hand both default to what the working directory suggests. Exit 77 is "skipped".
+"""
+import json
+import os
+import subprocess
+import sys
+
+SRC = os.path.abspath(os.environ.get("top_srcdir", os.path.join(os.path.dirname(__file__), "../..")))
+BUILD = os.path.abspath(os.environ.get("top_builddir", "."))
+WORK = os.path.join(BUILD, "tests", "e2e", "work")
+BITSHARD = os.path.join(BUILD, "bitshard")
+MODEL_RUN = os.path.join(BUILD, "tests", "e2e", "model_run")
+LAUNCH = os.path.join(SRC, "build-aux", "mpi-launch")
+TEXT = os.path.join(SRC, "docs", "examples", "the-long-survey.txt")
+BIG = os.environ.get("BITSHARD_BIG", "") not in ("", "0")
+
+os.makedirs(WORK, exist_ok=True)
+failures = []
+
+
+def skip(why):
+    print("skipped:", why)
+    sys.exit(77)
+
+
+def model():
+    path = os.environ.get("BITSHARD_TEST_MODEL", "")
+    if not os.path.exists(path):
+        skip("BITSHARD_TEST_MODEL names no file; ./quickstart check fetches the model")
+    return path
+
+
+def need(*modules):
+    for name in modules:
+        try:
+            __import__(name)
+        except ImportError:
+            skip(f"this Python has no {name}; ./quickstart check installs it")
+
+
+def check(condition, what):
+    """Notes a failure and goes on, so that one run shows all of them."""
+    print(("ok    " if condition else "FAIL  ") + what, flush=True)
+    if not condition:
+        failures.append(what)
+    return condition
+
+
+def finish():
+    if failures:
+        print(f"{len(failures)} failed")
+    sys.exit(1 if failures else 0)
+
+
+def run(ranks, command, timeout=600, env=None, stdin=subprocess.DEVNULL, launcher=None):
+    """Runs a program on `ranks` MPI ranks (0: without a launcher). Never raises for its exit code."""
+    line = ([] if ranks == 0 else ["sh", launcher or LAUNCH, str(ranks)]) + [str(word) for word in command]
+    return subprocess.run(line, stdin=stdin, capture_output=True, text=True, timeout=timeout,
+                          env={**os.environ, **(env or {})})
+
+
+def ids_of(model_path, text_path=TEXT):
+    """File of i32 token ids of a text."""
+    out = os.path.join(WORK, os.path.basename(text_path) + "." + os.path.basename(model_path) + ".i32")
+    if not os.path.exists(out):
+        import array
+        with open(text_path, encoding="utf-8") as text:
+            done = subprocess.run([BITSHARD, "tokenize", "--model", model_path, "--json"], stdin=text,
+                                  capture_output=True, check=True)
+        with open(out + ".tmp", "wb") as file:
+            array.array("i", json.loads(done.stdout)["tokens"]).tofile(file)
+        os.rename(out + ".tmp", out)
+    return out
+
+
+def reference_logits(model_path, ids, n):
+    """File of the float32 reference's logits [n, vocab]; computed once a build."""
+    out = os.path.join(WORK, f"reference.{os.path.basename(ids)}.{n}.f32")
+    if not os.path.exists(out):
+        script = os.path.join(SRC, "tests", "e2e", "reference.py")
+        subprocess.run([sys.executable, script, model_path, ids, out + ".tmp", str(n)], check=True)
+        os.rename(out + ".tmp", out)
+    return out
+
+
+def model_run(ranks, timeout=900, **options):
+    """tests/e2e/model_run with name=value options; the comparison it prints, or None. Raises when it fails, unless
+    may_fail is given."""
+    may_fail = options.pop("may_fail", False)
+    words = [f"{name.replace('_', '-')}={value}" for name, value in options.items()]
+    done = run(ranks, [MODEL_RUN] + words, timeout)
+    if done.returncode != 0:
+        if may_fail:
+            return None
+        raise RuntimeError(f"model_run {' '.join(words)} on {ranks} ranks: exit {done.returncode}\n{done.stderr}")
+    return json.loads(done.stdout) if done.stdout.strip() else {}
