@@ -104,9 +104,10 @@ bs_status bs_comm_allgather(bs_comm *comm, bs_group group, bs_stream *stream, co
 /* ---- watchdog ---------------------------------------------------------------------------------------------
  */
 
-/* Starts a thread that ends the job when this rank has made no progress for timeout_s (7 by default): one
- * rank of the machine names the rank that is furthest behind there, its step, layer and phase, then aborts.
- * Collective (ranks of a machine share a small window through which each sees where the others are). */
+/* Starts a thread that ends the job when this rank has made no progress in a step for timeout_s (7 by
+ * default), or when another rank of this machine has been stopped that long: one rank of the machine names
+ * the rank that is to blame, its step, layer and phase, then all abort. Collective (ranks of a machine share
+ * a small window through which each sees where the others are). */
 bs_status bs_comm_watchdog_start(bs_comm *comm, double timeout_s);
 /* Says where this rank is: called as each phase of each layer begins. Cheap (a few stores). Arms the
  * watchdog. */

@@ -14,7 +14,8 @@ typedef struct bs_watch_slot {
     atomic_uint_fast64_t beats;              /* grows while the rank's watchdog thread runs */
     atomic_int_fast64_t step;
     atomic_int layer, phase, rank, pid;
-    atomic_bool armed;
+    atomic_bool armed; /* in a step: progress is due */
+    atomic_bool alive; /* its watchdog runs: beats are due */
 } bs_watch_slot;
 
 typedef struct bs_watch_window {

@@ -1,10 +1,11 @@
 /* watchdog.c: a hang ends the job within ten seconds and says where.
  *
- * Each rank has a thread that compares the rank's progress counter with the one it saw before. Ranks of one
- * machine share a window with a slot each, because a rank that hangs in a collective is usually the victim:
- * the culprit is the one that is furthest behind, or whose own thread has fallen silent (SIGSTOP, a dead node
- * process). One rank of the machine reports; all of them abort. Rejected: MPI messages between the threads (a
- * hung MPI is what must be found).
+ * Each rank has a thread that watches two things: this rank's own progress counter while a step runs, and the
+ * heartbeats of the other ranks' threads on this machine, at any time (a process that was stopped between two
+ * steps leaves the others waiting for a plan, where waiting is legal). Ranks of one machine share a window
+ * with a slot each, because a rank that hangs in a collective is usually the victim: the culprit is the one
+ * whose thread has fallen silent, else the one that is furthest behind. One rank of the machine reports; all
+ * of them abort. Rejected: MPI messages between the threads (a hung MPI is what must be found).
  */
 #include "comm/comm_private.h"
 
@@ -49,9 +50,9 @@ static bool is_behind(const bs_watch_slot *a, const bs_watch_slot *b)
 static const bs_watch_slot *find_culprit(const bs_comm *comm, const uint64_t *beats, bool *silent)
 {
     const bs_watch_slot *slots = comm->watchdog.window->slot, *worst = &slots[0];
-    *silent = worst->beats == beats[0];
+    *silent = worst->alive && worst->beats == beats[0];
     for (int i = 1; i < comm->local_size; i++) {
-        bool quiet = slots[i].beats == beats[i];
+        bool quiet = slots[i].alive && slots[i].beats == beats[i];
         if (quiet < *silent || (quiet == *silent && !is_behind(&slots[i], worst))) continue;
         worst = &slots[i];
         *silent = quiet;
@@ -81,15 +82,40 @@ __attribute__((noreturn)) static void report_and_abort(bs_comm *comm, uint64_t *
     bs_comm_abort(comm, 1);
 }
 
+/* What the thread remembers of a slot: when its counter last moved. */
+typedef struct memory {
+    uint64_t seen;
+    double since;
+} memory;
+
+/* Whether something is overdue: my progress in a step, or the heartbeat of a rank that is alive. */
+static bool overdue(bs_comm *comm, memory *progress, memory *beats, double now)
+{
+    bs_watchdog *dog = &comm->watchdog;
+    uint64_t ticks = dog->mine->ticks;
+    bool late = false;
+    if (ticks != progress->seen || !dog->mine->armed) *progress = (memory){ticks, now};
+    for (int i = 0; i < comm->local_size; i++) {
+        const bs_watch_slot *slot = &dog->window->slot[i];
+        uint64_t beat = slot->beats;
+        if (beat != beats[i].seen || !slot->alive) beats[i] = (memory){beat, now};
+        late |= now - beats[i].since >= dog->timeout_s - 0.5;
+    }
+    /* Half a second of the limit goes to telling the silent from the slow. */
+    return late || now - progress->since >= dog->timeout_s - 0.5;
+}
+
 static void *watch(void *context)
 {
     bs_comm *comm = context;
     bs_watchdog *dog = &comm->watchdog;
-    uint64_t *beats = calloc((size_t)comm->local_size, sizeof *beats);
-    uint64_t seen = 0;
-    double since = now_s();
+    size_t n = (size_t)comm->local_size;
+    memory progress = {0, now_s()}, *beats = calloc(n, sizeof *beats);
+    uint64_t *last_beats = calloc(n, sizeof *last_beats);
+    double last = now_s();
+    for (size_t i = 0; beats && i < n; i++) beats[i].since = last;
     pthread_mutex_lock(&dog->lock);
-    while (!dog->stop && beats) {
+    while (!dog->stop && beats && last_beats) {
         struct timespec until;
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_nsec += POLL_MS * 1000000L;
@@ -97,18 +123,20 @@ static void *watch(void *context)
         until.tv_nsec %= 1000000000L;
         pthread_cond_timedwait(&dog->wake, &dog->lock, &until);
         dog->mine->beats++;
-        uint64_t ticks = dog->mine->ticks;
         double now = now_s();
-        /* A process that was stopped and goes on must not blame the time it slept. */
-        if (ticks != seen || !dog->mine->armed) since = now;
-        seen = ticks;
-        /* Half a second of the limit goes to telling the silent from the slow. */
-        if (!dog->stop && now - since >= dog->timeout_s - 0.5) {
+        /* A process that was itself stopped and goes on must blame nobody for the time it slept. */
+        if (now - last > 1) {
+            progress.since = now;
+            for (size_t i = 0; i < n; i++) beats[i].since = now;
+        }
+        last = now;
+        if (!dog->stop && overdue(comm, &progress, beats, now)) {
             pthread_mutex_unlock(&dog->lock);
-            report_and_abort(comm, beats);
+            report_and_abort(comm, last_beats);
         }
     }
     pthread_mutex_unlock(&dog->lock);
+    free(last_beats);
     free(beats);
     return NULL;
 }
@@ -152,6 +180,7 @@ bs_status bs_comm_watchdog_start(bs_comm *comm, double timeout_s)
     pthread_cond_init(&dog->wake, NULL);
     if (pthread_create(&dog->thread, NULL, watch, comm) != 0)
         return bs_fail(BS_STATUS_NOMEM, "the watchdog's thread could not be started");
+    dog->mine->alive = true;
     dog->running = true;
     return BS_STATUS_OK;
 }
@@ -160,6 +189,7 @@ void bs_watchdog_stop(bs_comm *comm)
 {
     bs_watchdog *dog = &comm->watchdog;
     if (!dog->running) return;
+    dog->mine->alive = false;
     pthread_mutex_lock(&dog->lock);
     dog->stop = true;
     pthread_cond_signal(&dog->wake);
