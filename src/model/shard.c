@@ -76,6 +76,30 @@ bs_status bs_shard_compute(const bs_model *model, const bs_grid *grid, bs_merge_
     return BS_STATUS_OK;
 }
 
+/* ---- views ------------------------------------------------------------------------------------------------
+ */
+
+bs_weight bs_weight_view(const bs_gguf_tensor *tensor, bs_range rows, bs_range cols)
+{
+    int64_t block = bs_type_block(tensor->type), block_bytes = bs_type_block_bytes(tensor->type);
+    int64_t row_bytes = tensor->dims[0] / block * block_bytes, skipped = cols.n ? cols.first / block : 0;
+    bool empty = rows.n == 0 || cols.n == 0; /* points at the tensor, not behind it */
+    return (bs_weight){.type = tensor->type,
+                       .data = (const char *)tensor->data +
+                               (empty ? 0 : rows.first * row_bytes + skipped * block_bytes),
+                       .row_bytes = (size_t)row_bytes,
+                       .n_rows = rows.n,
+                       .n_cols = cols.n,
+                       .first_col = empty ? 0 : (int)(cols.first % block)};
+}
+
+uint64_t bs_weight_row_span(const bs_weight *weight)
+{
+    int64_t block = bs_type_block(weight->type);
+    int64_t n_blocks = (weight->first_col + weight->n_cols + block - 1) / block;
+    return (uint64_t)(n_blocks * bs_type_block_bytes(weight->type));
+}
+
 static uint64_t view_bytes(const bs_gguf_tensor *tensor, bs_range rows, bs_range cols)
 {
     bs_weight view = bs_weight_view(tensor, rows, cols);
