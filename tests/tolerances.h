@@ -8,4 +8,9 @@
 #define TOL_MERGE_O   1e-6
 #define TOL_MERGE_LSE 1e-6 /* relative above |LSE| = 1, absolute below */
 
+/* ---- model files ------------------------------------------------------------------------------------------- */
+
+/* inv_freq against exp(−2i/n_rot · ln θ), relative: a few f64 roundings of an exponent up to 35. */
+#define BS_TOL_INV_FREQ 1e-13
+
 #endif
