@@ -1,0 +1,171 @@
+/* device.c: devices, streams and buffers, whatever is behind them, and the account of what was allocated. */
+#include "config.h"
+
+#include "kernels/backend.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct bs_buffer {
+    bs_device *device;
+    void *memory;
+    size_t bytes;
+};
+
+bs_status bs_device_open(const bs_device_config *config, bs_device **out)
+{
+    bs_device *device = calloc(1, sizeof *device);
+    if (!device) return bs_fail(BS_STATUS_NOMEM, "device: %zu bytes", sizeof *device);
+    bs_status status;
+    if (config->kind == BS_DEVICE_CPU) {
+        status = bs_cpu_device_open(config, device);
+    } else {
+#ifdef BS_HAVE_CUDA
+        status = bs_cuda_device_open(config, device);
+#else
+        status = bs_fail(BS_STATUS_UNSUPPORTED, "GPU %d: this build has no CUDA", config->ordinal);
+#endif
+    }
+    if (status != BS_STATUS_OK) {
+        free(device);
+        return status;
+    }
+    *out = device;
+    return BS_STATUS_OK;
+}
+
+void bs_device_close(bs_device *device)
+{
+    if (!device) return;
+    device->backend->device_close(device);
+    free(device);
+}
+
+const bs_device_info *bs_device_get_info(const bs_device *device)
+{
+    return &device->info;
+}
+
+int bs_device_count_gpus(void)
+{
+#ifdef BS_HAVE_CUDA
+    return bs_cuda_count_gpus();
+#else
+    return 0;
+#endif
+}
+
+bs_status bs_stream_create(bs_device *device, bs_stream **out)
+{
+    bs_stream *stream = calloc(1, sizeof *stream);
+    if (!stream) return bs_fail(BS_STATUS_NOMEM, "stream: %zu bytes", sizeof *stream);
+    stream->device = device;
+    bs_status status = device->backend->stream_open(stream);
+    if (status != BS_STATUS_OK) {
+        free(stream);
+        return status;
+    }
+    *out = stream;
+    return BS_STATUS_OK;
+}
+
+void bs_stream_destroy(bs_stream *stream)
+{
+    if (!stream) return;
+    stream->device->backend->stream_close(stream);
+    free(stream);
+}
+
+bs_device *bs_stream_device(const bs_stream *stream)
+{
+    return stream->device;
+}
+
+bs_status bs_stream_sync(bs_stream *stream)
+{
+    return stream->device->backend->stream_sync(stream);
+}
+
+bs_status bs_stream_check(bs_stream *stream)
+{
+    BS_TRY(bs_stream_sync(stream));
+    bs_numeric_fault fault = stream->fault;
+    if (!fault.seen) return BS_STATUS_OK;
+    memset(&stream->fault, 0, sizeof stream->fault);
+    return bs_fail(BS_STATUS_NUMERIC,
+                   "%s holds NaN or infinity: layer %d, KV head %d, slot %d, token %d of its page",
+                   fault.is_v ? "V" : "K", fault.layer, fault.kv_head, fault.slot, fault.token);
+}
+
+bs_status bs_buffer_alloc(bs_device *device, size_t bytes, const char *what, bs_buffer **out)
+{
+    bs_buffer *buffer = calloc(1, sizeof *buffer);
+    if (!buffer) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for its handle", what);
+    size_t rounded = (bytes + 4095) / 4096 * 4096;
+    if (rounded < bytes) rounded = bytes; /* absurd: let the allocator refuse it */
+    buffer->memory = device->backend->memory_alloc(device, rounded ? rounded : 4096);
+    if (!buffer->memory) {
+        free(buffer);
+        return bs_fail(BS_STATUS_NOMEM, "%s: %zu bytes could not be had from %s", what, bytes,
+                       device->info.name);
+    }
+    buffer->device = device;
+    buffer->bytes = bytes;
+    device->allocated_bytes += bytes;
+    device->allocation_count++;
+    *out = buffer;
+    return BS_STATUS_OK;
+}
+
+void bs_buffer_free(bs_buffer *buffer)
+{
+    if (!buffer) return;
+    buffer->device->allocated_bytes -= buffer->bytes;
+    buffer->device->backend->memory_free(buffer->device, buffer->memory);
+    free(buffer);
+}
+
+size_t bs_buffer_bytes(const bs_buffer *buffer)
+{
+    return buffer->bytes;
+}
+
+void *bs_buffer_at(const bs_buffer *buffer, size_t offset)
+{
+    return (char *)buffer->memory + offset;
+}
+
+size_t bs_device_allocated_bytes(const bs_device *device)
+{
+    return device->allocated_bytes;
+}
+
+uint64_t bs_device_allocation_count(const bs_device *device)
+{
+    return device->allocation_count;
+}
+
+static bs_status copy(bs_stream *stream, void *dst, const void *src, size_t bytes, int direction)
+{
+    return bytes == 0 ? BS_STATUS_OK : stream->device->backend->copy(stream, dst, src, bytes, direction);
+}
+
+bs_status bs_copy_to_device(bs_stream *stream, void *device_dst, const void *host_src, size_t bytes)
+{
+    return copy(stream, device_dst, host_src, bytes, BS_COPY_TO_DEVICE);
+}
+
+bs_status bs_copy_to_host(bs_stream *stream, void *host_dst, const void *device_src, size_t bytes)
+{
+    return copy(stream, host_dst, device_src, bytes, BS_COPY_TO_HOST);
+}
+
+bs_status bs_copy_on_device(bs_stream *stream, void *device_dst, const void *device_src, size_t bytes)
+{
+    return copy(stream, device_dst, device_src, bytes, BS_COPY_ON_DEVICE);
+}
+
+bs_status bs_fill_zero(bs_stream *stream, void *device_dst, size_t bytes)
+{
+    return bytes == 0 ? BS_STATUS_OK : stream->device->backend->fill_zero(stream, device_dst, bytes);
+}

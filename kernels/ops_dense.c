@@ -1,0 +1,80 @@
+/* ops_dense.c: the dense and sampling ops of kernels.h: arguments are checked here, once for every device,
+ * then the device's own function runs. Empty work (no tokens, no rows) never reaches a device. */
+#include "kernels/ops_check.h"
+
+bs_status bs_op_embed(bs_stream *stream, const bs_embed_args *a)
+{
+    REQUIRE("embed", a->table && a->table->data && a->table->first_col == 0);
+    REQUIRE("embed", a->n_tokens >= 0);
+    if (a->n_tokens == 0) return BS_STATUS_OK;
+    REQUIRE("embed", a->tokens && a->x);
+    return stream->device->backend->embed(stream, a);
+}
+
+bs_status bs_op_rmsnorm(bs_stream *stream, const bs_rmsnorm_args *a)
+{
+    REQUIRE("rmsnorm", a->n_tokens >= 0 && a->n > 0);
+    if (a->n_tokens == 0) return BS_STATUS_OK;
+    REQUIRE("rmsnorm", a->x && a->gain && a->out && is_act(stream, a->act));
+    REQUIRE("rmsnorm", !a->add || (a->x_out && !a->rows));
+    return stream->device->backend->rmsnorm(stream, a);
+}
+
+bs_status bs_op_gemm(bs_stream *stream, const bs_gemm_args *a)
+{
+    REQUIRE("gemm", a->w && a->n_tokens >= 0 && a->w->n_rows >= 0 && a->w->n_cols >= 0);
+    if (a->n_tokens == 0 || a->w->n_rows == 0) return BS_STATUS_OK;
+    REQUIRE("gemm", (unsigned)a->w->type < BS_TYPE_COUNT && a->w->first_col >= 0 &&
+                        a->w->first_col < bs_type_block(a->w->type));
+    REQUIRE("gemm", a->w->n_cols == 0 || (a->w->data && a->x && a->ldx >= a->w->n_cols));
+    REQUIRE("gemm", a->y && a->ldy >= a->w->n_rows && is_act(stream, a->act));
+    REQUIRE("gemm", a->out_type == BS_TYPE_F32 || a->out_type == a->act);
+    REQUIRE("gemm", a->workspace_bytes >=
+                        bs_gemm_workspace_bytes(stream->device, a->w->n_rows, a->w->n_cols, a->n_tokens));
+    return stream->device->backend->gemm(stream, a);
+}
+
+size_t bs_gemm_workspace_bytes(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens)
+{
+    return device->backend->gemm_workspace(device, n_rows, n_cols, n_tokens);
+}
+
+bs_status bs_op_silu_mul(bs_stream *stream, const bs_silu_mul_args *a)
+{
+    REQUIRE("silu_mul", a->n_tokens >= 0 && a->n >= 0);
+    if (a->n_tokens == 0 || a->n == 0) return BS_STATUS_OK;
+    REQUIRE("silu_mul",
+            a->gate && a->up && a->out && a->ld >= a->n && a->ld_out >= a->n && is_act(stream, a->act));
+    return stream->device->backend->silu_mul(stream, a);
+}
+
+bs_status bs_op_candidates(bs_stream *stream, const bs_candidates_args *a)
+{
+    REQUIRE("candidates", a->n_rows >= 0 && a->n_vocab >= 0 && a->n_out >= 1);
+    if (a->n_rows == 0) return BS_STATUS_OK;
+    REQUIRE("candidates",
+            (a->n_vocab == 0 || a->logits) && a->ld >= a->n_vocab && a->sampling && a->out && a->lse);
+    return stream->device->backend->candidates(stream, a);
+}
+
+bs_status bs_op_sample(bs_stream *stream, const bs_sample_args *a)
+{
+    REQUIRE("sample", a->n_rows >= 0 && a->n_shards >= 1 && a->n_per_shard >= 1);
+    if (a->n_rows == 0) return BS_STATUS_OK;
+    REQUIRE("sample",
+            a->candidates && a->lse && a->sampling && a->position && a->draw && a->scratch && a->token);
+    return stream->device->backend->sample(stream, a);
+}
+
+bs_status bs_op_mark_seen(bs_stream *stream, uint64_t *bitmap, const int32_t *ids, int n)
+{
+    REQUIRE("mark_seen", n >= 0 && (n == 0 || (bitmap && ids)));
+    return n == 0 ? BS_STATUS_OK : stream->device->backend->mark_seen(stream, bitmap, ids, n);
+}
+
+bool bs_sampling_needs_all(const bs_sampling *sampling)
+{
+    if (!(sampling->temperature > 0)) return false;
+    return sampling->top_k == 0 || sampling->top_k > BS_MAX_CANDIDATES || sampling->top_p < 1 ||
+           sampling->min_p > 0;
+}
