@@ -22,7 +22,8 @@ typedef struct bs_plan_start {
     int32_t seq, start_s;
     int64_t n_tokens;     /* reservation */
     int32_t from;         /* −1, or the sequence to fork or reuse */
-    int32_t reuse_tokens; /* with from ≥ 0: prefix to reuse; −1: fork as it is */
+    int32_t reuse_tokens; /* with from ≥ 0: prefix to reuse; −1: fork as it is. A reused prefix is not told to the
+                             repetition penalty, so a start with one must have repeat_penalty 1 */
     bs_sampling sampling;
 } bs_plan_start;
 
@@ -50,11 +51,14 @@ typedef struct bs_plan {
 size_t bs_plan_bytes(const bs_plan_limits *limits);
 /* Empties a plan of bs_plan_bytes bytes. */
 void bs_plan_clear(bs_plan *plan, const bs_plan_limits *limits, int64_t step);
-int32_t *bs_plan_frees(bs_plan *plan);
-bs_plan_start *bs_plan_starts(bs_plan *plan);
-bs_plan_seq *bs_plan_seqs(bs_plan *plan);
-int32_t *bs_plan_tokens(bs_plan *plan);
-/* Everything in range and consistent; names the field. */
+/* The arrays, also of a plan that is only read. */
+int32_t *bs_plan_frees(const bs_plan *plan);
+bs_plan_start *bs_plan_starts(const bs_plan *plan);
+bs_plan_seq *bs_plan_seqs(const bs_plan *plan);
+int32_t *bs_plan_tokens(const bs_plan *plan);
+/* Temperature, top-k, top-p, min-p and the penalty in their ranges (NaN is in none); names the field. */
+bs_status bs_sampling_check(const bs_sampling *sampling);
+/* Everything in range and consistent; names the field. The sequences' tokens follow each other in plan order. */
 bs_status bs_plan_check(const bs_plan *plan, const bs_plan_limits *limits, int n_vocab, int64_t max_context);
 
 #endif

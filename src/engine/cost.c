@@ -1,0 +1,49 @@
+/* cost.c: the cost table: sustained rates of a kind of machine, rounded down to one figure. They need not be
+ * right to cut a prompt well, only to stay the same. */
+#include "src/engine/cost.h"
+#include "src/base/checked.h"
+
+/* A chunk is not cut below this for time: there the weights' bytes dominate, and shorter would hardly be
+ * faster. */
+enum { MIN_CHUNK = 16 };
+
+typedef struct rates {
+    double bytes_per_ms;  /* reading weights */
+    double dense_per_ms;  /* floating-point operations of GEMMs, with dequantization */
+    double attend_per_ms; /* and of attention over a quantized cache */
+} rates;
+
+static const rates scalar_core = {1e6, 1e6, 0.5e6};
+static const rates simd_core = {5e6, 20e6, 5e6};
+static const rates gpu = {2e9, 100e9, 20e9};
+
+bs_cost bs_cost_of(const bs_model_desc *desc, const bs_device_info *device, int n_ranks)
+{
+    const rates *r = device->kind == BS_DEVICE_CUDA ? &gpu
+                     : device->isa == BS_ISA_SCALAR ? &scalar_core
+                                                    : &simd_core;
+    double units = (device->kind == BS_DEVICE_CPU ? device->n_threads : 1) * (double)n_ranks;
+    double pair = 4.0 * desc->n_layers * desc->n_heads * desc->head_dim;
+    return (bs_cost){
+        .step_ms = (double)desc->file_bytes / (r->bytes_per_ms * units),
+        .token_ms = 2.0 * (double)desc->n_params / (r->dense_per_ms * units),
+        .pair_ms = pair / (r->attend_per_ms * units),
+    };
+}
+
+double bs_cost_tokens_ms(const bs_cost *cost, int n_tokens, int64_t context)
+{
+    return n_tokens * (cost->token_ms + cost->pair_ms * (double)context);
+}
+
+int bs_cost_cut(const bs_cost *cost, int64_t pos, int chunk_tokens, int max_tokens, double max_ms)
+{
+    int64_t chunk_end = (pos / chunk_tokens + 1) *
+                        chunk_tokens; /* of the chunk that holds pos: one size in all of it */
+    int64_t size = 1;
+    while (size * 2 <= bs_min_i64(max_tokens, chunk_tokens) &&
+           (size * 2 <= MIN_CHUNK ||
+            cost->step_ms + bs_cost_tokens_ms(cost, (int)size * 2, chunk_end) <= max_ms))
+        size *= 2;
+    return (int)(bs_min_i64((pos / size + 1) * size, chunk_end) - pos);
+}

@@ -1,0 +1,240 @@
+/* forward.c: a step's tokens through all layers (DESIGN §3).
+ *
+ * Every rank runs the same ops in the same order, whatever it owns: a shard without a page of a sequence
+ * attends to nothing (O = 0, LSE = −inf) and joins every collective. The residual stream x is f32 and the
+ * same on all ranks; what a rank adds to it is a partial sum that the all-reduce completes. The addition
+ * itself is left to the next norm, which reads x anyway.
+ */
+#include "src/engine/internal.h"
+
+bs_status bs_engine_project(bs_engine *e, const bs_weight *w, const float *bias, const void *x, int64_t ldx,
+                            int n_tokens, bs_type out_type, void *y, int64_t ldy)
+{
+    bs_gemm_args gemm = {
+        .w = w,
+        .bias = bias,
+        .x = x,
+        .ldx = ldx,
+        .n_tokens = n_tokens,
+        .act = e->layout.act,
+        .out_type = out_type,
+        .y = y,
+        .ldy = ldy,
+        .workspace = e->workspace ? bs_buffer_at(e->workspace, 0) : NULL,
+        .workspace_bytes = e->layout.work.bytes,
+    };
+    return bs_op_gemm(e->stream, &gemm);
+}
+
+/* normed = norm(x), after x += sum when the layer before left one. */
+static bs_status norm(bs_engine *e, const float *gain, bool add)
+{
+    const bs_engine_layout *l = &e->layout;
+    float *x = bs_engine_act(e, l->act_at.x);
+    bs_rmsnorm_args args = {
+        .x = x,
+        .gain = gain,
+        .add = add ? bs_engine_act(e, l->act_at.sum) : NULL,
+        .x_out = add ? x : NULL,
+        .n_tokens = e->n_tokens,
+        .n = l->n_hidden,
+        .eps = e->desc->rms_eps,
+        .act = l->act,
+        .out = bs_engine_act(e, l->act_at.normed),
+    };
+    return bs_op_rmsnorm(e->stream, &args);
+}
+
+/* sum = W x on this rank's columns, then over all ranks. */
+static bs_status project_and_sum(bs_engine *e, const bs_weight *w, const void *x, int64_t ldx)
+{
+    const bs_engine_layout *l = &e->layout;
+    float *sum = bs_engine_act(e, l->act_at.sum);
+    BS_TRY(bs_engine_project(e, w, NULL, x, ldx, e->n_tokens, BS_TYPE_F32, sum, l->n_hidden));
+    return bs_comm_allreduce_sum(e->comm, BS_GROUP_ALL, e->stream, sum,
+                                 (size_t)e->n_tokens * (size_t)l->n_hidden);
+}
+
+/* One of q, k, v from normed. Models that norm each head of q and k (Qwen3) have a gain: the projection then
+ * stays f32 until that norm, in the memory that attention's O takes later. */
+static bs_status project_heads(bs_engine *e, const bs_weight *w, const float *bias, const float *head_gain,
+                               int n_heads, size_t out_at)
+{
+    const bs_engine_layout *l = &e->layout;
+    const void *normed = bs_engine_act(e, l->act_at.normed);
+    int64_t ld = (int64_t)n_heads * l->head_dim;
+    void *out = bs_engine_act(e, out_at);
+    if (!head_gain) return bs_engine_project(e, w, bias, normed, l->n_hidden, e->n_tokens, l->act, out, ld);
+    float *heads = bs_engine_act(e, l->act_at.o);
+    BS_TRY(bs_engine_project(e, w, bias, normed, l->n_hidden, e->n_tokens, BS_TYPE_F32, heads, ld));
+    bs_rmsnorm_args args = {.x = heads,
+                            .gain = head_gain,
+                            .n_tokens = e->n_tokens * n_heads,
+                            .n = l->head_dim,
+                            .eps = e->desc->rms_eps,
+                            .act = l->act,
+                            .out = out};
+    return bs_op_rmsnorm(e->stream, &args);
+}
+
+static bs_status append(bs_engine *e, int layer)
+{
+    const bs_engine_layout *l = &e->layout;
+    const bs_cache_tables *tables = bs_cache_get_tables(e->cache);
+    bs_append_args args = {
+        .pools = bs_cache_pools(e->cache),
+        .layer = layer,
+        .n_tokens = e->n_tokens,
+        .n_heads = l->n_heads,
+        .q = bs_engine_act(e, l->act_at.q),
+        .k = bs_engine_act(e, l->act_at.k),
+        .v = bs_engine_act(e, l->act_at.v),
+        .q_ld = (int64_t)l->n_heads * l->head_dim,
+        .kv_ld = (int64_t)l->n_kv_heads * l->head_dim,
+        .act = l->act,
+        .cos_sin = bs_engine_act(e, l->act_at.cos_sin),
+        .n_rot = e->desc->n_rot,
+        .rope_interleaved = e->desc->rope_interleaved,
+        .f16_slot = tables->token_slot,
+        .page_token = tables->token_page,
+    };
+    return bs_op_append(e->stream, &args);
+}
+
+static bs_status attend(bs_engine *e, int layer)
+{
+    const bs_engine_layout *l = &e->layout;
+    const bs_cache_tables *tables = bs_cache_get_tables(e->cache);
+    bs_attend_args args = {
+        .pools = bs_cache_pools(e->cache),
+        .layer = layer,
+        .max_seqs = tables->max_seqs,
+        .max_tokens = e->n_tokens,
+        .max_pages = tables->max_pages,
+        .n_heads = l->n_heads,
+        .q = bs_engine_act(e, l->act_at.q),
+        .q_ld = (int64_t)l->n_heads * l->head_dim,
+        .act = l->act,
+        .q_start = tables->q_start,
+        .q_pos0 = tables->q_pos0,
+        .page_start = tables->page_start,
+        .page_slot = tables->page_slot,
+        .page_index = tables->page_index,
+        .n_sink = tables->n_sink,
+        .n_quant = tables->n_quant,
+        .n_f16 = tables->n_f16,
+        .n_tokens = tables->n_tokens,
+        .scale = e->desc->attn_scale,
+        .window = e->desc->window,
+        .workspace = e->workspace ? bs_buffer_at(e->workspace, 0) : NULL,
+        .workspace_bytes = l->work.bytes,
+        .o = bs_engine_act(e, l->act_at.o),
+        .lse = bs_engine_act(e, l->act_at.lse),
+    };
+    return bs_op_attend(e->stream, &args);
+}
+
+/* Joins the sequence shards' states; attended = O in the model's own basis, as activations. */
+static bs_status merge(bs_engine *e)
+{
+    const bs_engine_layout *l = &e->layout;
+    int n_rows = e->n_tokens * l->n_heads;
+    float *o = bs_engine_act(e, l->act_at.o), *lse = bs_engine_act(e, l->act_at.lse);
+    BS_TRY(bs_merge_states(e->comm, e->stream, e->config.merge, o, lse, n_rows, l->head_dim,
+                           e->workspace ? bs_buffer_at(e->workspace, 0) : NULL, l->work.bytes));
+    bs_unrotate_args args = {.hadamard = e->config.kv.hadamard,
+                             .n_rows = n_rows,
+                             .dim = l->head_dim,
+                             .o = o,
+                             .act = l->act,
+                             .out = bs_engine_act(e, l->act_at.attended)};
+    return bs_op_unrotate(e->stream, &args);
+}
+
+static bs_status run_attention(bs_engine *e, int layer)
+{
+    const bs_engine_layout *l = &e->layout;
+    const bs_layer_weights *w = bs_weights_layer(e->weights, layer);
+    bs_comm_progress(e->comm, e->step, layer, BS_PHASE_QKV);
+    BS_TRY(norm(e, w->attn_norm, layer > 0));
+    BS_TRY(project_heads(e, &w->q, w->q_bias, w->q_norm, l->n_heads, l->act_at.q));
+    BS_TRY(project_heads(e, &w->k, w->k_bias, w->k_norm, l->n_kv_heads, l->act_at.k));
+    BS_TRY(project_heads(e, &w->v, w->v_bias, NULL, l->n_kv_heads, l->act_at.v));
+    bs_comm_progress(e->comm, e->step, layer, BS_PHASE_APPEND);
+    BS_TRY(append(e, layer));
+    bs_comm_progress(e->comm, e->step, layer, BS_PHASE_ATTEND);
+    BS_TRY(attend(e, layer));
+    bs_comm_progress(e->comm, e->step, layer, BS_PHASE_MERGE);
+    BS_TRY(merge(e));
+    bs_comm_progress(e->comm, e->step, layer, BS_PHASE_O_PROJ);
+    /* o_cols are counted over the whole model's columns, attended holds those of my heads. */
+    const bs_range *cols = &l->shard.o_cols;
+    size_t first = cols->n > 0 ? (size_t)(cols->first - l->shard.heads.first * l->head_dim) : 0;
+    size_t at = l->act_at.attended + first * (size_t)bs_type_block_bytes(l->act);
+    return project_and_sum(e, &w->o, bs_engine_act(e, at), (int64_t)l->n_heads * l->head_dim);
+}
+
+static bs_status run_ffn(bs_engine *e, int layer)
+{
+    const bs_engine_layout *l = &e->layout;
+    const bs_layer_weights *w = bs_weights_layer(e->weights, layer);
+    int64_t n_ffn = l->shard.ffn.n;
+    const void *normed = bs_engine_act(e, l->act_at.normed);
+    void *gate = bs_engine_act(e, l->act_at.gate), *up = bs_engine_act(e, l->act_at.up);
+    bs_comm_progress(e->comm, e->step, layer, BS_PHASE_FFN);
+    BS_TRY(norm(e, w->ffn_norm, true));
+    if (n_ffn > 0) {
+        BS_TRY(bs_engine_project(e, &w->gate, NULL, normed, l->n_hidden, e->n_tokens, l->act, gate, n_ffn));
+        BS_TRY(bs_engine_project(e, &w->up, NULL, normed, l->n_hidden, e->n_tokens, l->act, up, n_ffn));
+        bs_silu_mul_args args = {.gate = gate,
+                                 .up = up,
+                                 .ld = n_ffn,
+                                 .n_tokens = e->n_tokens,
+                                 .n = n_ffn,
+                                 .act = l->act,
+                                 .out = gate,
+                                 .ld_out = n_ffn};
+        BS_TRY(bs_op_silu_mul(e->stream, &args));
+    }
+    return project_and_sum(e, &w->down, gate, n_ffn);
+}
+
+/* What all layers share: the tokens' embeddings, their angles, and the pages that are quantized before this
+ * step. */
+static bs_status prepare(bs_engine *e)
+{
+    const bs_engine_layout *l = &e->layout;
+    const bs_cache_tables *tables = bs_cache_get_tables(e->cache);
+    bs_comm_progress(e->comm, e->step, 0, BS_PHASE_EMBED);
+    bs_embed_args embed = {.table = bs_weights_embedding(e->weights),
+                           .tokens = bs_engine_input(e, l->input_at.tokens),
+                           .n_tokens = e->n_tokens,
+                           .x = bs_engine_act(e, l->act_at.x)};
+    BS_TRY(bs_op_embed(e->stream, &embed));
+    bs_rope_table_args rope = {.positions = tables->token_pos,
+                               .n_tokens = e->n_tokens,
+                               .inv_freq = bs_weights_inv_freq(e->weights),
+                               .n_rot = e->desc->n_rot,
+                               .attention_factor = e->desc->rope_attention_factor,
+                               .cos_sin = bs_engine_act(e, l->act_at.cos_sin)};
+    BS_TRY(bs_op_rope_table(e->stream, &rope));
+    if (tables->n_quantize == 0) return BS_STATUS_OK;
+    bs_comm_progress(e->comm, e->step, 0, BS_PHASE_QUANTIZE);
+    bs_quantize_args quantize = {.pools = bs_cache_pools(e->cache),
+                                 .n_pages = tables->n_quantize,
+                                 .f16_slot = tables->quantize_from,
+                                 .quant_slot = tables->quantize_to};
+    return bs_op_quantize(e->stream, &quantize);
+}
+
+bs_status bs_engine_forward(bs_engine *e)
+{
+    BS_TRY(prepare(e));
+    for (int layer = 0; layer < e->desc->n_layers; layer++) {
+        BS_TRY(run_attention(e, layer));
+        BS_TRY(run_ffn(e, layer));
+    }
+    bs_comm_progress(e->comm, e->step, e->desc->n_layers, BS_PHASE_LOGITS);
+    if (e->n_rows + e->n_all_rows == 0) return BS_STATUS_OK;
+    return norm(e, bs_weights_output_norm(e->weights), true);
+}

@@ -1,0 +1,130 @@
+/* internal.h: the engine's insides, shared by the files of src/engine and by nobody else.
+ *
+ * An engine owns five device regions (activations, workspace, logits, seen bitmaps, step inputs) and a little
+ * host memory. Where everything lies is computed by bs_engine_lay_out alone, from numbers that are known
+ * before anything is taken: so --dry-run and opening cannot disagree.
+ */
+#ifndef BS_ENGINE_INTERNAL_H
+#define BS_ENGINE_INTERNAL_H
+
+#include "src/engine/engine.h"
+
+/* Rows of raw logits that ALL_LOGITS computes and gathers at a time. */
+enum { BS_ALL_LOGITS_ROWS = 64 };
+
+/* Offsets into the regions, in bytes. T = max_step_tokens, B = max_seqs, N ranks, V the largest vocabulary
+ * shard. */
+typedef struct bs_engine_layout {
+    bs_shard shard;
+    bs_cache_config cache;
+    int max_tokens, max_seqs;                             /* T, B */
+    int n_ranks, n_hidden, n_heads, n_kv_heads, head_dim; /* heads: this rank's */
+    int64_t max_vocab;                                    /* V */
+    int logit_rows;                                       /* rows of one batch of ALL_LOGITS, 0 without */
+    bs_type act;
+
+    struct {
+        size_t x, sum;         /* [T, hidden] f32: residual stream, a layer's partial sums */
+        size_t normed;         /* [T, hidden] act */
+        size_t q, k, v;        /* [T, heads · D] act */
+        size_t o, lse;         /* [T, heads, D], [T, heads] f32 */
+        size_t attended;       /* [T, heads · D] act: the merged O turned back; o itself when act is F32 */
+        size_t gate, up;       /* [T, ffn] act */
+        size_t cos_sin, bytes; /* [T, n_rot] f32 */
+    } act_at;
+    struct {
+        size_t gemm, attend, merge, bytes; /* sizes; one region serves all, an op at a time */
+    } work;
+    struct {
+        size_t normed;         /* [rows, hidden] act */
+        size_t raw;            /* [B, V], or [N, logit_rows, V], f32 */
+        size_t candidates;     /* [N, B, V] */
+        size_t lse;            /* [N, B] f32 */
+        size_t scratch;        /* [N · V] candidates */
+        size_t token, logprob; /* [B] */
+        size_t bytes;
+    } logits_at;
+    size_t seen_bytes; /* one sequence's bitmap of ids */
+    struct {
+        size_t tokens;         /* [T] i32 */
+        size_t rows;           /* [T + B] i32: rows of ALL_LOGITS, then rows to sample from */
+        size_t sampling;       /* [B] */
+        size_t seen;           /* [B] pointers to bitmaps */
+        size_t position, draw; /* [B] i32 */
+        size_t bytes;
+    } input_at;              /* the same in host staging and on the device: one copy a step */
+    size_t host_bytes;       /* plans, staging, results */
+    size_t all_logits_bytes; /* host, rank 0: [T, vocab] f32 */
+} bs_engine_layout;
+
+/* Pure. BS_STATUS_RANGE names the field of the configuration. */
+bs_status bs_engine_lay_out(const bs_model *model, const bs_device *device, const bs_grid *grid,
+                            const bs_engine_config *config, bs_engine_layout *out);
+
+/* Which ids each rank's logits are, [N] (or NULL); *most gets the largest n: gathers need one size. Pure. */
+bs_status bs_engine_vocab_shards(const bs_model *model, const bs_grid *grid, bs_merge_method merge,
+                                 bs_range *ranges, int64_t *most);
+
+/* What a sequence slot carries from step to step, on the host. */
+typedef struct bs_engine_seq {
+    bs_sampling sampling;
+    int32_t last_token; /* drawn last, −1: none yet */
+} bs_engine_seq;
+
+struct bs_engine {
+    const bs_model *model;
+    const bs_model_desc *desc;
+    bs_device *device;
+    bs_comm *comm;
+    const bs_grid *grid;
+    bs_engine_config config;
+    bs_plan_limits limits;
+    bs_engine_layout layout;
+    bs_stream *stream;
+    bs_weights *weights;
+    bs_cache *cache;
+    bs_buffer *activations, *workspace, *logits, *seen, *inputs;
+
+    bs_range *vocab;              /* [N] every rank's part of the vocabulary */
+    bs_engine_seq *seqs;          /* [B] */
+    bs_cache_step_seq *step_seqs; /* [B] */
+    char *staging;                /* the step inputs, host */
+    int32_t *row_seq;             /* [B] entry of the plan that row i is sampled for */
+    int32_t *row_token;           /* [B] drawn tokens, by row */
+    float *row_logprob;           /* [B] */
+    int32_t *token;               /* [B] by entry of the plan: what bs_step_result shows */
+    float *logprob;               /* [B] */
+    float *all_logits;            /* rank 0: [T, vocab] */
+    bs_plan *plans[2];            /* this step's and the next */
+    int64_t next_step;
+
+    /* The step that runs. */
+    int64_t step;
+    int n_tokens;           /* of the step */
+    int n_all_rows, n_rows; /* rows of ALL_LOGITS, rows to sample from */
+    bool any_penalty, needs_all;
+};
+
+/* Addresses inside the regions. */
+static inline void *bs_engine_act(const bs_engine *e, size_t offset)
+{
+    return bs_buffer_at(e->activations, offset);
+}
+
+static inline void *bs_engine_input(const bs_engine *e, size_t offset)
+{
+    return bs_buffer_at(e->inputs, offset);
+}
+
+/* y = W x (+ bias) for n_tokens rows, with the engine's workspace. */
+bs_status bs_engine_project(bs_engine *engine, const bs_weight *w, const float *bias, const void *x,
+                            int64_t ldx, int n_tokens, bs_type out_type, void *y, int64_t ldy);
+/* forward.c: embeds the step's tokens and runs all layers; act_at.x is then complete and act_at.normed its
+ * final norm, when logits of any row are wanted. Collective. */
+bs_status bs_engine_forward(bs_engine *engine);
+/* logits.c: everything behind the final norm. Collective; results are on the host after the next
+ * bs_stream_sync. */
+bs_status bs_engine_gather_logits(bs_engine *engine);
+bs_status bs_engine_sample(bs_engine *engine);
+
+#endif

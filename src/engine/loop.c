@@ -1,0 +1,59 @@
+/* loop.c: plans from rank 0, one step late.
+ *
+ * The next plan is made and sent before this step runs, so that it travels while the ranks compute; the price
+ * is that what this step draws is not known to it. Hence BS_PLAN_LAST_TOKEN, and a stop that is found one
+ * step late. When the driver fails, rank 0 sends a stop; behind the last step its status is told to all, so
+ * that they leave together. An error of a step itself cannot be told (the others may wait in a collective):
+ * it is returned, and main ends the job.
+ */
+#include "src/engine/internal.h"
+
+/* Rank 0's part: fills `next`, with a stop when the driver has failed or fails now. */
+static void make_plan(bs_engine *e, const bs_driver *driver, bs_status *failed, bs_plan *next)
+{
+    int64_t step = e->next_step++;
+    if (!driver) return;
+    bs_plan_clear(next, &e->limits, step);
+    if (*failed == BS_STATUS_OK) *failed = driver->plan(driver->context, next);
+    if (*failed == BS_STATUS_OK) return;
+    bs_plan_clear(next, &e->limits, step);
+    next->flags = BS_PLAN_STOP;
+}
+
+static bs_status check_plan(const bs_engine *e, const bs_plan *plan)
+{
+    return bs_plan_check(plan, &e->limits, e->desc->n_vocab, e->config.max_context);
+}
+
+static bs_status run_until_stop(bs_engine *e, const bs_driver *driver, bs_status *failed)
+{
+    bs_plan *now = e->plans[0], *next = e->plans[1];
+    size_t bytes = bs_plan_bytes(&e->limits);
+    make_plan(e, driver, failed, now);
+    BS_TRY(bs_comm_bcast_host(e->comm, now, bytes, 0));
+    BS_TRY(check_plan(e, now));
+    while (!(now->flags & BS_PLAN_STOP)) {
+        bs_step_result result;
+        make_plan(e, driver, failed, next);
+        BS_TRY(bs_comm_bcast_begin(e->comm, next, bytes, 0));
+        BS_TRY(bs_engine_step(e, now, &result));
+        bs_comm_progress_idle(e->comm);
+        BS_TRY(bs_comm_bcast_end(e->comm));
+        BS_TRY(check_plan(e, next));
+        if (driver && *failed == BS_STATUS_OK) *failed = driver->result(driver->context, now, &result);
+        bs_plan *done = now;
+        now = next;
+        next = done;
+    }
+    return BS_STATUS_OK;
+}
+
+bs_status bs_engine_run(bs_engine *e, const bs_driver *driver)
+{
+    bs_status failed = BS_STATUS_OK;
+    bs_comm_progress_idle(e->comm);
+    BS_TRY(run_until_stop(e, driver, &failed));
+    int32_t status = (int32_t)failed;
+    BS_TRY(bs_comm_bcast_host(e->comm, &status, sizeof status, 0));
+    return (bs_status)status;
+}

@@ -1,0 +1,327 @@
+/* sched.c: requests to plans to answers.
+ *
+ * The scheduler plans one step ahead of what it knows: when it makes plan n + 1, step n has not run, and the
+ * cache still stands where step n − 1 left it. So it counts for itself what its plans have fed and asked for
+ * (n_planned, n_draws), remembers which request each entry of the two plans in flight belongs to, and drops
+ * the result of an entry whose request has ended meanwhile. A reservation of prompt + max_tokens covers the
+ * token fed in vain.
+ *
+ * Admission asks the cache what fits; starts of the plan in flight are not in the cache's books yet, so while
+ * there is one, nobody is admitted. Frees in flight only make more room.
+ */
+#include "src/engine/sched.h"
+#include "src/base/progress.h"
+#include "src/engine/cost.h"
+#include "src/engine/internal.h"
+#include "src/engine/request.h"
+
+#include <signal.h>
+#include <stdlib.h>
+
+/* A plan whose result is still to come: the request of each of its entries, NULL once that has ended. */
+typedef struct flight {
+    int n_seqs, n_starts;
+    bool empty;           /* changes nothing */
+    bs_request **request; /* [max_seqs] */
+} flight;
+
+typedef struct list {
+    bs_request *first, *last;
+} list;
+
+struct bs_sched {
+    bs_engine *engine;
+    const bs_tokenizer *tokenizer;
+    bs_plan_limits limits;
+    int chunk_tokens, max_prefill_seqs, max_cut;
+    int64_t max_tokens; /* of one sequence */
+    double max_step_ms;
+    bs_cost cost;
+    list waiting, running; /* in order of arrival, of admission */
+    bool *slot_used;       /* [max_seqs] until the free has been planned */
+    int32_t *to_free;      /* [max_seqs] slots whose free is not planned yet */
+    int n_to_free;
+    flight flights[2]; /* by the parity of the step */
+    volatile sig_atomic_t stop;
+};
+
+/* ---- lists ------------------------------------------------------------------------------------------------
+ */
+
+static void list_append(list *l, bs_request *r)
+{
+    r->next = NULL;
+    if (l->last) l->last->next = r;
+    else l->first = r;
+    l->last = r;
+}
+
+static void list_remove(list *l, bs_request *r)
+{
+    bs_request *before = NULL;
+    for (bs_request *i = l->first; i && i != r; i = i->next) before = i;
+    if (before) before->next = r->next;
+    else l->first = r->next;
+    if (l->last == r) l->last = before;
+    r->next = NULL;
+}
+
+/* ---- opening, submitting ----------------------------------------------------------------------------------
+ */
+
+bs_status bs_sched_open(bs_engine *engine, const bs_tokenizer *tokenizer, double max_step_ms, bs_sched **out)
+{
+    if (!(max_step_ms > 0)) return bs_fail(BS_STATUS_RANGE, "max_step_ms %g: must be above 0", max_step_ms);
+    const bs_engine_config *config = bs_engine_get_config(engine);
+    size_t b = (size_t)config->max_seqs;
+    bs_sched *s = calloc(1, sizeof *s);
+    if (!s) return bs_fail(BS_STATUS_NOMEM, "no memory for the scheduler");
+    s->engine = engine;
+    s->tokenizer = tokenizer;
+    s->limits = *bs_engine_limits(engine);
+    s->chunk_tokens = config->chunk_tokens;
+    s->max_prefill_seqs = config->max_prefill_seqs;
+    s->max_cut = config->max_step_tokens - config->max_seqs + 1; /* beside everybody else's decode token */
+    s->max_tokens = config->max_context < config->total_tokens ? config->max_context : config->total_tokens;
+    s->max_step_ms = max_step_ms;
+    s->cost = bs_cost_of(engine->desc, bs_device_get_info(engine->device), engine->grid->size);
+    s->slot_used = calloc(b, sizeof *s->slot_used);
+    s->to_free = calloc(b, sizeof *s->to_free);
+    s->flights[0].request = calloc(b, sizeof(bs_request *));
+    s->flights[1].request = calloc(b, sizeof(bs_request *));
+    s->flights[0].empty = s->flights[1].empty = true;
+    if (!s->slot_used || !s->to_free || !s->flights[0].request || !s->flights[1].request) {
+        bs_sched_close(s);
+        return bs_fail(BS_STATUS_NOMEM, "no memory for the scheduler of %d sequences", config->max_seqs);
+    }
+    *out = s;
+    return BS_STATUS_OK;
+}
+
+static bs_status check_request(const bs_sched *s, const bs_request_config *c)
+{
+    int n_vocab = bs_model_get_desc(bs_engine_model(s->engine))->n_vocab;
+    if (c->n_prompt < 1) return bs_fail(BS_STATUS_RANGE, "prompt: has no token");
+    if (c->max_tokens < 0)
+        return bs_fail(BS_STATUS_RANGE, "max tokens %lld: must be 0 or more", (long long)c->max_tokens);
+    if (c->n_prompt > s->max_tokens || c->max_tokens > s->max_tokens - c->n_prompt)
+        return bs_fail(BS_STATUS_RANGE,
+                       "request of %lld prompt tokens and %lld to answer: the context is %lld",
+                       (long long)c->n_prompt, (long long)c->max_tokens, (long long)s->max_tokens);
+    for (int64_t i = 0; i < c->n_prompt; i++)
+        if (c->prompt[i] < 0 || c->prompt[i] >= n_vocab)
+            return bs_fail(BS_STATUS_RANGE, "prompt token %lld: id %d is not 0 … %d", (long long)i,
+                           c->prompt[i], n_vocab - 1);
+    return bs_sampling_check(&c->sampling);
+}
+
+bs_status bs_sched_submit(bs_sched *s, const bs_request_config *config, bs_request **out)
+{
+    BS_TRY(check_request(s, config));
+    bs_request *r;
+    BS_TRY(bs_request_create(config, s->tokenizer, &r));
+    list_append(&s->waiting, r);
+    *out = r;
+    return BS_STATUS_OK;
+}
+
+void bs_sched_cancel(bs_sched *sched, bs_request *request)
+{
+    (void)sched;
+    request->cancelled = true;
+}
+
+bool bs_sched_idle(const bs_sched *s)
+{
+    return !s->waiting.first && !s->running.first && s->n_to_free == 0;
+}
+
+void bs_sched_stop(bs_sched *s)
+{
+    s->stop = 1;
+}
+
+/* ---- the end of a request ---------------------------------------------------------------------------------
+ */
+
+/* Takes a request out of everything; its slot is freed by the next plan. The caller may lose r in on_finish.
+ */
+static bs_status finish(bs_sched *s, bs_request *r, bs_finish how)
+{
+    list_remove(r->seq >= 0 ? &s->running : &s->waiting, r);
+    for (int f = 0; f < 2; f++)
+        for (int i = 0; i < s->flights[f].n_seqs; i++)
+            if (s->flights[f].request[i] == r) s->flights[f].request[i] = NULL;
+    if (r->seq >= 0) s->to_free[s->n_to_free++] = r->seq;
+    return bs_request_finish(r, how);
+}
+
+static bs_status finish_cancelled(bs_sched *s, list *l, bool all)
+{
+    for (bs_request *r = l->first, *next; r; r = next) {
+        next = r->next;
+        if (r->cancelled || all) BS_TRY(finish(s, r, BS_FINISH_CANCELLED));
+    }
+    return BS_STATUS_OK;
+}
+
+void bs_sched_close(bs_sched *s)
+{
+    if (!s) return;
+    if (finish_cancelled(s, &s->running, true) != BS_STATUS_OK || finish_cancelled(s, &s->waiting, true))
+        bs_error_clear(); /* out of memory for the last characters of somebody's text */
+    free(s->flights[1].request);
+    free(s->flights[0].request);
+    free(s->to_free);
+    free(s->slot_used);
+    free(s);
+}
+
+/* ---- plans ------------------------------------------------------------------------------------------------
+ */
+
+static void plan_frees(bs_sched *s, bs_plan *plan)
+{
+    for (int i = 0; i < s->n_to_free; i++) {
+        bs_plan_frees(plan)[plan->n_frees++] = s->to_free[i];
+        s->slot_used[s->to_free[i]] = false;
+    }
+    s->n_to_free = 0;
+}
+
+static int find_slot(const bs_sched *s)
+{
+    for (int slot = 0; slot < s->limits.max_seqs; slot++)
+        if (!s->slot_used[slot]) return slot;
+    return -1;
+}
+
+static int count_prefills(const bs_sched *s)
+{
+    int n = 0;
+    for (const bs_request *r = s->running.first; r; r = r->next) n += r->n_planned < r->config.n_prompt;
+    return n;
+}
+
+/* Starts the first that waits, if its pages are sure to fit. */
+static void plan_start(bs_sched *s, bs_plan *plan, const flight *before)
+{
+    bs_request *r = s->waiting.first;
+    int slot = find_slot(s), start_s;
+    if (!r || slot < 0 || count_prefills(s) >= s->max_prefill_seqs || before->n_starts > 0) return;
+    int64_t n_tokens = r->config.n_prompt + r->config.max_tokens;
+    if (!bs_cache_fits(bs_engine_cache(s->engine), n_tokens, &start_s)) return;
+    bs_plan_starts(plan)[plan->n_starts++] = (bs_plan_start){
+        .seq = slot, .start_s = start_s, .n_tokens = n_tokens, .from = -1, .sampling = r->config.sampling};
+    list_remove(&s->waiting, r);
+    list_append(&s->running, r);
+    s->slot_used[slot] = true;
+    r->seq = slot;
+    r->start_s = bs_now_s();
+}
+
+/* Adds an entry of n tokens of r to the plan and gives the place for their ids. */
+static int32_t *plan_entry(bs_plan *plan, flight *f, bs_request *r, int n, int flags)
+{
+    int32_t *tokens = bs_plan_tokens(plan) + plan->n_tokens;
+    bs_plan_seqs(plan)[plan->n_seqs++] = (bs_plan_seq){
+        .seq = r->seq, .n_tokens = n, .flags = flags, .pos0 = r->n_planned, .first_token = plan->n_tokens};
+    f->request[f->n_seqs++] = r;
+    plan->n_tokens += n;
+    r->n_planned += n;
+    if (flags & BS_PLAN_SEQ_SAMPLE) r->n_draws++;
+    return tokens;
+}
+
+/* A decode token of everyone whose prompt is through and who may still draw; returns their predicted time. */
+static double plan_decodes(bs_sched *s, bs_plan *plan, flight *f)
+{
+    double ms = s->cost.step_ms;
+    for (bs_request *r = s->running.first; r; r = r->next) {
+        if (r->n_planned < r->config.n_prompt || r->n_draws >= r->config.max_tokens) continue;
+        *plan_entry(plan, f, r, 1, BS_PLAN_SEQ_SAMPLE) = BS_PLAN_LAST_TOKEN;
+        ms += bs_cost_tokens_ms(&s->cost, 1, r->n_planned);
+    }
+    return ms;
+}
+
+/* Prefill chunks, first come first served. A chunk is taken whole or not at all, so that a prompt is cut at
+ * the same positions whoever else runs; the first is always taken. */
+static void plan_prefills(bs_sched *s, bs_plan *plan, flight *f, double ms)
+{
+    bool first = true;
+    for (bs_request *r = s->running.first; r; r = r->next) {
+        int64_t left = r->config.n_prompt - r->n_planned;
+        if (left <= 0) continue;
+        int n = bs_cost_cut(&s->cost, r->n_planned, s->chunk_tokens, s->max_cut, s->max_step_ms);
+        bool last = n >= left;
+        if (last) n = (int)left;
+        double chunk_ms = bs_cost_tokens_ms(&s->cost, n, r->n_planned + n);
+        if (n > s->limits.max_step_tokens - plan->n_tokens || (!first && ms + chunk_ms > s->max_step_ms))
+            continue;
+        int flags = BS_PLAN_SEQ_PREFILL | (last && r->config.max_tokens > 0 ? BS_PLAN_SEQ_SAMPLE : 0);
+        int64_t pos = r->n_planned;
+        int32_t *tokens = plan_entry(plan, f, r, n, flags);
+        for (int i = 0; i < n; i++) tokens[i] = r->prompt[pos + i];
+        ms += chunk_ms;
+        first = false;
+    }
+}
+
+static bs_status make_plan(void *context, bs_plan *plan)
+{
+    bs_sched *s = context;
+    flight *f = &s->flights[plan->step & 1], *before = &s->flights[(plan->step + 1) & 1];
+    BS_TRY(finish_cancelled(s, &s->running, false));
+    BS_TRY(finish_cancelled(s, &s->waiting, false));
+    f->n_seqs = f->n_starts = 0;
+    f->empty = true;
+    if (s->stop || bs_sched_idle(s)) {
+        plan->flags = BS_PLAN_STOP;
+        return BS_STATUS_OK;
+    }
+    plan_frees(s, plan);
+    plan_start(s, plan, before);
+    f->n_starts = plan->n_starts;
+    plan_prefills(s, plan, f, plan_decodes(s, plan, f));
+    f->empty = plan->n_frees + plan->n_starts + plan->n_seqs == 0;
+    if (f->empty && before->empty && !s->running.first)
+        return bs_fail(BS_STATUS_FULL, "the cache has no room for a request, though nothing runs");
+    return BS_STATUS_OK;
+}
+
+/* ---- results ----------------------------------------------------------------------------------------------
+ */
+
+static bs_status take_result(bs_sched *s, bs_request *r, const bs_plan_seq *entry, int32_t token)
+{
+    bs_finish how = BS_FINISH_NONE;
+    double now = bs_now_s();
+    if (entry->flags & BS_PLAN_SEQ_PREFILL) {
+        r->n_prefilled += entry->n_tokens;
+        if (r->n_prefilled == r->config.n_prompt) r->prefilled_s = now;
+        if (r->config.on_prefill) r->config.on_prefill(r->config.context, r->n_prefilled, r->config.n_prompt);
+        if (r->n_prefilled == r->config.n_prompt && r->config.max_tokens == 0) how = BS_FINISH_LENGTH;
+    }
+    if (token >= 0 && !r->cancelled) {
+        BS_TRY(bs_request_accept(r, token, &how));
+        r->last_s = now;
+    }
+    return how == BS_FINISH_NONE ? BS_STATUS_OK : finish(s, r, how);
+}
+
+static bs_status take_results(void *context, const bs_plan *plan, const bs_step_result *result)
+{
+    bs_sched *s = context;
+    flight *f = &s->flights[plan->step & 1];
+    const bs_plan_seq *seqs = bs_plan_seqs(plan);
+    for (int i = 0; i < result->n_seqs; i++)
+        if (f->request[i]) BS_TRY(take_result(s, f->request[i], &seqs[i], result->token[i]));
+    f->n_seqs = f->n_starts = 0;
+    return BS_STATUS_OK;
+}
+
+bs_driver bs_sched_driver(bs_sched *sched)
+{
+    return (bs_driver){.context = sched, .plan = make_plan, .result = take_results};
+}
