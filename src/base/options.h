@@ -1,8 +1,8 @@
 /* options.h: one table makes flags, environment variables, --help and the man page.
  *
- * The program's table is src/cli/table.c; this is the mechanism. An option has a long name, maybe a letter, a kind, a
- * default, a range, one line of help and the subcommands that take it. The environment variable is BITSHARD_ + the name
- * in capitals with _ for -; the command line wins over it. Nobody else calls getenv.
+ * The program's table is src/cli/table.c; this is the mechanism. An option has a long name, maybe a letter, a
+ * kind, a default, a range, one line of help and the subcommands that take it. The environment variable is
+ * BITSHARD_ + the name in capitals with _ for -; the command line wins over it. Nobody else calls getenv.
  */
 #ifndef BS_OPTIONS_H
 #define BS_OPTIONS_H
@@ -45,23 +45,33 @@ typedef struct bs_command {
 
 typedef struct bs_options bs_options;
 
-/* Parses argv[1…] of subcommand `command` (argv[0] is its name). Unknown options, missing or bad values: BS_STATUS_USAGE
- * with the option and the value named. `--` ends the options. Values from the environment are checked the same way and
- * named by their variable. */
-bs_status bs_options_parse(const bs_option *table, int n_options, const bs_command *commands, int command, int argc,
-                           char **argv, bs_options **out);
+/* Parses argv[1…] of subcommand `command` (argv[0] is its name). Unknown options, missing or bad values:
+ * BS_STATUS_USAGE with the option and the value named. `--` ends the options. Values from the environment are
+ * checked the same way and named by their variable; an empty variable counts as not set. --help and -h, of
+ * every subcommand, end the parsing: nothing after them is checked. argv must outlive the options. */
+bs_status bs_options_parse(const bs_option *table, int n_options, const bs_command *commands, int command,
+                           int argc, char **argv, bs_options **out);
 void bs_options_free(bs_options *options);
+
+/* Whether --help was met; then nothing else may be asked. */
+bool bs_options_help(const bs_options *options);
 
 /* Values by name; asking for a name or kind that the table does not have is a bug and asserts. */
 bool bs_options_flag(const bs_options *options, const char *name);
 int64_t bs_options_int(const bs_options *options, const char *name);
 double bs_options_float(const bs_options *options, const char *name);
 const char *bs_options_string(const bs_options *options, const char *name); /* NULL: not given, no default */
-int bs_options_count(const bs_options *options, const char *name);         /* LIST: how many */
+int bs_options_count(const bs_options *options, const char *name);          /* LIST: how many */
 const char *bs_options_item(const bs_options *options, const char *name, int i);
-bool bs_options_given(const bs_options *options, const char *name); /* on the command line or in the environment */
+/* Whether it is on the command line or in the environment. */
+bool bs_options_given(const bs_options *options, const char *name);
 int bs_options_n_operands(const bs_options *options);
 const char *bs_options_operand(const bs_options *options, int i);
+
+/* "BITSHARD_TOP_K" of --top-k; "0 to 256", "1 or more" or "" for the range of a number. For the printers. */
+enum { BS_OPTION_ENV_NAME = 64, BS_OPTION_RANGE_TEXT = 64 };
+void bs_options_env_name(const bs_option *option, char name[BS_OPTION_ENV_NAME]);
+void bs_options_range_text(const bs_option *option, char text[BS_OPTION_RANGE_TEXT]);
 
 /* --help of one subcommand; of all (command < 0: the list of subcommands). */
 void bs_options_print_help(const bs_option *table, int n_options, const bs_command *commands, int n_commands,

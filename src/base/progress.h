@@ -1,7 +1,7 @@
 /* progress.h: a bar with a rate on a terminal, a plain line now and then in a log. On stderr, rank 0 only.
  *
- * Progress of a load (bytes) or a prefill (tokens). On a terminal the bar is redrawn at most ten times a second and
- * cleared at the end; otherwise a line is printed at most every ten seconds and one at the end.
+ * Progress of a load (bytes) or a prefill (tokens). On a terminal the bar is redrawn at most ten times a
+ * second and cleared at the end; otherwise a line is printed at most every ten seconds and one at the end.
  */
 #ifndef BS_PROGRESS_H
 #define BS_PROGRESS_H
@@ -17,9 +17,15 @@ typedef struct bs_progress {
     bool terminal, enabled, open;
 } bs_progress;
 
-void bs_progress_begin(bs_progress *progress, const char *what, const char *unit, uint64_t total, bool enabled);
+void bs_progress_begin(bs_progress *progress, const char *what, const char *unit, uint64_t total,
+                       bool enabled);
 void bs_progress_update(bs_progress *progress, uint64_t done);
 void bs_progress_end(bs_progress *progress, uint64_t done);
+
+/* The text of the bar or the line after elapsed_s seconds, at most `bytes` bytes with the 0. Pure; for
+ * update, end and tests. */
+void bs_progress_format(const bs_progress *progress, uint64_t done, double elapsed_s, bool bar, char *text,
+                        int bytes);
 
 /* Monotonic seconds. */
 double bs_now_s(void);
