@@ -11,6 +11,11 @@
 /* ---- model files ------------------------------------------------------------------------------------------- */
 
 /* inv_freq against exp(−2i/n_rot · ln θ), relative: a few f64 roundings of an exponent up to 35. */
-#define BS_TOL_INV_FREQ 1e-13
+#define TOL_INV_FREQ 1e-13
+/* Matrices of make-model, in units of the planned standard deviation: 32768 or more values, 6 standard errors of mean
+ * and deviation (0.033, 0.023), and 4-bit rounding, which adds 1 % to the deviation; Q4_K's and Q6_K's scales are drawn,
+ * which adds as much again. */
+#define TOL_MAKE_MODEL_MEAN 0.04
+#define TOL_MAKE_MODEL_STD  0.04
 
 #endif

@@ -5,8 +5,9 @@
  * every machine.
  *
  * The weights are scaled so that it behaves like a model and not like noise: activations keep their size
- * through the layers, attention is peaked (scores with a standard deviation of 2), and logits have one of 3,
- * so that greedy margins and the errors of a low-bit cache are of a real model's order.
+ * through the layers, attention is peaked (scores with a standard deviation of 1.5), logits have one of 3 and
+ * no preference for the token just read. So greedy margins are of a real model's order (median 0.65), and so
+ * is what a low-bit cache does to the logits (8, 4 and 2 bits: relative L2 of 0.006, 0.1 and 0.5).
  */
 #ifndef BS_MAKE_MODEL_H
 #define BS_MAKE_MODEL_H

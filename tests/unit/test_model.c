@@ -157,7 +157,7 @@ static void test_description(void **state)
     assert_int_equal(d->file_bytes, bs_gguf_file_bytes(bs_model_gguf(model)));
     for (int i = 0; i < D / 2; i++) {
         double wanted = exp(-2.0 * i / D * log(1e5));
-        assert_true(fabs(d->inv_freq[i] / wanted - 1) <= BS_TOL_INV_FREQ);
+        assert_true(fabs(d->inv_freq[i] / wanted - 1) <= TOL_INV_FREQ);
     }
     bs_model_close(model);
 }
@@ -174,7 +174,7 @@ static void test_variants(void **state)
                            MATRIX("rope_freqs.weight", D / 2, 0)}; /* all 4, as all data of these files */
     assert_int_equal(open_changed(linear, 3, &model), BS_STATUS_OK);
     const bs_model_desc *d = bs_model_get_desc(model);
-    assert_true(fabs(d->inv_freq[0] * 16 - 1) <= BS_TOL_INV_FREQ);
+    assert_true(fabs(d->inv_freq[0] * 16 - 1) <= TOL_INV_FREQ);
     assert_int_equal(d->n_params % 2, 0); /* frequencies are no parameters; base is even */
     bs_model_close(model);
 
