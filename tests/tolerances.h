@@ -18,4 +18,9 @@
 #define TOL_MAKE_MODEL_MEAN 0.04
 #define TOL_MAKE_MODEL_STD  0.04
 
+/* ---- tests/kernels: dense ops ---- */
+/* A dot product of up to 600 terms in f32, relative to the sum of |x| times the row's largest weight:
+ * roundings of 6e-8 that mostly cancel. */
+#define TOL_GEMM 1e-6
+
 #endif

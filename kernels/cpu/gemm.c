@@ -1,0 +1,200 @@
+/* gemm.c: y = x Wᵀ (+ bias) with W in the file's blocks.
+ *
+ * Few tokens: each row of W is read once from memory and multiplied with all of them, codes expanded in
+ * registers (gemm_simd.h). Many tokens: a tile of rows is expanded to f32 in the workspace, small enough to
+ * stay in the second cache, and CBLAS multiplies; without a CBLAS the row kernels go on serving. The
+ * crossover is where expanding a row once costs less than expanding its codes for every four tokens:
+ * measured, docs/perf/LOG.md.
+ *
+ * A view that begins or ends inside a block (a cut at a head) is made whole by padding x with zeros instead
+ * of cutting the block: weights of the file are finite, so a foreign weight times zero adds nothing.
+ *
+ * Threads take ranges of rows, so the result does not depend on how many there are.
+ */
+#include "config.h"
+
+#include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/pool.h"
+#include "src/base/checked.h"
+
+#include <string.h>
+
+#ifdef HAVE_CBLAS
+#include <cblas.h>
+enum { CBLAS_FROM_TOKENS = 9 };
+#else
+enum { CBLAS_FROM_TOKENS = 1 << 30 };
+#endif
+
+enum { MAX_BLOCK = 256, TILE_FLOATS = 96 * 1024, MIN_TILE_ROWS = 16, ROWS_PER_PART = 32 };
+
+static int64_t padded_cols(int64_t n_cols)
+{
+    return (n_cols + 2 * MAX_BLOCK - 1) / MAX_BLOCK * MAX_BLOCK + MAX_BLOCK;
+}
+
+static int64_t tile_rows(int64_t n_cols)
+{
+    return bs_max_i64(MIN_TILE_ROWS, TILE_FLOATS / bs_max_i64(padded_cols(n_cols), 1));
+}
+
+/* x padded to whole blocks, its sums by 32, and one tile. */
+size_t bs_cpu_gemm_workspace(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens)
+{
+    int64_t cols = padded_cols(n_cols), floats = (int64_t)n_tokens * (cols + cols / 32);
+    if (n_tokens >= CBLAS_FROM_TOKENS) floats += bs_min_i64(n_rows, tile_rows(n_cols)) * cols;
+    return (size_t)floats * sizeof(float) + 64;
+}
+
+/* The operands as the row kernels want them: whole blocks. */
+typedef struct job {
+    const bs_gemm_args *args;
+    const uint8_t *data;
+    const float *x;
+    int64_t ldx, n_blocks, n_padded; /* n_padded = n_blocks × block */
+    bs_row_args row;
+    bs_row_dot *dot;
+    bs_row_expand *expand;
+} job;
+
+static bool is_float(bs_type type)
+{
+    return bs_type_block(type) == 1;
+}
+
+static float *prepare(job *j, const bs_stream *stream, const bs_gemm_args *a)
+{
+    const bs_weight *w = a->w;
+    int64_t block = bs_type_block(w->type), T = a->n_tokens;
+    bs_isa isa = stream->device->info.isa; /* never more than this machine has */
+    float *workspace = a->workspace;
+    j->args = a;
+    j->data = w->data;
+    j->n_blocks = (w->first_col + w->n_cols + block - 1) / block;
+    j->n_padded = j->n_blocks * block;
+    j->x = a->x;
+    j->ldx = a->ldx;
+    if (w->n_cols != j->n_padded) {
+        for (int64_t t = 0; t < T; t++) {
+            float *to = workspace + t * j->n_padded;
+            memset(to, 0, (size_t)j->n_padded * sizeof *to);
+            memcpy(to + w->first_col, (const float *)a->x + t * a->ldx, (size_t)w->n_cols * sizeof *to);
+        }
+        j->x = workspace;
+        j->ldx = j->n_padded;
+        workspace += T * j->n_padded;
+    }
+    j->dot = bs_row_dot_scalar;
+    j->expand = bs_row_expand_scalar;
+#if defined(__x86_64__)
+    if (isa == BS_ISA_AVX2) {
+        j->dot = bs_row_dot_avx2;
+        j->expand = bs_row_expand_avx2;
+    } else if (isa == BS_ISA_AVX512) {
+        j->dot = bs_row_dot_avx512;
+        j->expand = bs_row_expand_avx512;
+    }
+#endif
+    return workspace;
+}
+
+static void add_bias(const bs_gemm_args *a, int64_t first, int64_t last)
+{
+    for (int t = 0; a->bias && t < a->n_tokens; t++)
+        for (int64_t r = first; r < last; r++) ((float *)a->y)[t * a->ldy + r] += a->bias[r];
+}
+
+static void sum_by_32(const job *j, float *sums, int64_t ld)
+{
+    for (int t = 0; t < j->args->n_tokens; t++)
+        for (int64_t b = 0; b < ld; b++) {
+            const float *x = j->x + t * j->ldx + 32 * b;
+            float s[32];
+            memcpy(s, x, sizeof s);
+            for (int half = 16; half > 0; half /= 2)
+                for (int i = 0; i < half; i++) s[i] += s[i + half];
+            sums[t * ld + b] = s[0];
+        }
+}
+
+static void run_rows(void *context, int part)
+{
+    const job *j = context;
+    const bs_gemm_args *a = j->args;
+    int64_t first = (int64_t)part * ROWS_PER_PART, last = bs_min_i64(first + ROWS_PER_PART, a->w->n_rows);
+    for (int64_t r = first; r < last; r++)
+        j->dot(&j->row, j->data + (size_t)r * a->w->row_bytes, (float *)a->y + r);
+    add_bias(a, first, last);
+}
+
+static void run_gemv(const bs_stream *stream, job *j, float *workspace)
+{
+    const bs_gemm_args *a = j->args;
+    int64_t ld_sums = is_float(a->w->type) ? 0 : j->n_padded / 32;
+    if (ld_sums > 0) sum_by_32(j, workspace, ld_sums);
+    j->row = (bs_row_args){.type = a->w->type,
+                           .n_blocks = j->n_blocks,
+                           .x = j->x,
+                           .sums = workspace,
+                           .ldx = j->ldx,
+                           .ld_sums = ld_sums,
+                           .ldy = a->ldy,
+                           .n_tokens = a->n_tokens};
+    bs_pool_run(bs_stream_pool(stream), (int)bs_ceil_div(a->w->n_rows, ROWS_PER_PART), run_rows, j);
+}
+
+#ifdef HAVE_CBLAS
+typedef struct expansion {
+    const job *j;
+    float *tile;
+    int64_t first, last;
+} expansion;
+
+enum { EXPAND_ROWS = 8 };
+
+static void run_expand(void *context, int part)
+{
+    const expansion *e = context;
+    const job *j = e->j;
+    int64_t first = e->first + (int64_t)part * EXPAND_ROWS, last = bs_min_i64(first + EXPAND_ROWS, e->last);
+    for (int64_t r = first; r < last; r++)
+        j->expand(j->args->w->type, j->data + (size_t)r * j->args->w->row_bytes, j->n_blocks,
+                  e->tile + (r - e->first) * j->n_padded);
+}
+
+static void run_tiles(const bs_stream *stream, job *j, float *tile)
+{
+    const bs_gemm_args *a = j->args;
+    int64_t rows = tile_rows(a->w->n_cols);
+    for (int64_t first = 0; first < a->w->n_rows; first += rows) {
+        int64_t last = bs_min_i64(first + rows, a->w->n_rows);
+        expansion e = {j, tile, first, last};
+        bs_pool_run(bs_stream_pool(stream), (int)bs_ceil_div(last - first, EXPAND_ROWS), run_expand, &e);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, a->n_tokens, (int)(last - first),
+                    (int)j->n_padded, 1, j->x, (int)j->ldx, tile, (int)j->n_padded, 0, (float *)a->y + first,
+                    (int)a->ldy);
+        add_bias(a, first, last);
+    }
+}
+#endif
+
+bs_status bs_cpu_gemm(bs_stream *stream, const bs_gemm_args *a)
+{
+    job j = {0};
+    if (a->w->n_cols == 0) {
+        for (int t = 0; t < a->n_tokens; t++)
+            memset((float *)a->y + t * a->ldy, 0, (size_t)a->w->n_rows * sizeof(float));
+        add_bias(a, 0, a->w->n_rows);
+        return BS_STATUS_OK;
+    }
+    float *workspace = prepare(&j, stream, a);
+#ifdef HAVE_CBLAS
+    if (a->n_tokens >= CBLAS_FROM_TOKENS) {
+        run_tiles(stream, &j, workspace);
+        return BS_STATUS_OK;
+    }
+#endif
+    run_gemv(stream, &j, workspace);
+    return BS_STATUS_OK;
+}
