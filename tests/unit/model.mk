@@ -1,9 +1,11 @@
 # Tests of this part.
-check_PROGRAMS += tests/unit/test_gguf tests/unit/test_shard tests/unit/test_model
-TESTS += tests/unit/test_gguf tests/unit/test_shard tests/unit/test_model
+check_PROGRAMS += tests/unit/test_gguf tests/unit/test_shard tests/unit/test_model tests/unit/test_make_model
+TESTS += tests/unit/test_gguf tests/unit/test_shard tests/unit/test_model tests/unit/test_make_model
 tests_unit_test_gguf_SOURCES = tests/unit/test_gguf.c
 tests_unit_test_gguf_LDADD = $(BS_TEST_LIBS)
 tests_unit_test_shard_SOURCES = tests/unit/test_shard.c
 tests_unit_test_shard_LDADD = $(BS_TEST_LIBS)
 tests_unit_test_model_SOURCES = tests/unit/test_model.c
 tests_unit_test_model_LDADD = $(BS_TEST_LIBS)
+tests_unit_test_make_model_SOURCES = tests/unit/test_make_model.c
+tests_unit_test_make_model_LDADD = $(BS_TEST_LIBS)
