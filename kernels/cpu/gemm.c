@@ -22,7 +22,7 @@
 
 #ifdef HAVE_CBLAS
 #include <cblas.h>
-enum { CBLAS_FROM_TOKENS = 9 };
+enum { CBLAS_FROM_TOKENS = 12 };
 #else
 enum { CBLAS_FROM_TOKENS = 1 << 30 };
 #endif
