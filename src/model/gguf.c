@@ -87,24 +87,6 @@ static bs_status take_string(cursor *c, const char *what, bs_gguf_string owner, 
     return BS_STATUS_OK;
 }
 
-bool bs_gguf_is_utf8(bs_gguf_string s)
-{
-    const unsigned char *p = (const unsigned char *)s.text, *end = p + s.bytes;
-    while (p < end) {
-        int more = *p < 0x80 ? 0 : *p >> 5 == 6 ? 1 : *p >> 4 == 14 ? 2 : *p >> 3 == 30 ? 3 : -1;
-        if (more < 0 || more >= end - p || *p == 0) return false;
-        static const uint32_t least[4] = {0, 0x80, 0x800, 0x10000};
-        uint32_t u = more == 0 ? *p : *p & (0x3fu >> more);
-        for (int i = 1; i <= more; i++) {
-            if (p[i] >> 6 != 2) return false;
-            u = u << 6 | (p[i] & 0x3fu);
-        }
-        if (u < least[more] || u > 0x10ffff || (u >= 0xd800 && u < 0xe000)) return false;
-        p += more + 1;
-    }
-    return true;
-}
-
 /* A key or tensor name: not empty, not longer than max_bytes, UTF-8. */
 static bs_status take_name(cursor *c, const char *what, int64_t number, uint64_t max_bytes,
                            bs_gguf_string *out)
@@ -115,8 +97,8 @@ static bs_status take_name(cursor *c, const char *what, int64_t number, uint64_t
     if (name.bytes == 0 || name.bytes > max_bytes)
         return bs_fail(BS_STATUS_FORMAT, "%s: %s %" PRId64 " is %zu bytes long: must be 1 … %" PRIu64, path,
                        what, number, name.bytes, max_bytes);
-    if (!bs_gguf_is_utf8(name))
-        return bs_fail(BS_STATUS_FORMAT, "%s: %s %" PRId64 " is not UTF-8", path, what, number);
+    if (!bs_gguf_is_text(name))
+        return bs_fail(BS_STATUS_FORMAT, "%s: %s %" PRId64 " is not UTF-8 text", path, what, number);
     *out = name;
     return BS_STATUS_OK;
 }

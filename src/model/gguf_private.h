@@ -3,6 +3,9 @@
 #define BS_GGUF_PRIVATE_H
 
 #include "src/model/gguf.h"
+#include "src/model/utf8.h"
+
+#include <string.h>
 
 /* One key. Scalars are read where they lie in the mapping; arrays of strings and of integers are indexed at
  * opening. */
@@ -35,8 +38,11 @@ int64_t bs_gguf_read_int(bs_gguf_type type, const uint8_t *value);
 /* Byte order of names: shorter first where one begins the other. */
 int bs_gguf_compare(bs_gguf_string a, bs_gguf_string b);
 
-/* Well-formed UTF-8 without NUL: no overlong forms, no surrogates, nothing beyond U+10FFFF. */
-bool bs_gguf_is_utf8(bs_gguf_string s);
+/* Well-formed UTF-8 without NUL. */
+static inline bool bs_gguf_is_text(bs_gguf_string s)
+{
+    return bs_utf8_valid_bytes(s.text, s.bytes) == s.bytes && !memchr(s.text, 0, s.bytes);
+}
 
 /* For "%.*s" of a name or key: at most 96 bytes of it in an error line. */
 static inline int bs_gguf_shown(bs_gguf_string s)

@@ -71,7 +71,7 @@ static bs_status read_names(bs_model *model)
                        path, text.bytes < 64 ? (int)text.bytes : 64, text.text);
     copy_text(desc->architecture, sizeof desc->architecture, text);
     BS_TRY(bs_gguf_get_string(model->gguf, "general.name", &text, &found));
-    if (!found || text.bytes == 0 || !bs_gguf_is_utf8(text)) {
+    if (!found || text.bytes == 0 || !bs_gguf_is_text(text)) {
         text.text = slash ? slash + 1 : path;
         text.bytes = strlen(text.text);
     }
