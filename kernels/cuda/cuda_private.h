@@ -2,6 +2,8 @@
 #ifndef BS_CUDA_PRIVATE_H
 #define BS_CUDA_PRIVATE_H
 
+#include "config.h"
+
 #include <cuda_runtime.h>
 
 extern "C" {
