@@ -25,4 +25,12 @@
  * roundings of 6e-8 that mostly cancel. */
 #define TOL_GEMM 1e-6
 
+/* ---- cache kernels ----------------------------------------------------------------------------------------- */
+
+/* cos and sin against f64, times an attention factor of 1.25: two roundings of 6e-8 and the product's. */
+#define TOL_ROPE_TABLE 2e-7
+/* H x / √D of normal values (|y| ≤ 5) against the matrix in f64: seven butterflies, each within 6e-8 of values up to
+ * 60 before the scaling by 0.09. */
+#define TOL_HADAMARD 4e-6
+
 #endif
