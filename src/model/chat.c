@@ -87,8 +87,8 @@ static bs_status add_special(prompt *prompt, const char *name)
     return bs_tokens_push(prompt->out, find_special(prompt->tokenizer, name));
 }
 
-/* White space as Python's str.strip() sees it, which is what Jinja's trim does: Unicode's and U+001C …
- * U+001F. */
+/* White space as Python's str.strip() sees it, which is what Jinja's trim does: Unicode's, and the four
+ * separators from U+001C on. */
 static bool is_space(uint32_t c)
 {
     return (c >= 9 && c <= 13) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 || c == 0x1680 ||

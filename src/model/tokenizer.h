@@ -1,6 +1,6 @@
 /* tokenizer.h: byte-level BPE from GGUF metadata: text to ids, ids to text, chat templates.
  *
- * Pre-tokenizers gpt-2, smollm, llama-bpe and qwen2 (PCRE2; patterns in tokenizer.c). Text is validated as UTF-8 once.
+ * Pre-tokenizers gpt-2, smollm, llama-bpe and qwen2 (PCRE2; patterns in pretokenize.c). Text is validated as UTF-8 once.
  * The same ids as the `tokenizers` library (tests/data/tokenizer.*.json). Immutable after opening; thread safe but for
  * bs_detokenizer, which is one stream's state.
  */

@@ -5,8 +5,8 @@
     python make_tokenizer_golden.py SmolLM2-135M-Instruct.gguf
 
 tokenizer.texts.json holds the texts (the same for all), tokenizer.{gpt2,llama-bpe,qwen2,smollm}.json for each
-pre-tokenizer the ids with special tokens parsed and as plain text, decodings of id sequences that are mostly broken
-UTF-8, and chats rendered by jinja2. The first three have small vocabularies trained here; smollm has that of the GGUF
+pre-tokenizer the lengths of its pieces, the ids with special tokens parsed and as plain text, decodings of id sequences
+that are mostly broken UTF-8, and chats rendered by jinja2. The first three have small vocabularies trained here; smollm has that of the GGUF
 given, which is read from there again by the test. Texts are seeded; trained vocabularies may change with the library's
 version, which each file names.
 """
@@ -99,6 +99,7 @@ FIXED = PROSE + [
     "\x00\x01\x02\x03", "\x1b[31mred\x1b[0m", "\x7f\x80\x9f", "\x1c\x1d\x1e\x1f", "\ufffd", "\U0010ffff", "\ue000",
     "I'm you're he's we've they'll I'd don't", "I'M YOU'RE HE'S WE'VE THEY'LL I'D DON'T", "'s't're've'm'll'd",
     "'S'T'Re'vE'M'lL'D", "it\u2019s", "'\u017f 'ſt x'ſy", "''s ' s 'x", "'", "''''", "can't'll've", "'sa'tb",
+    "x\n  y", "x\r\n  y\r z", "a\rb\r c\r\rd", "if x\n  then y\n\tz\n\t  w\n \n  end", "a\n1\n 2\n  3", "a \r\n \r\n b",
     "1", "12", "123", "1234", "12345", "1234567890" * 3, "1 2  3   4", "3.14159", "1,000,000", "0x1F", "v1.2.3-rc4",
     "a1b22c333d4444", "²³¹", "½ ¼ ⅓", "Ⅷ Ⅻ", "①②③", "١٢٣٤٥", "१२३", "１２３４", "𝟘𝟙𝟚", "x²+y²=z²", " 7", "  7", "a 7", "\n7",
     "7 ", "7\n\n8", "$100", "100%", "-1", "+-*/=", "!!!", "...", " ...", "?!?!", "-----", "=====", " ====", " ====\n\n",
@@ -228,6 +229,7 @@ def golden(name, tokenizer, texts, templates, bos, n_vocab):
     return {
         "library": "tokenizers " + tokenizers.__version__,
         "pre": name,
+        "pieces": [[len(piece) for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(t)] for t in texts],
         "plain": plain,
         "special": {str(i): s for i, (p, s) in enumerate(zip(plain, special)) if p != s},
         "decode": [{"ids": s, "text": tokenizer.decode(s, skip_special_tokens=True),

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "src/model/pretokenize.h"
 #include "src/model/utf8.h"
 #include "tests/unit/tokenizer_golden.h"
 
@@ -27,6 +28,41 @@ static void test_golden_decodes(void **state)
 {
     (void)state;
     for (int i = 0; i < N_GOLDEN; i++) assert_golden_decodes(&all[i], all[i].tokenizer);
+}
+
+static void assert_golden_pieces(const golden *golden)
+{
+    const json_t *pre = json_object_get(golden->root, "pre"), *cuts = json_object_get(golden->root, "pieces");
+    bs_pretokenizer *pretokenizer;
+    bs_pieces *pieces;
+    assert_int_equal(bs_pretokenizer_create(json_string_value(pre), json_string_length(pre), &pretokenizer),
+                     0);
+    assert_int_equal(bs_pieces_create(pretokenizer, &pieces), BS_STATUS_OK);
+    assert_int_equal(json_array_size(cuts), json_array_size(golden->texts));
+    for (size_t i = 0; i < json_array_size(cuts); i++) {
+        const json_t *text = json_array_get(golden->texts, i), *wanted = json_array_get(cuts, i);
+        size_t bytes = 1;
+        bs_pieces_begin(pieces, json_string_value(text), json_string_length(text));
+        for (size_t j = 0; bytes > 0; j++) {
+            const char *piece;
+            assert_int_equal(bs_pieces_next(pieces, &piece, &bytes), BS_STATUS_OK);
+            if (bytes != (size_t)json_integer_value(json_array_get(wanted, j))) /* 0 behind the last */
+                fail_msg("%s: text %zu, piece %zu has %zu bytes", golden->name, i, j, bytes);
+        }
+    }
+    bs_pieces_free(pieces);
+    bs_pretokenizer_free(pretokenizer);
+}
+
+/* Ids alone would not show a cut in another place where no merge crosses it. */
+static void test_golden_pieces(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_GOLDEN; i++) assert_golden_pieces(&all[i]);
+    golden smollm;
+    assert_true(golden_load("smollm", &smollm));
+    assert_golden_pieces(&smollm);
+    golden_free(&smollm);
 }
 
 static uint64_t next_random(uint64_t *state)
@@ -96,17 +132,12 @@ static void test_broken_utf8_is_refused(void **state)
     static const struct {
         const char *text;
         size_t bytes, bad;
-    } cases[] = {{"abc\xff", 4, 3},
-                 {"\x80", 1, 0},
-                 {"\xc0\xaf", 2, 0},
-                 {"a\xc3", 2, 1},
-                 {"\xe0\x80\x80", 3, 0},
-                 {"x\xed\xa0\x80", 4, 1},
-                 {"\xf4\x90\x80\x80", 4, 0},
-                 {"\xf0\x9f\x98", 3, 0},
-                 {"12345678\xe6\x97z", 11, 8},
-                 {"\xf5\x80\x80\x80", 4, 0},
-                 {"<|im_end|>\xc3\xa9\xe9", 13, 12}};
+    } cases[] = {{"abc\xff", 4, 3},          {"\x80", 1, 0},
+                 {"\xc0\xaf", 2, 0},         {"a\xc3", 2, 1},
+                 {"\xe0\x80\x80", 3, 0},     {"\xf0\x8f\xbf\xbf", 4, 0},
+                 {"x\xed\xa0\x80", 4, 1},    {"\xf4\x90\x80\x80", 4, 0},
+                 {"\xf0\x9f\x98", 3, 0},     {"12345678\xe6\x97z", 11, 8},
+                 {"\xf5\x80\x80\x80", 4, 0}, {"<|im_end|>\xc3\xa9\xe9", 13, 12}};
     bs_tokens tokens = {0};
     (void)state;
     assert_int_equal(bs_tokens_push(&tokens, 7), BS_STATUS_OK);
@@ -323,11 +354,17 @@ static void test_missing_bytes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_golden_texts),           cmocka_unit_test(test_golden_decodes),
-        cmocka_unit_test(test_random_round_trip),      cmocka_unit_test(test_long_pieces),
-        cmocka_unit_test(test_broken_utf8_is_refused), cmocka_unit_test(test_utf8_of_every_code_point),
-        cmocka_unit_test(test_special_tokens),         cmocka_unit_test(test_detokenizer_edges),
-        cmocka_unit_test(test_malformed_sources),      cmocka_unit_test(test_pre_names),
+        cmocka_unit_test(test_golden_pieces),
+        cmocka_unit_test(test_golden_texts),
+        cmocka_unit_test(test_golden_decodes),
+        cmocka_unit_test(test_random_round_trip),
+        cmocka_unit_test(test_long_pieces),
+        cmocka_unit_test(test_broken_utf8_is_refused),
+        cmocka_unit_test(test_utf8_of_every_code_point),
+        cmocka_unit_test(test_special_tokens),
+        cmocka_unit_test(test_detokenizer_edges),
+        cmocka_unit_test(test_malformed_sources),
+        cmocka_unit_test(test_pre_names),
         cmocka_unit_test(test_missing_bytes),
     };
     bool loaded = true;

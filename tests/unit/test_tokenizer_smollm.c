@@ -49,15 +49,15 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_texts), cmocka_unit_test(test_decodes),
                                        cmocka_unit_test(test_chats), cmocka_unit_test(test_ids)};
     const char *path = getenv("BITSHARD_TEST_MODEL");
-    bs_gguf *gguf = NULL;
+    bs_model *model = NULL;
     int failed = 1;
     if (!path || !*path) return 77;
-    if (golden_load("smollm", &smollm) && bs_gguf_open(path, &gguf) == BS_STATUS_OK &&
-        bs_tokenizer_open_gguf(gguf, &tokenizer) == BS_STATUS_OK)
+    if (golden_load("smollm", &smollm) && bs_model_open(path, &model) == BS_STATUS_OK &&
+        bs_tokenizer_open(model, &tokenizer) == BS_STATUS_OK)
         failed = cmocka_run_group_tests(tests, NULL, NULL);
     bs_error_flush();
     bs_tokenizer_close(tokenizer);
-    bs_gguf_close(gguf);
+    bs_model_close(model);
     golden_free(&smollm);
     return failed;
 }
