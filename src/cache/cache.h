@@ -10,12 +10,19 @@
  *   bs_cache_step_end    frees the f16 slots whose pages were quantized; freed slots are zeroed before reuse
  *
  * Nothing is allocated after bs_cache_open. Pages are counted: a page is shared by the sequences forked from it and
- * freed with the last. Only quantized and sink pages are shared, and those are never written.
+ * freed with the last. Only quantized and complete sink pages are shared, and those are never written; an f16 format,
+ * whose pages never change once complete, shares all complete ones.
+ *
+ * Refusals (RANGE, FULL) depend on the arguments and on what all ranks know alike, never on this shard's pools, so all
+ * ranks refuse together. Sequences are started and freed between steps.
  */
 #ifndef BS_CACHE_H
 #define BS_CACHE_H
 
 #include "kernels/kernels.h"
+
+/* Tokens of one sequence in one decode step (speculation): more could need one f16 page more than the pool has. */
+enum { BS_CACHE_MAX_DECODE_TOKENS = 64 };
 
 typedef struct bs_cache bs_cache;
 
@@ -25,7 +32,8 @@ typedef struct bs_cache_config {
     int stripe_pages;     /* 8: stripes of 1024 tokens */
     int chunk_tokens;     /* C: 2048; 128 for eval; a multiple of 128 */
     int max_seqs;         /* sequence slots, B_max */
-    int max_prefill_seqs; /* how many of them may be in prefill at once, ≥ 1 */
+    int max_prefill_seqs; /* how many of them may be in prefill at once, 1 … max_seqs; a sequence is in prefill from
+                             its first prefill step until its next decode step begins, or until it is freed */
     int max_step_tokens;  /* ΣT_max, all sequences of a step */
     int64_t max_context;  /* tokens of one sequence */
     int64_t total_tokens; /* tokens of all sequences together, ≤ max_seqs × max_context */
@@ -41,6 +49,7 @@ typedef struct bs_cache_memory {
 /* Pure arithmetic, for --dry-run and for opening. BS_STATUS_RANGE names the field. */
 bs_status bs_cache_plan_memory(const bs_device *device, const bs_cache_config *config, bs_cache_memory *out);
 
+/* Takes all memory. `stream` is where forks copy; it must outlive the cache. Not collective. */
 bs_status bs_cache_open(bs_device *device, bs_stream *stream, const bs_cache_config *config, bs_cache **out);
 void bs_cache_close(bs_cache *cache);
 const bs_kv_pools *bs_cache_pools(const bs_cache *cache);
@@ -49,21 +58,23 @@ const bs_cache_memory *bs_cache_get_memory(const bs_cache *cache);
 /* ---- sequences -------------------------------------------------------------------------------------------- */
 /* `seq` is a slot 0 … max_seqs − 1, chosen by rank 0. */
 
-/* Whether a sequence that may grow to n_tokens fits beside what is reserved already, on every shard, if it starts at
- * shard start_s; *best_start gets the start that leaves most room. */
+/* Whether a sequence that may grow to n_tokens fits beside what is reserved already, on every shard, for some start;
+ * *best_start (may be NULL) gets the start that leaves most room, and evens the shards' pages where that is the same.
+ * Sequences whose n_tokens add up to total_tokens or less fit whatever their starts. */
 bool bs_cache_fits(const bs_cache *cache, int64_t n_tokens, int *best_start);
 /* Takes the slot and reserves pages for n_tokens. BS_STATUS_FULL when it does not fit, RANGE for a bad slot. */
 bs_status bs_cache_seq_start(bs_cache *cache, int seq, int start_s, int64_t n_tokens);
 /* Frees the slot: pages without another owner go back to the pools (zeroed before reuse). */
 void bs_cache_seq_free(bs_cache *cache, int seq);
 /* dst becomes a copy of src at its present length, reserved for n_tokens: shares quantized and sink pages, copies the
- * f16 recent and open ones, inherits start_s. Stream-ordered. */
+ * f16 recent and open ones, inherits start_s. Stream-ordered. FULL also when src is in prefill and dst would be one
+ * more than max_prefill_seqs. */
 bs_status bs_cache_seq_fork(bs_cache *cache, int src, int dst, int64_t n_tokens);
 /* How many tokens of a prefix of n of src can be taken over: the end of the kept pages, 128·(⌊n/128⌋ − recent) after
  * n is cut so that those pages are quantized (or sink) already; 0 when that is less than a page. */
 int64_t bs_cache_reusable(const bs_cache *cache, int src, int64_t n);
 /* dst starts with the kept pages of src's first n tokens; the prompt is computed again from position *first_pos on,
- * with the base of DESIGN §4, Sharing. */
+ * with the base of DESIGN §4, Sharing: by prefill steps up to that base at least. n ≤ n_tokens. */
 bs_status bs_cache_seq_reuse(bs_cache *cache, int src, int dst, int64_t n, int64_t n_tokens, int64_t *first_pos);
 
 int64_t bs_cache_seq_length(const bs_cache *cache, int seq); /* tokens written; −1: slot not in use */
@@ -74,7 +85,7 @@ int bs_cache_seq_start_shard(const bs_cache *cache, int seq);
 typedef struct bs_cache_step_seq {
     int seq;
     int64_t pos0;  /* = its length now */
-    int n_tokens;  /* does not cross a multiple of chunk_tokens when prefill */
+    int n_tokens;  /* prefill: crosses no multiple of chunk_tokens; decode: ≤ BS_CACHE_MAX_DECODE_TOKENS */
     bool prefill;  /* base b = max(first position of its prompt, C·⌊pos0/C⌋); else b = pos0 */
 } bs_cache_step_seq;
 
@@ -86,15 +97,17 @@ typedef struct bs_cache_tables {
     const int32_t *page_index;
     const int32_t *n_sink, *n_quant, *n_f16, *n_tokens;
     int max_seqs, max_pages;
-    const int32_t *token_pos;               /* [ΣT] position of each token */
-    const int32_t *token_slot, *token_page; /* [ΣT] append's f16_slot and page_token */
+    const int32_t *token_pos;               /* [ΣT] position of each token; −1 beyond n_step_tokens */
+    const int32_t *token_slot, *token_page; /* [ΣT] append's f16_slot and page_token; slot −1 beyond, or not owned */
     int n_quantize;                         /* host: pages to quantize before this step's attention */
     const uint32_t *quantize_from, *quantize_to;
     int n_step_tokens; /* host: tokens of this step */
 } bs_cache_tables;
 
-/* BS_STATUS_RANGE for a wrong position or a crossed chunk, FULL when a reservation is exceeded; the cache is
- * unchanged then. */
+/* BS_STATUS_RANGE for a wrong position or a crossed chunk, FULL when a reservation or max_prefill_seqs is exceeded; the
+ * cache is unchanged then. Stream-ordered: tables are sent from host memory of the cache's own, so what was queued by
+ * the step_begin before must be done (bs_stream_check, once a step, sees to it). An error of the device leaves the
+ * step open. */
 bs_status bs_cache_step_begin(bs_cache *cache, bs_stream *stream, const bs_cache_step_seq *seqs, int n_seqs);
 const bs_cache_tables *bs_cache_get_tables(const bs_cache *cache);
 bs_status bs_cache_step_end(bs_cache *cache, bs_stream *stream);
@@ -111,7 +124,9 @@ bs_page_view bs_cache_page(const bs_cache *cache, int seq, int64_t page);
 /* Which sequence shard owns a page of a sequence that starts at start_s. Pure. */
 int bs_cache_page_owner(int64_t page, int start_s, int stripe_pages, int seq);
 uint32_t bs_cache_free_slots(const bs_cache *cache, bool quantized);
-/* Slots in use × their canonical bytes, this rank; and the same tokens in f16. */
+/* Canonical bytes of all slots in use on this rank, shared ones once, open pages whole: f16 pages as f16, quantized
+ * pages with their parameters. *as_f16: the tokens in those slots (2·D·2 bytes a layer and KV head each; shared ones
+ * once). Between steps. */
 uint64_t bs_cache_used_bytes(const bs_cache *cache, uint64_t *as_f16);
 
 #endif
