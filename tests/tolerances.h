@@ -33,4 +33,14 @@
  * 60 before the scaling by 0.09. */
 #define TOL_HADAMARD 4e-6
 
+/* ---- engine ------------------------------------------------------------------------------------------------ */
+
+/* Logits of the same tokens by other shapes of the same sums (GEMV or GEMM, one page split or another): worst row's
+ * relative L2. f32 sums differ by 1e-6; an fp16 K or V that rounds the other way is 5e-4 of one element of many. */
+#define TOL_ENGINE_F16 1e-4
+/* The same with a 4-bit cache: an ulp of K can flip a code, a 15th of its group's range (DESIGN §7: 0.01 measured). */
+#define TOL_ENGINE_INT4 0.05
+/* log-softmax in f32 against f64 over 600 ids. */
+#define TOL_ENGINE_LOGPROB 1e-5
+
 #endif

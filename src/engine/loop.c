@@ -29,6 +29,7 @@ static bs_status run_until_stop(bs_engine *e, const bs_driver *driver, bs_status
 {
     bs_plan *now = e->plans[0], *next = e->plans[1];
     size_t bytes = bs_plan_bytes(&e->limits);
+    bool tell = driver != NULL; /* results, until the driver fails over one */
     make_plan(e, driver, failed, now);
     BS_TRY(bs_comm_bcast_host(e->comm, now, bytes, 0));
     BS_TRY(check_plan(e, now));
@@ -40,7 +41,9 @@ static bs_status run_until_stop(bs_engine *e, const bs_driver *driver, bs_status
         bs_comm_progress_idle(e->comm);
         BS_TRY(bs_comm_bcast_end(e->comm));
         BS_TRY(check_plan(e, next));
-        if (driver && *failed == BS_STATUS_OK) *failed = driver->result(driver->context, now, &result);
+        bs_status told = tell ? driver->result(driver->context, now, &result) : BS_STATUS_OK;
+        if (told != BS_STATUS_OK) tell = false;
+        if (*failed == BS_STATUS_OK) *failed = told;
         bs_plan *done = now;
         now = next;
         next = done;

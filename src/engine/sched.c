@@ -6,8 +6,9 @@
  * the result of an entry whose request has ended meanwhile. A reservation of prompt + max_tokens covers the
  * token fed in vain.
  *
- * Admission asks the cache what fits; starts of the plan in flight are not in the cache's books yet, so while
- * there is one, nobody is admitted. Frees in flight only make more room.
+ * Admission: reservations within total_tokens fit in any case (src/cache/plan_memory.c says why), so they are
+ * summed here. More may fit than that, which only the cache knows; it is asked when no start is in flight
+ * that its books lack.
  */
 #include "src/engine/sched.h"
 #include "src/base/progress.h"
@@ -38,8 +39,10 @@ struct bs_sched {
     double max_step_ms;
     bs_cost cost;
     list waiting, running; /* in order of arrival, of admission */
-    bool *slot_used;       /* [max_seqs] until the free has been planned */
-    int32_t *to_free;      /* [max_seqs] slots whose free is not planned yet */
+    int64_t *slot_tokens;  /* [max_seqs] reserved by the slot's sequence until its free is planned; 0: free */
+    int64_t n_reserved, total_tokens;
+    unsigned next_start; /* rotates where sequences begin */
+    int32_t *to_free;    /* [max_seqs] slots whose free is not planned yet */
     int n_to_free;
     flight flights[2]; /* by the parity of the step */
     volatile sig_atomic_t stop;
@@ -83,14 +86,15 @@ bs_status bs_sched_open(bs_engine *engine, const bs_tokenizer *tokenizer, double
     s->max_prefill_seqs = config->max_prefill_seqs;
     s->max_cut = config->max_step_tokens - config->max_seqs + 1; /* beside everybody else's decode token */
     s->max_tokens = config->max_context < config->total_tokens ? config->max_context : config->total_tokens;
+    s->total_tokens = config->total_tokens;
     s->max_step_ms = max_step_ms;
     s->cost = bs_cost_of(engine->desc, bs_device_get_info(engine->device), engine->grid->size);
-    s->slot_used = calloc(b, sizeof *s->slot_used);
+    s->slot_tokens = calloc(b, sizeof *s->slot_tokens);
     s->to_free = calloc(b, sizeof *s->to_free);
     s->flights[0].request = calloc(b, sizeof(bs_request *));
     s->flights[1].request = calloc(b, sizeof(bs_request *));
     s->flights[0].empty = s->flights[1].empty = true;
-    if (!s->slot_used || !s->to_free || !s->flights[0].request || !s->flights[1].request) {
+    if (!s->slot_tokens || !s->to_free || !s->flights[0].request || !s->flights[1].request) {
         bs_sched_close(s);
         return bs_fail(BS_STATUS_NOMEM, "no memory for the scheduler of %d sequences", config->max_seqs);
     }
@@ -173,7 +177,7 @@ void bs_sched_close(bs_sched *s)
     free(s->flights[1].request);
     free(s->flights[0].request);
     free(s->to_free);
-    free(s->slot_used);
+    free(s->slot_tokens);
     free(s);
 }
 
@@ -184,7 +188,8 @@ static void plan_frees(bs_sched *s, bs_plan *plan)
 {
     for (int i = 0; i < s->n_to_free; i++) {
         bs_plan_frees(plan)[plan->n_frees++] = s->to_free[i];
-        s->slot_used[s->to_free[i]] = false;
+        s->n_reserved -= s->slot_tokens[s->to_free[i]];
+        s->slot_tokens[s->to_free[i]] = 0;
     }
     s->n_to_free = 0;
 }
@@ -192,32 +197,52 @@ static void plan_frees(bs_sched *s, bs_plan *plan)
 static int find_slot(const bs_sched *s)
 {
     for (int slot = 0; slot < s->limits.max_seqs; slot++)
-        if (!s->slot_used[slot]) return slot;
+        if (s->slot_tokens[slot] == 0) return slot;
     return -1;
 }
 
+/* Sequences that hold f16 pages of a chunk: in prefill, or through it with no decode step to come. */
 static int count_prefills(const bs_sched *s)
 {
     int n = 0;
-    for (const bs_request *r = s->running.first; r; r = r->next) n += r->n_planned < r->config.n_prompt;
+    for (const bs_request *r = s->running.first; r; r = r->next)
+        n += r->n_planned < r->config.n_prompt ||
+             (r->n_planned == r->config.n_prompt && r->n_draws >= r->config.max_tokens);
     return n;
 }
 
-/* Starts the first that waits, if its pages are sure to fit. */
-static void plan_start(bs_sched *s, bs_plan *plan, const flight *before)
+/* Whether n_tokens are sure to fit, and on which shard they should begin: where the cache has most room,
+ * further on for each start it does not know of. */
+static bool find_room(bs_sched *s, int64_t n_tokens, int n_unknown, int *start_s)
 {
-    bs_request *r = s->waiting.first;
-    int slot = find_slot(s), start_s;
-    if (!r || slot < 0 || count_prefills(s) >= s->max_prefill_seqs || before->n_starts > 0) return;
-    int64_t n_tokens = r->config.n_prompt + r->config.max_tokens;
-    if (!bs_cache_fits(bs_engine_cache(s->engine), n_tokens, &start_s)) return;
-    bs_plan_starts(plan)[plan->n_starts++] = (bs_plan_start){
-        .seq = slot, .start_s = start_s, .n_tokens = n_tokens, .from = -1, .sampling = r->config.sampling};
-    list_remove(&s->waiting, r);
-    list_append(&s->running, r);
-    s->slot_used[slot] = true;
-    r->seq = slot;
-    r->start_s = bs_now_s();
+    int n_shards = s->engine->grid->seq, best = (int)(s->next_start++ % (unsigned)n_shards);
+    bool fits = bs_cache_fits(bs_engine_cache(s->engine), n_tokens, &best);
+    *start_s = (best + n_unknown) % n_shards;
+    return s->n_reserved + n_tokens <= s->total_tokens || (fits && n_unknown == 0);
+}
+
+/* Starts those that waited longest, while their pages are sure to fit. */
+static void plan_starts(bs_sched *s, bs_plan *plan, const flight *before)
+{
+    for (;;) {
+        bs_request *r = s->waiting.first;
+        int slot = find_slot(s), start_s;
+        if (!r || slot < 0 || count_prefills(s) >= s->max_prefill_seqs) return;
+        int64_t n_tokens = r->config.n_prompt + r->config.max_tokens;
+        if (!find_room(s, n_tokens, before->n_starts + plan->n_starts, &start_s)) return;
+        bs_plan_starts(plan)[plan->n_starts++] = (bs_plan_start){.seq = slot,
+                                                                 .start_s = start_s,
+                                                                 .n_tokens = n_tokens,
+                                                                 .from = -1,
+                                                                 .reuse_tokens = -1,
+                                                                 .sampling = r->config.sampling};
+        list_remove(&s->waiting, r);
+        list_append(&s->running, r);
+        s->slot_tokens[slot] = n_tokens;
+        s->n_reserved += n_tokens;
+        r->seq = slot;
+        r->start_s = bs_now_s();
+    }
 }
 
 /* Adds an entry of n tokens of r to the plan and gives the place for their ids. */
@@ -281,7 +306,7 @@ static bs_status make_plan(void *context, bs_plan *plan)
         return BS_STATUS_OK;
     }
     plan_frees(s, plan);
-    plan_start(s, plan, before);
+    plan_starts(s, plan, before);
     f->n_starts = plan->n_starts;
     plan_prefills(s, plan, f, plan_decodes(s, plan, f));
     f->empty = plan->n_frees + plan->n_starts + plan->n_seqs == 0;

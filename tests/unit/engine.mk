@@ -1,6 +1,11 @@
 # Plans, the forward pass, the loop, the scheduler.
 EXTRA_DIST += tests/unit/engine_fixture.h
-check_PROGRAMS += tests/unit/test_plan
-TESTS += tests/unit/test_plan
+check_PROGRAMS += tests/unit/test_plan tests/unit/test_engine tests/unit/test_sched
+TESTS += tests/unit/test_plan tests/unit/test_engine tests/unit/test_sched
 tests_unit_test_plan_SOURCES = tests/unit/test_plan.c
 tests_unit_test_plan_LDADD = $(BS_TEST_LIBS)
+tests_unit_test_engine_SOURCES = tests/unit/test_engine.c
+tests_unit_test_engine_LDADD = $(BS_TEST_LIBS)
+tests_unit_test_engine_LDFLAGS = -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
+tests_unit_test_sched_SOURCES = tests/unit/test_sched.c
+tests_unit_test_sched_LDADD = $(BS_TEST_LIBS)
