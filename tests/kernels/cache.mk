@@ -10,3 +10,7 @@ tests_kernels_test_append_SOURCES = tests/kernels/test_append.c tests/kernels/kv
 tests_kernels_test_append_LDADD = $(BS_TEST_LIBS)
 tests_kernels_test_merge_SOURCES = tests/kernels/test_merge.c tests/kernels/kv_fixture.h
 tests_kernels_test_merge_LDADD = $(BS_TEST_LIBS)
+check_PROGRAMS += tests/kernels/test_attend
+TESTS += tests/kernels/test_attend
+tests_kernels_test_attend_SOURCES = tests/kernels/test_attend.c
+tests_kernels_test_attend_LDADD = $(BS_TEST_LIBS)

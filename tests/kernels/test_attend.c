@@ -1,0 +1,370 @@
+/* test_attend.c: attention over mixed pages against a plain reference in double over the dequantized cache:
+ * the worst (token, head) counts. Every K/V pair, grouping, head size, ratio of heads, window, several
+ * sequences, shards with holes; bytes that nobody may see are NaN. Every instruction set of the machine, one
+ * and three threads. */
+#include "kernels/kernels.h"
+#include "tests/tolerances.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { MAX_SEQS = 4, PAGE = BS_PAGE_TOKENS };
+
+typedef struct fixture {
+    bs_device *device;
+    bs_stream *stream;
+    bs_kv_shape shape;
+    bs_kv_pools pools;
+    bs_buffer *f16, *quant;
+    int n_heads, window;
+    /* canonical pages, [slot][kv head] */
+    uint8_t *k_canonical, *v_canonical;
+} fixture;
+
+static uint32_t seed;
+
+static float noise(void)
+{
+    float sum = 0;
+    for (int i = 0; i < 4; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        sum += (float)(int32_t)seed * 0x1p-31f;
+    }
+    return sum;
+}
+
+/* ---- a canonical page to double
+ * ----------------------------------------------------------------------------- */
+
+static double parameter(const uint8_t *meta, int i, double *zero)
+{
+    bs_f16 s;
+    int16_t z;
+    memcpy(&s, meta + 4 * i, 2);
+    memcpy(&z, meta + 4 * i + 2, 2);
+    *zero = z / 16.0;
+    return bs_f16_to_f32(s);
+}
+
+static double quantized_value(const bs_kv_format *f, int dim, const uint8_t *codes, const uint8_t *meta,
+                              bool is_v, int token, int channel)
+{
+    int bits = is_v ? f->v_bits : f->k_bits, g = f->group < dim ? f->group : dim, row = dim * bits / 8;
+    int code = codes[token * row + channel * bits / 8] >> channel * bits % 8 & ((1 << bits) - 1);
+    bool kc = !is_v && f->k_per_channel;
+    double zero,
+        s = parameter(meta, kc ? token / f->group * dim + channel : token * (dim / g) + channel / g, &zero);
+    double x = s * (code + zero);
+    if (is_v || !f->k_norm) return x;
+    bs_f16 n;
+    size_t pairs = kc ? (size_t)(PAGE / f->group * dim) : (size_t)(PAGE * (dim / g));
+    memcpy(&n, meta + 4 * pairs + 2 * token, 2);
+    return x * bs_f16_to_f32(n);
+}
+
+static void dequantize(const fixture *fx, bool quantized, uint32_t slot, int head, double *k, double *v)
+{
+    const bs_kv_format *f = &fx->shape.format;
+    int dim = fx->shape.head_dim;
+    bs_kv_page_bytes bytes = bs_kv_canonical_bytes(f, dim);
+    uint8_t *kc = malloc(bytes.k + bytes.f16), *km = malloc(bytes.k_meta + 1),
+            *vc = malloc(bytes.v + bytes.f16), *vm = malloc(bytes.v_meta + 1);
+    bs_kv_page_ref ref = {.slot = slot, .layer = 1, .kv_head = head, .k = kc, .v = vc};
+    if (quantized) {
+        ref.k_meta = km;
+        ref.v_meta = vm;
+    }
+    bs_pack_args args = {.pools = &fx->pools, .quantized = quantized, .n = 1, .pages = &ref};
+    assert_int_equal(bs_op_pack(fx->stream, &args), BS_STATUS_OK);
+    for (int t = 0; t < PAGE; t++)
+        for (int d = 0; d < dim; d++) {
+            k[t * dim + d] = quantized ? quantized_value(f, dim, kc, km, false, t, d)
+                                       : bs_f16_to_f32(((bs_f16 *)kc)[t * dim + d]);
+            v[t * dim + d] = quantized ? quantized_value(f, dim, vc, vm, true, t, d)
+                                       : bs_f16_to_f32(((bs_f16 *)vc)[t * dim + d]);
+        }
+    free(kc);
+    free(km);
+    free(vc);
+    free(vm);
+}
+
+/* ---- pages
+ * --------------------------------------------------------------------------------------------------- */
+
+/* Writes a f16 page of all heads; tokens from n_valid on are NaN. Outliers: two channels of K are 30 times
+ * larger. */
+static void write_page(fixture *fx, uint32_t slot, int n_valid, bool outliers)
+{
+    int dim = fx->shape.head_dim;
+    bs_f16 *k = malloc((size_t)(PAGE * dim) * 2), *v = malloc((size_t)(PAGE * dim) * 2);
+    for (int layer = 0; layer < 2; layer++)
+        for (int head = 0; head < fx->shape.n_kv_heads; head++) {
+            for (int i = 0; i < PAGE * dim; i++) {
+                bool valid = i / dim < n_valid && layer == 1;
+                float scale = outliers && i % dim % 40 == 7 ? 30 : 1;
+                k[i] = valid ? bs_f32_to_f16(noise() * scale + (i % dim == 3 ? 2 : 0)) : 0x7e00;
+                v[i] = valid ? bs_f32_to_f16(noise() + 0.5f) : 0x7e00;
+            }
+            bs_kv_page_ref ref = {.slot = slot, .layer = layer, .kv_head = head, .k = k, .v = v};
+            bs_pack_args args = {.pools = &fx->pools, .n = 1, .pages = &ref};
+            assert_int_equal(bs_op_unpack(fx->stream, &args), BS_STATUS_OK);
+        }
+    free(k);
+    free(v);
+}
+
+typedef struct tables {
+    int32_t q_start[MAX_SEQS + 1], q_pos0[MAX_SEQS], page_start[MAX_SEQS + 1], n_sink[MAX_SEQS],
+        n_quant[MAX_SEQS], n_f16[MAX_SEQS], n_tokens[MAX_SEQS];
+    uint32_t *slot;
+    int32_t *index;
+} tables;
+
+/* Sequence b: S tokens in all, the last T of them query tokens; this shard owns the pages p with p % share ==
+ * 0. */
+static void add_sequence(fixture *fx, tables *tb, int b, int S, int T, int share, bool outliers,
+                         uint32_t *next_f16, uint32_t *next_quant)
+{
+    int n_pages = (S + PAGE - 1) / PAGE, at = tb->page_start[b];
+    int quant_end = fx->shape.format.k_bits == 16 ? 1 : S / PAGE - 2;
+    for (int pass = 0; pass < 3; pass++)
+        for (int p = 0; p < n_pages; p++) {
+            int kind = p < 1 ? 0 : p < quant_end ? 1 : 2;
+            if (kind != pass || p % share) continue;
+            int n_valid = S - p * PAGE < PAGE ? S - p * PAGE : PAGE;
+            uint32_t slot = (*next_f16)++;
+            write_page(fx, slot, kind == 1 ? PAGE : n_valid, outliers);
+            if (kind == 1) {
+                /* Layer 0 is NaN: quantize only what is there, by a copy of layer 1 of the page through all
+                 * layers. */
+                uint32_t to = (*next_quant)++;
+                int dim = fx->shape.head_dim;
+                bs_f16 *k = malloc((size_t)(PAGE * dim) * 2), *v = malloc((size_t)(PAGE * dim) * 2);
+                for (int head = 0; head < fx->shape.n_kv_heads; head++) {
+                    bs_kv_page_ref ref = {.slot = slot, .layer = 1, .kv_head = head, .k = k, .v = v};
+                    bs_pack_args args = {.pools = &fx->pools, .n = 1, .pages = &ref};
+                    assert_int_equal(bs_op_pack(fx->stream, &args), BS_STATUS_OK);
+                    ref.layer = 0;
+                    assert_int_equal(bs_op_unpack(fx->stream, &args), BS_STATUS_OK);
+                }
+                free(k);
+                free(v);
+                bs_quantize_args args = {
+                    .pools = &fx->pools, .n_pages = 1, .f16_slot = &slot, .quant_slot = &to};
+                assert_int_equal(bs_op_quantize(fx->stream, &args), BS_STATUS_OK);
+                assert_int_equal(bs_stream_check(fx->stream), BS_STATUS_OK);
+                slot = to;
+                (*next_f16)--;
+            }
+            tb->slot[at] = slot;
+            tb->index[at++] = p;
+            (pass == 0 ? tb->n_sink : pass == 1 ? tb->n_quant : tb->n_f16)[b]++;
+        }
+    tb->page_start[b + 1] = at;
+    tb->q_start[b + 1] = tb->q_start[b] + T;
+    tb->q_pos0[b] = T > 0 ? S - T : -1;
+    tb->n_tokens[b] = S;
+}
+
+/* ---- comparing
+ * ------------------------------------------------------------------------------------------------ */
+
+static void check_sequence(const fixture *fx, const tables *tb, int b, const float *q, const float *o,
+                           const float *lse)
+{
+    int dim = fx->shape.head_dim, H = fx->n_heads, G = H / fx->shape.n_kv_heads;
+    int first = tb->page_start[b], n = tb->page_start[b + 1] - first, T = tb->q_start[b + 1] - tb->q_start[b];
+    double *k = malloc((size_t)(n * PAGE * dim) * 8 + 8), *v = malloc((size_t)(n * PAGE * dim) * 8 + 8);
+    double *s = malloc((size_t)(n * PAGE) * 8 + 8), *want = malloc((size_t)dim * 8);
+    for (int head = 0; head < fx->shape.n_kv_heads; head++) {
+        for (int i = 0; i < n; i++)
+            dequantize(fx, i >= tb->n_sink[b] && i < tb->n_sink[b] + tb->n_quant[b], tb->slot[first + i],
+                       head, k + (size_t)i * PAGE * dim, v + (size_t)i * PAGE * dim);
+        for (int t = 0; t < T; t++)
+            for (int g = 0; g < G; g++) {
+                size_t row = (size_t)(tb->q_start[b] + t) * H + head * G + g;
+                int64_t P = tb->q_pos0[b] + t;
+                double max = -INFINITY, sum = 0, error = 0, norm = 0;
+                memset(want, 0, (size_t)dim * 8);
+                for (int i = 0; i < n * PAGE; i++) {
+                    int64_t j = (int64_t)tb->index[first + i / PAGE] * PAGE + i % PAGE;
+                    s[i] = -INFINITY;
+                    if (j > P || j >= tb->n_tokens[b] || (fx->window && j < P - fx->window + 1)) continue;
+                    s[i] = 0;
+                    for (int d = 0; d < dim; d++) s[i] += (double)q[row * dim + d] * k[(size_t)i * dim + d];
+                    s[i] *= 0.1f;
+                    max = fmax(max, s[i]);
+                }
+                for (int i = 0; i < n * PAGE; i++) {
+                    if (s[i] == -INFINITY) continue;
+                    double p = exp(s[i] - max);
+                    sum += p;
+                    for (int d = 0; d < dim; d++) want[d] += p * v[(size_t)i * dim + d];
+                }
+                if (sum == 0) {
+                    assert_true(lse[row] == -INFINITY);
+                    for (int d = 0; d < dim; d++) assert_true(o[row * dim + d] == 0);
+                    continue;
+                }
+                for (int d = 0; d < dim; d++) {
+                    double e = o[row * dim + d] - want[d] / sum;
+                    error += e * e;
+                    norm += want[d] / sum * want[d] / sum;
+                }
+                if (!(sqrt(error / norm) <= TOL_ATTEND_O) ||
+                    !(fabs(lse[row] - (max + log(sum))) <= TOL_ATTEND_LSE))
+                    fail_msg("K%d V%d D %d G %d window %d: sequence %d token %d head %d: O off by %g, LSE %g "
+                             "not %g",
+                             fx->shape.format.k_bits, fx->shape.format.v_bits, dim, G, fx->window, b, t,
+                             head * G + g, sqrt(error / norm), lse[row], max + log(sum));
+            }
+    }
+    free(k);
+    free(v);
+    free(s);
+    free(want);
+}
+
+static void run_case(bs_device *device, bs_stream *stream, bs_kv_format format, int dim, int G, int window,
+                     const int (*seqs)[3], bool outliers)
+{
+    fixture fx = {.device = device, .stream = stream, .n_heads = 2 * G, .window = window};
+    fx.shape = (bs_kv_shape){.n_layers = 2, .n_kv_heads = 2, .head_dim = dim, .format = format};
+    uint32_t n_f16 = 3, n_quant = 3, used_f16 = 1, used_quant = 1;
+    for (int b = 0; b < MAX_SEQS; b++) {
+        n_f16 += (uint32_t)(format.k_bits == 16 ? seqs[b][0] / PAGE + 2 : 6);
+        n_quant += (uint32_t)(seqs[b][0] / PAGE + 1);
+    }
+    size_t f16_bytes, quant_bytes;
+    assert_int_equal(bs_kv_slot_bytes(device, &fx.shape, &f16_bytes, &quant_bytes), BS_STATUS_OK);
+    assert_int_equal(bs_buffer_alloc(device, n_f16 * f16_bytes, "f16", &fx.f16), BS_STATUS_OK);
+    assert_int_equal(bs_buffer_alloc(device, n_quant * quant_bytes + 64, "quant", &fx.quant), BS_STATUS_OK);
+    memset(bs_buffer_at(fx.f16, 0), 0xff, n_f16 * f16_bytes); /* NaN wherever nothing is written */
+    memset(bs_buffer_at(fx.quant, 0), 0xff, n_quant * quant_bytes);
+    fx.pools = (bs_kv_pools){&fx.shape, bs_buffer_at(fx.f16, 0), bs_buffer_at(fx.quant, 0), n_f16, n_quant};
+    tables tb = {0};
+    tb.slot = calloc(n_f16 + n_quant, sizeof *tb.slot);
+    tb.index = calloc(n_f16 + n_quant, sizeof *tb.index);
+    for (int b = 0; b < MAX_SEQS; b++)
+        add_sequence(&fx, &tb, b, seqs[b][0], seqs[b][1], seqs[b][2], outliers, &used_f16, &used_quant);
+    int T = tb.q_start[MAX_SEQS], n_pages = tb.page_start[MAX_SEQS], H = fx.n_heads;
+    float *q = malloc((size_t)(T * H * dim) * 4), *o = malloc((size_t)(T * H * dim) * 4),
+          *lse = malloc((size_t)(T * H) * 4);
+    for (int i = 0; i < T * H * dim; i++) q[i] = noise() * 0.7f;
+    memset(o, 0xff, (size_t)(T * H * dim) * 4);
+    memset(lse, 0xff, (size_t)(T * H) * 4);
+    size_t bytes = bs_attend_workspace_bytes(device, &fx.shape, H, MAX_SEQS, T, n_pages);
+    uint8_t *workspace = malloc(bytes + 1);
+    memset(workspace, 0xff, bytes + 1);
+    bs_attend_args args = {.pools = &fx.pools,
+                           .layer = 1,
+                           .max_seqs = MAX_SEQS,
+                           .max_tokens = T,
+                           .max_pages = n_pages,
+                           .n_heads = H,
+                           .q = q,
+                           .q_ld = (int64_t)H * dim,
+                           .act = BS_TYPE_F32,
+                           .q_start = tb.q_start,
+                           .q_pos0 = tb.q_pos0,
+                           .page_start = tb.page_start,
+                           .page_slot = tb.slot,
+                           .page_index = tb.index,
+                           .n_sink = tb.n_sink,
+                           .n_quant = tb.n_quant,
+                           .n_f16 = tb.n_f16,
+                           .n_tokens = tb.n_tokens,
+                           .scale = 0.1f,
+                           .window = window,
+                           .workspace = workspace,
+                           .workspace_bytes = bytes,
+                           .o = o,
+                           .lse = lse};
+    assert_int_equal(bs_op_attend(stream, &args), BS_STATUS_OK);
+    assert_int_equal(workspace[bytes], 0xff);
+    for (int b = 0; b < MAX_SEQS; b++) check_sequence(&fx, &tb, b, q, o, lse);
+    free(workspace);
+    free(q);
+    free(o);
+    free(lse);
+    free(tb.slot);
+    free(tb.index);
+    bs_buffer_free(fx.f16);
+    bs_buffer_free(fx.quant);
+}
+
+/* {tokens, query tokens, one page in how many is ours} of each sequence */
+static const int decode[MAX_SEQS][3] = {{1, 1, 1}, {129, 1, 1}, {0, 0, 1}, {1409, 1, 3}};
+static const int several[MAX_SEQS][3] = {{128, 2, 1}, {127, 3, 2}, {641, 5, 1}, {1000, 1, 2}};
+static const int prefill[MAX_SEQS][3] = {{130, 130, 1}, {700, 17, 1}, {0, 0, 1}, {1280, 64, 2}};
+
+static void test_attend(void **state)
+{
+    const bs_kv_format formats[] = {
+        {.k_bits = 16, .v_bits = 16},
+        {.k_bits = 8, .v_bits = 8, .k_per_channel = true, .group = 128},
+        {.k_bits = 4, .v_bits = 4, .k_per_channel = true, .group = 128},
+        {.k_bits = 2, .v_bits = 2, .k_per_channel = true, .group = 32, .k_norm = true},
+        {.k_bits = 4, .v_bits = 2, .k_per_channel = true, .group = 128, .k_norm = true},
+        {.k_bits = 8, .v_bits = 4, .k_per_channel = true, .group = 64},
+        {.k_bits = 4, .v_bits = 4, .group = 128},
+        {.k_bits = 2, .v_bits = 8, .group = 32, .k_norm = true},
+        {.k_bits = 4, .v_bits = 4, .k_per_channel = true, .group = 32},
+    };
+    const int groups[] = {1, 3, 4, 7, 8, 9, 16};
+    int n = 0;
+    for (bs_isa isa = BS_ISA_SCALAR; isa <= BS_ISA_AVX512; isa++)
+        for (int threads = 1; threads <= 3; threads += 2) {
+            bs_device *device;
+            bs_stream *stream;
+            if (bs_device_open(&(bs_device_config){.n_threads = threads, .isa = isa}, &device) !=
+                BS_STATUS_OK) {
+                bs_error_clear();
+                continue;
+            }
+            assert_int_equal(bs_stream_create(device, &stream), BS_STATUS_OK);
+            for (size_t f = 0; f < sizeof formats / sizeof formats[0]; f++)
+                for (int shape = 0; shape < 3; shape++, n++) {
+                    int dim = n % 2 ? 64 : 128, G = groups[n % 7],
+                        window = n % 5 == 2   ? 200
+                                 : n % 5 == 4 ? 1
+                                              : 0;
+                    seed = 20260917u + (uint32_t)n;
+                    run_case(device, stream, formats[f], dim, G, window,
+                             shape == 0   ? decode
+                             : shape == 1 ? several
+                                          : prefill,
+                             n % 4 == 3);
+                }
+            bs_stream_destroy(stream);
+            bs_device_close(device);
+        }
+}
+
+/* Errors must not grow with the number of tokens. */
+static void test_long(void **state)
+{
+    static const int seqs[MAX_SEQS][3] = {{100001, 1, 1}, {0, 0, 1}, {0, 0, 1}, {0, 0, 1}};
+    bs_device *device;
+    bs_stream *stream;
+    assert_int_equal(bs_device_open(&(bs_device_config){.n_threads = 1}, &device), BS_STATUS_OK);
+    assert_int_equal(bs_stream_create(device, &stream), BS_STATUS_OK);
+    seed = 7;
+    run_case(device, stream, (bs_kv_format){.k_bits = 4, .v_bits = 4, .k_per_channel = true, .group = 128},
+             64, 3, 0, seqs, true);
+    bs_stream_destroy(stream);
+    bs_device_close(device);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_attend), cmocka_unit_test(test_long)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
