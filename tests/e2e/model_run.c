@@ -13,6 +13,7 @@
  *
  * bs_merge_states is wrapped at link time (--wrap) for the last two.
  */
+#define _POSIX_C_SOURCE 200809L /* fseeko */
 #include "comm/merge.h"
 #include "src/cache/format.h"
 #include "src/engine/engine.h"
