@@ -27,7 +27,8 @@
     X(COMM, 9, "communication failed", 1)                                                                          \
     X(FULL, 10, "no space left in the cache", 1)                                                                   \
     X(STOPPED, 11, "stopped early", 85)                                                                            \
-    X(INTERNAL, 12, "internal error", 1)
+    X(INTERNAL, 12, "internal error", 1)                                                                           \
+    X(INTERRUPTED, 13, "interrupted", 1)
 
 typedef enum bs_status {
 #define X(name, number, text, code) BS_STATUS_##name = number,

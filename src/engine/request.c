@@ -79,7 +79,7 @@ bs_status bs_request_create(const bs_request_config *config, const bs_tokenizer 
     r->stats.n_prompt = config->n_prompt;
     r->stats.answer = r->answer;
     r->stats.text = "";
-    if (tokenizer) bs_detokenizer_init(&r->detokenizer, tokenizer, false);
+    if (tokenizer) bs_detokenizer_init(&r->detokenizer, tokenizer, config->show_special);
     *out = r;
     return BS_STATUS_OK;
 }
