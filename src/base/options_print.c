@@ -48,9 +48,10 @@ static void option_label(const bs_option *option, char *text, size_t bytes)
 
 static void option_help(const bs_option *option, char *text, size_t bytes)
 {
-    int n = snprintf(text, bytes, "%s", option->help);
-    if (option->default_text && option->kind != BS_OPTION_FLAG && (size_t)n < bytes)
-        snprintf(text + n, bytes - (size_t)n, " [%s]", option->default_text);
+    bool choice = option->kind == BS_OPTION_CHOICE,
+         shown = option->default_text && option->kind != BS_OPTION_FLAG;
+    snprintf(text, bytes, "%s%s%s%s%s%s", option->help, choice ? ": " : "", choice ? option->choices : "",
+             shown ? " [" : "", shown ? option->default_text : "", shown ? "]" : "");
 }
 
 static void print_option(FILE *out, const char *label, const char *help)

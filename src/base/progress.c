@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 enum { BAR_CELLS = 24, LINE_BYTES = 160 };
-static const double bar_every_s = 0.1, line_every_s = 10;
+static const double bar_every_s = 0.1, line_every_s = 10, worth_a_line_s = 1;
 
 double bs_now_s(void)
 {
@@ -105,7 +105,9 @@ void bs_progress_end(bs_progress *progress, uint64_t done)
         write_bar("");
         return;
     }
+    double elapsed_s = bs_now_s() - progress->start_s;
+    if (elapsed_s < worth_a_line_s) return;
     char text[LINE_BYTES];
-    bs_progress_format(progress, done, bs_now_s() - progress->start_s, false, text, sizeof text);
+    bs_progress_format(progress, done, elapsed_s, false, text, sizeof text);
     bs_log_info("%s", text);
 }

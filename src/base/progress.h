@@ -1,7 +1,8 @@
 /* progress.h: a bar with a rate on a terminal, a plain line now and then in a log. On stderr, rank 0 only.
  *
  * Progress of a load (bytes) or a prefill (tokens). On a terminal the bar is redrawn at most ten times a
- * second and cleared at the end; otherwise a line is printed at most every ten seconds and one at the end.
+ * second and cleared at the end; otherwise a line is printed at most every ten seconds, and one at the end of
+ * what took longer than a second.
  */
 #ifndef BS_PROGRESS_H
 #define BS_PROGRESS_H

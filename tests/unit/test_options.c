@@ -276,7 +276,7 @@ static void test_help(void **state)
                            "\n"
                            "Other:\n"
                            "      --note TEXT           free text\n"
-                           "      --pan-size SIZE       which pan [small]\n"
+                           "      --pan-size SIZE       which pan: small|large [small]\n"
                            "  -s, --spice NAME          spice, several times\n"
                            "\n"
                            "  -h, --help                this text\n";

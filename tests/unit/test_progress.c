@@ -85,7 +85,7 @@ static void release_stderr(FILE *file, char *text, size_t bytes)
     fclose(file);
 }
 
-/* In a log: nothing in the first ten seconds, then one line at the end, and only one. */
+/* In a log: nothing in the first ten seconds, then a line, one line at the end, and only one. */
 static void test_log_lines(void **state)
 {
     (void)state;
@@ -96,6 +96,7 @@ static void test_log_lines(void **state)
     for (int i = 0; i < 4; i++) bs_progress_update(&p, (uint64_t)i * 1024);
     p.last_s -= 11; /* as if the last line were long ago */
     bs_progress_update(&p, 2048);
+    p.start_s -= 11;
     bs_progress_end(&p, 4096);
     bs_progress_end(&p, 4096);
     bs_progress_update(&p, 4096);
@@ -107,7 +108,8 @@ static void test_log_lines(void **state)
     assert_ptr_equal(strchr(second, '\n') + 1, text + strlen(text));
 }
 
-static void test_disabled(void **state)
+/* Nothing when it is switched off, and nothing in a log for what is done at once. */
+static void test_silent(void **state)
 {
     (void)state;
     char text[512];
@@ -115,7 +117,10 @@ static void test_disabled(void **state)
     FILE *file = catch_stderr();
     bs_progress_begin(&p, "load", "B", 4096, false);
     p.last_s -= 11;
+    p.start_s -= 11;
     bs_progress_update(&p, 2048);
+    bs_progress_end(&p, 4096);
+    bs_progress_begin(&p, "load", "B", 4096, true);
     bs_progress_end(&p, 4096);
     release_stderr(file, text, sizeof text);
     assert_string_equal(text, "");
@@ -133,7 +138,7 @@ static void test_clock(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_bytes), cmocka_unit_test(test_format),
-                                       cmocka_unit_test(test_log_lines), cmocka_unit_test(test_disabled),
+                                       cmocka_unit_test(test_log_lines), cmocka_unit_test(test_silent),
                                        cmocka_unit_test(test_clock)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
