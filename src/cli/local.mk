@@ -1,1 +1,15 @@
-# The program, added when its first command is.
+# The program, and bitshard(1) from its own table of options.
+bin_PROGRAMS += bitshard
+bitshard_SOURCES = src/cli/main.c src/cli/table.h src/cli/table.c src/cli/common.h src/cli/common.c \
+    src/cli/generate.h src/cli/cmd_generate.c src/cli/generate_report.c src/cli/cmd_tokenize.c \
+    src/cli/cmd_make_model.c src/cli/cmd_info.c
+bitshard_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
+bitshard_LDADD = $(BS_LIBS) $(BS_SYSLIBS)
+
+man1_MANS = docs/man/bitshard.1
+CLEANFILES += docs/man/bitshard.1
+docs/man/bitshard.1: bitshard$(EXEEXT)
+	$(AM_V_GEN)$(MKDIR_P) docs/man && ./bitshard$(EXEEXT) --man > $@.tmp && mv $@.tmp $@
+
+TESTS += tests/e2e/test_cli.py
+EXTRA_DIST += tests/e2e/test_cli.py

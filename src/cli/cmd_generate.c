@@ -1,0 +1,368 @@
+/* cmd_generate.c: a prompt in, its answer out, on all ranks of the job.
+ *
+ * The stages of setting up each end with bs_comm_agree, so that whatever fails on one rank ends all with one
+ * line. Rank 0 alone reads the prompt, has the tokenizer and the scheduler; the others need to know only how
+ * long the sequence may become. While the engine runs nothing can be agreed (the others may wait inside a
+ * collective), so an error there ends the job.
+ *
+ * The answer's text is written piece by piece from the scheduler's callbacks. These cannot fail, so a write
+ * error is kept in g->output and stops the scheduler. When the answer is complete the scheduler is stopped,
+ * too: otherwise it would still free the sequence's pages, and cache_bytes would be of nothing.
+ */
+#include "config.h"
+
+#include "src/base/log.h"
+#include "src/cache/format.h"
+#include "src/cli/generate.h"
+#include "src/cli/table.h"
+#include "src/model/chat.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* ---- signals
+ * ------------------------------------------------------------------------------------------------ */
+
+static bs_sched *volatile signalled_sched; /* rank 0, while it runs */
+static volatile sig_atomic_t caught_signal;
+
+static void on_signal(int number)
+{
+    caught_signal = number;
+    if (signalled_sched) bs_sched_stop(signalled_sched);
+}
+
+/* The first SIGINT or SIGTERM ends the answer (the launcher sends it to all ranks; rank 0's counts), a second
+ * one the process. */
+static void catch_signals(bs_sched *sched)
+{
+    signalled_sched = sched;
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND | SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+/* ---- setting up: every rank
+ * --------------------------------------------------------------------------------- */
+
+static bs_status check_options(const bs_options *options)
+{
+    if (bs_options_given(options, "system") && !bs_options_flag(options, "chat"))
+        return bs_fail(BS_STATUS_USAGE, "--system: only with --chat");
+    if (bs_options_flag(options, "dry-run") && bs_options_flag(options, "json"))
+        return bs_fail(BS_STATUS_USAGE, "--dry-run: not together with --json");
+    if (bs_options_int(options, "chunk-tokens") % BS_PAGE_TOKENS != 0)
+        return bs_fail(BS_STATUS_USAGE, "--chunk-tokens %lld: must be a multiple of %d",
+                       (long long)bs_options_int(options, "chunk-tokens"), BS_PAGE_TOKENS);
+    for (int i = 0; i < bs_options_count(options, "stop"); i++)
+        if (bs_options_item(options, "stop", i)[0] == 0)
+            return bs_fail(BS_STATUS_USAGE, "--stop: must not be empty");
+    return BS_STATUS_OK;
+}
+
+/* All but the context, which the prompt decides. */
+static bs_status read_config(generate *g)
+{
+    BS_TRY(check_options(g->options));
+    g->json = bs_options_flag(g->options, "json");
+    BS_TRY(bs_cli_read_kv(g->options, &g->config.kv));
+    BS_TRY(bs_cli_read_merge(g->options, &g->config.merge));
+    g->config.stripe_pages = (int)bs_options_int(g->options, "stripe-pages");
+    g->config.chunk_tokens = g->config.max_step_tokens = (int)bs_options_int(g->options, "chunk-tokens");
+    g->config.max_seqs = g->config.max_prefill_seqs = 1;
+    return BS_STATUS_OK;
+}
+
+static bs_status open_local(generate *g)
+{
+    BS_TRY(read_config(g));
+    BS_TRY(bs_cli_open_model(g->options, &g->model));
+    BS_TRY(bs_cli_open_device(g->options, g->comm, &g->device));
+    BS_TRY(bs_grid_choose(bs_comm_rank(g->comm), bs_comm_size(g->comm),
+                          bs_model_get_desc(g->model)->n_kv_heads, bs_options_string(g->options, "grid"),
+                          &g->grid));
+    return g->leader ? bs_tokenizer_open(g->model, &g->tokenizer) : BS_STATUS_OK;
+}
+
+/* ---- setting up: rank 0's prompt
+ * ---------------------------------------------------------------------------- */
+
+static bs_status tokenize_chat(generate *g, const char *text, size_t bytes)
+{
+    const char *system = bs_options_string(g->options, "system");
+    bs_chat_message messages[2];
+    int n = 0;
+    if (system) messages[n++] = (bs_chat_message){"system", system, strlen(system)};
+    messages[n++] = (bs_chat_message){"user", text, bytes};
+    return bs_chat_tokenize(g->tokenizer, messages, n, &g->prompt);
+}
+
+static bs_status tokenize_prompt(generate *g, const char *text, size_t bytes)
+{
+    if (bs_options_flag(g->options, "chat")) return tokenize_chat(g, text, bytes);
+    int32_t bos = bs_tokenizer_bos(g->tokenizer);
+    if (bos >= 0 && (bs_tokenizer_adds_bos(g->tokenizer) || bytes == 0))
+        BS_TRY(bs_tokens_push(&g->prompt, bos));
+    return bs_tokenize(g->tokenizer, text, bytes, bs_options_flag(g->options, "parse-special"), &g->prompt);
+}
+
+/* An id, or a token's exact text. */
+static bs_status read_stop_token(generate *g, const char *text)
+{
+    int n_vocab = bs_tokenizer_n_vocab(g->tokenizer);
+    char *end;
+    errno = 0;
+    long id = strtol(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end || errno != 0)
+        id = bs_tokenizer_find(g->tokenizer, text, strlen(text));
+    if (id < 0 || id >= n_vocab)
+        return bs_fail(BS_STATUS_USAGE, "--stop-token %s: neither an id below %d nor a token of the model",
+                       text, n_vocab);
+    return bs_tokens_push(&g->stop_tokens, (int32_t)id);
+}
+
+static bs_status choose_context(generate *g)
+{
+    int64_t answer = bs_options_int(g->options, "max-tokens"), need = (int64_t)g->prompt.n + answer;
+    bool given = bs_options_given(g->options, "context");
+    int64_t context = given ? bs_options_int(g->options, "context") : need;
+    if (context < need)
+        return bs_fail(BS_STATUS_USAGE,
+                       "--context %lld: a prompt of %zu tokens and --max-tokens %lld need %lld",
+                       (long long)context, g->prompt.n, (long long)answer, (long long)need);
+    int trained = bs_model_get_desc(g->model)->context_length;
+    if (need > trained)
+        bs_log_warn("prompt and answer may reach %lld tokens: the model was trained for %d", (long long)need,
+                    trained);
+    g->config.max_context = g->config.total_tokens = context;
+    return BS_STATUS_OK;
+}
+
+static bs_status read_prompt(generate *g)
+{
+    for (int i = 0; i < bs_options_count(g->options, "stop-token"); i++)
+        BS_TRY(read_stop_token(g, bs_options_item(g->options, "stop-token", i)));
+    /* A dry run needs the prompt for its length only. */
+    if (!(bs_options_flag(g->options, "dry-run") && bs_options_given(g->options, "context"))) {
+        char *text;
+        size_t bytes;
+        BS_TRY(bs_cli_read_text(g->options, &text, &bytes));
+        bs_status status = tokenize_prompt(g, text, bytes);
+        free(text);
+        BS_TRY(status);
+        if (g->prompt.n == 0) return bs_fail(BS_STATUS_USAGE, "the prompt is empty");
+        bs_log_debug("prompt: %zu bytes, %zu tokens", bytes, g->prompt.n);
+    }
+    return choose_context(g);
+}
+
+/* ---- setting up: together
+ * ----------------------------------------------------------------------------------- */
+
+/* What must be the same on all ranks for their collectives to match. */
+typedef struct common_ground {
+    int64_t context, heads, seq, merge, stripe_pages, chunk_tokens, v_encoder;
+    uint64_t file_bytes;
+    char kv[BS_KV_FORMAT_NAME];
+} common_ground;
+
+/* Tells all ranks the context; a rank whose environment or file says otherwise than rank 0's fails. */
+static bs_status share_ground(generate *g)
+{
+    common_ground mine, rank0;
+    memset(&mine, 0, sizeof mine); /* compared as bytes */
+    mine.context = g->config.max_context;
+    mine.heads = g->grid.heads;
+    mine.seq = g->grid.seq;
+    mine.merge = g->config.merge;
+    mine.stripe_pages = g->config.stripe_pages;
+    mine.chunk_tokens = g->config.chunk_tokens;
+    mine.v_encoder = g->config.kv.v_encoder;
+    mine.file_bytes = bs_model_get_desc(g->model)->file_bytes;
+    bs_kv_format_name(&g->config.kv, mine.kv);
+    rank0 = mine;
+    BS_TRY(bs_comm_bcast_host(g->comm, &rank0, sizeof rank0, 0));
+    mine.context = g->config.max_context = g->config.total_tokens = rank0.context;
+    if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_MISMATCH,
+                   "model, --kv, --grid, --merge, --stripe-pages or --chunk-tokens is not what "
+                   "rank 0 has: look at the environment of this machine");
+}
+
+static void on_load(void *context, uint64_t done, uint64_t total)
+{
+    generate *g = context;
+    if (!g->load.open && done < total)
+        bs_progress_begin(&g->load, "load", "B", total, g->leader && bs_log_get_level() > BS_LOG_QUIET);
+    bs_progress_update(&g->load, done);
+    if (done == total) bs_progress_end(&g->load, done);
+}
+
+static bs_status set_up(generate *g)
+{
+    double start = bs_now_s();
+    BS_TRY(bs_comm_agree(g->comm, open_local(g)));
+    g->load_ms = (bs_now_s() - start) * 1e3;
+    BS_TRY(bs_comm_agree(g->comm, g->leader ? read_prompt(g) : BS_STATUS_OK));
+    BS_TRY(bs_comm_agree(g->comm, share_ground(g)));
+    return bs_comm_agree(g->comm, bs_comm_set_grid(g->comm, &g->grid));
+}
+
+static bs_status open_engine(generate *g)
+{
+    double start = bs_now_s();
+    BS_TRY(bs_engine_open(g->model, g->device, g->comm, &g->config, on_load, g, &g->engine));
+    g->load_ms += (bs_now_s() - start) * 1e3;
+    return BS_STATUS_OK;
+}
+
+/* ---- the answer
+ * --------------------------------------------------------------------------------------------- */
+
+static void on_text(void *context, int32_t id, const char *text, size_t bytes)
+{
+    generate *g = context;
+    (void)id;
+    if (g->json || g->output != BS_STATUS_OK) return;
+    g->output = bs_cli_write(text, bytes);
+    if (g->output != BS_STATUS_OK) bs_sched_stop(g->sched);
+}
+
+static void on_prefill(void *context, int64_t done, int64_t total)
+{
+    generate *g = context;
+    g->n_prefilled = (uint64_t)done;
+    bs_progress_update(&g->prefill, (uint64_t)done);
+    if (done == total) bs_progress_end(&g->prefill, (uint64_t)done);
+}
+
+static void on_finish(void *context, bs_request *request)
+{
+    generate *g = context;
+    (void)request;
+    bs_progress_end(&g->prefill, g->n_prefilled);
+    bs_sched_stop(g->sched); /* before the pages are freed */
+}
+
+static bs_status submit(generate *g)
+{
+    const bs_options *o = g->options;
+    int n_stop = bs_options_count(o, "stop");
+    const char **stop = calloc((size_t)n_stop + 1, sizeof *stop);
+    if (!stop) return bs_fail(BS_STATUS_NOMEM, "--stop: no memory");
+    for (int i = 0; i < n_stop; i++) stop[i] = bs_options_item(o, "stop", i);
+    bs_request_config config = {
+        .prompt = g->prompt.ids,
+        .n_prompt = (int64_t)g->prompt.n,
+        .max_tokens = bs_options_int(o, "max-tokens"),
+        .sampling = {.temperature = (float)bs_options_float(o, "temperature"),
+                     .top_k = (int32_t)bs_options_int(o, "top-k"),
+                     .top_p = (float)bs_options_float(o, "top-p"),
+                     .min_p = (float)bs_options_float(o, "min-p"),
+                     .repeat_penalty = (float)bs_options_float(o, "repeat-penalty"),
+                     .seed = (uint64_t)bs_options_int(o, "seed")},
+        .ignore_end = bs_options_flag(o, "ignore-eos"),
+        .show_special = bs_options_flag(o, "show-special"),
+        .stop = stop,
+        .n_stop = n_stop,
+        .stop_tokens = g->stop_tokens.ids,
+        .n_stop_tokens = (int)g->stop_tokens.n,
+        .context = g,
+        .on_text = on_text,
+        .on_prefill = on_prefill,
+        .on_finish = on_finish,
+    };
+    bs_status status = bs_sched_open(g->engine, g->tokenizer, bs_options_float(o, "step-ms"), &g->sched);
+    if (status == BS_STATUS_OK) status = bs_sched_submit(g->sched, &config, &g->request);
+    free(stop);
+    return status;
+}
+
+/* Ends the job from within a step. Rank 0 speaks first; if the error is another rank's alone, rank 0 waits in
+ * a collective meanwhile, and that rank speaks a little later. */
+static bs_status end_job(generate *g, bs_status status)
+{
+    if (bs_comm_size(g->comm) == 1) return status;
+    if (!g->leader) nanosleep(&(struct timespec){.tv_nsec = 500 * 1000 * 1000}, NULL);
+    bs_error_flush();
+    bs_comm_abort(g->comm, bs_status_exit_code(status));
+}
+
+/* Rank 0: closes the answer, also one that was cut short. */
+static bs_status finish_answer(generate *g)
+{
+    signalled_sched = NULL;
+    bs_sched_close(g->sched); /* calls on_text and on_finish of what it cancels, which use g->sched */
+    g->sched = NULL;
+    BS_TRY(g->output);
+    BS_TRY(g->json ? bs_generate_print_json(g) : bs_cli_write("\n", 1));
+    bs_generate_summarize(g);
+    if (!g->signal) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_INTERRUPTED, "stopped by %s after %lld tokens of the answer",
+                   g->signal == SIGINT ? "SIGINT" : "SIGTERM",
+                   (long long)bs_request_get_stats(g->request)->n_answer);
+}
+
+static bs_status sum_cache_bytes(generate *g)
+{
+    uint64_t mine[2], *all = NULL;
+    mine[0] = bs_cache_used_bytes(bs_engine_cache(g->engine), &mine[1]);
+    bs_status status = BS_STATUS_OK;
+    if (g->leader && !(all = calloc((size_t)g->grid.size, sizeof mine)))
+        status = bs_fail(BS_STATUS_NOMEM, "cache bytes: no memory for %d ranks", g->grid.size);
+    BS_TRY(bs_comm_agree(g->comm, status));
+    status = bs_comm_gather_host(g->comm, mine, sizeof mine, all, 0);
+    for (int rank = 0; status == BS_STATUS_OK && g->leader && rank < g->grid.size; rank++) {
+        g->cache_bytes += all[2 * rank];
+        g->cache_bytes_f16 += all[2 * rank + 1];
+    }
+    free(all);
+    return status;
+}
+
+static bs_status run(generate *g)
+{
+    BS_TRY(bs_comm_agree(g->comm, g->leader ? submit(g) : BS_STATUS_OK));
+    double watchdog_s = bs_options_float(g->options, "watchdog-s");
+    if (watchdog_s > 0) BS_TRY(bs_comm_agree(g->comm, bs_comm_watchdog_start(g->comm, watchdog_s)));
+    bs_progress_begin(&g->prefill, "prefill", "tokens", g->prompt.n,
+                      g->leader && bs_log_get_level() > BS_LOG_QUIET);
+    catch_signals(g->sched);
+    bs_driver driver = {0};
+    if (g->leader) driver = bs_sched_driver(g->sched);
+    bs_status status = bs_engine_run(g->engine, g->leader ? &driver : NULL);
+    if (status != BS_STATUS_OK) return end_job(g, status);
+    g->signal = caught_signal;
+    BS_TRY(bs_comm_agree(g->comm, sum_cache_bytes(g)));
+    return bs_comm_agree(g->comm, g->leader ? finish_answer(g) : BS_STATUS_OK);
+}
+
+static void clean_up(generate *g)
+{
+    bs_sched_close(g->sched);
+    if (g->request) bs_request_free(g->request);
+    bs_engine_close(g->engine);
+    bs_tokens_free(&g->stop_tokens);
+    bs_tokens_free(&g->prompt);
+    bs_tokenizer_close(g->tokenizer);
+    bs_device_close(g->device);
+    bs_model_close(g->model);
+}
+
+bs_status bs_cli_generate(const bs_options *options, bs_comm *comm)
+{
+    generate g = {.options = options, .comm = comm, .leader = bs_comm_rank(comm) == 0};
+    bs_status status = set_up(&g);
+    if (status == BS_STATUS_OK && bs_options_flag(options, "dry-run")) {
+        status = bs_generate_dry_run(&g);
+    } else if (status == BS_STATUS_OK) {
+        status = open_engine(&g);
+        if (status == BS_STATUS_OK) status = run(&g);
+    }
+    clean_up(&g);
+    return status;
+}

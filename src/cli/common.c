@@ -1,0 +1,212 @@
+/* common.c: opening what the options name, reading text, writing to stdout. */
+#include "config.h"
+
+#include "src/cli/common.h"
+#include "src/base/progress.h"
+#include "src/cache/format.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- model, device, formats
+ * -------------------------------------------------------------------------------- */
+
+bs_status bs_cli_open_model(const bs_options *options, bs_model **out)
+{
+    const char *path = bs_options_string(options, "model");
+    if (!path) return bs_fail(BS_STATUS_USAGE, "--model FILE is needed");
+    return bs_model_open(path, out);
+}
+
+const char *bs_isa_name(bs_isa isa)
+{
+    static const char *const names[] = {"auto", "scalar", "avx2", "avx512"};
+    return names[isa];
+}
+
+static bs_isa isa_of(const char *name)
+{
+    bs_isa isa = BS_ISA_AUTO;
+    while (isa < BS_ISA_AVX512 && strcmp(name, bs_isa_name(isa)) != 0) isa++;
+    return isa;
+}
+
+bs_status bs_cli_open_device(const bs_options *options, const bs_comm *comm, bs_device **out)
+{
+    const char *name = bs_options_string(options, "device");
+    int n_gpus = bs_device_count_gpus();
+    bool cuda = strcmp(name, "cuda") == 0 || (strcmp(name, "auto") == 0 && n_gpus > 0);
+    bs_device_config config = {.kind = cuda ? BS_DEVICE_CUDA : BS_DEVICE_CPU,
+                               .ordinal = cuda && n_gpus > 0 ? bs_comm_local_rank(comm) % n_gpus : 0,
+                               .n_threads = (int)bs_options_int(options, "threads"),
+                               .isa = isa_of(bs_options_string(options, "isa"))};
+    return bs_device_open(&config, out);
+}
+
+bs_status bs_cli_read_kv(const bs_options *options, bs_kv_format *out)
+{
+    bs_kv_format format;
+    bs_status status = bs_kv_format_parse(bs_options_string(options, "kv"), &format);
+    if (status != BS_STATUS_OK) {
+        /* The parser serves eval and the service too, and does not know of an option. */
+        char line[512];
+        snprintf(line, sizeof line, "%s", bs_error_message());
+        bs_error_clear();
+        return bs_fail(status, "--kv: %s", line);
+    }
+    bool plain = strcmp(bs_options_string(options, "v-encoder"), "plain") == 0;
+    format.v_encoder = plain ? BS_V_ENCODER_PLAIN : BS_V_ENCODER_LEAST_SQUARES;
+    *out = format;
+    return BS_STATUS_OK;
+}
+
+bs_status bs_cli_read_merge(const bs_options *options, bs_merge_method *out)
+{
+    return bs_merge_method_parse(bs_options_string(options, "merge"), out);
+}
+
+/* ---- text in
+ * ------------------------------------------------------------------------------------------------ */
+
+/* The whole file, into a buffer that doubles. */
+static bs_status read_all(FILE *file, const char *name, char **text, size_t *bytes)
+{
+    size_t capacity = 1 << 16, n = 0;
+    char *buffer = malloc(capacity);
+    while (buffer) {
+        n += fread(buffer + n, 1, capacity - 1 - n, file);
+        if (n < capacity - 1) break; /* the end, or an error */
+        char *larger = capacity > SIZE_MAX / 2 ? NULL : realloc(buffer, capacity *= 2);
+        if (!larger) free(buffer);
+        buffer = larger;
+    }
+    if (!buffer) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for its text", name);
+    if (ferror(file)) {
+        free(buffer);
+        return bs_fail(BS_STATUS_IO, "%s: %s", name, strerror(errno));
+    }
+    buffer[n] = 0;
+    *text = buffer;
+    *bytes = n;
+    return BS_STATUS_OK;
+}
+
+static bs_status read_file(const char *path, char **text, size_t *bytes)
+{
+    FILE *file = fopen(path, "rb");
+    if (!file) return bs_fail(BS_STATUS_IO, "--prompt-file %s: %s", path, strerror(errno));
+    bs_status status = read_all(file, path, text, bytes);
+    fclose(file);
+    return status;
+}
+
+bs_status bs_cli_read_text(const bs_options *options, char **text, size_t *bytes)
+{
+    const char *prompt = bs_options_string(options, "prompt"),
+               *path = bs_options_string(options, "prompt-file");
+    if (prompt && path) return bs_fail(BS_STATUS_USAGE, "--prompt and --prompt-file: only one of them");
+    if (prompt) {
+        char *copy = strdup(prompt);
+        if (!copy) return bs_fail(BS_STATUS_NOMEM, "--prompt: no memory for its text");
+        *text = copy;
+        *bytes = strlen(copy);
+        return BS_STATUS_OK;
+    }
+    if (path && strcmp(path, "-") != 0) return read_file(path, text, bytes);
+    if (!path && isatty(STDIN_FILENO) == 1)
+        return bs_fail(BS_STATUS_USAGE, "no text: give --prompt TEXT, --prompt-file FILE, or standard input");
+    return read_all(stdin, "standard input", text, bytes);
+}
+
+/* ---- out
+ * ---------------------------------------------------------------------------------------------------- */
+
+static bs_status check_stdout(bool good)
+{
+    if (good && fflush(stdout) == 0) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_IO, "standard output: %s", strerror(errno));
+}
+
+bs_status bs_cli_write(const void *data, size_t bytes)
+{
+    return check_stdout(fwrite(data, 1, bytes, stdout) == bytes);
+}
+
+bs_status bs_cli_print(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vprintf(format, arguments);
+    va_end(arguments);
+    return check_stdout(n >= 0);
+}
+
+bs_status bs_cli_print_json(json_t *value)
+{
+    char *line = value ? json_dumps(value, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+    json_decref(value);
+    if (!line) return bs_fail(BS_STATUS_NOMEM, "JSON: no memory");
+    bs_status status = bs_cli_print("%s\n", line);
+    free(line);
+    return status;
+}
+
+/* ---- memory
+ * ------------------------------------------------------------------------------------------------- */
+
+enum { N_POOLS = 7 };
+static const char *const pool_names[N_POOLS] = {
+    "weights", "quantized pages", "f16 pages", "activations", "workspace", "logits", "page lists and plans"};
+
+static void list_pools(const bs_engine_memory *m, uint64_t pools[N_POOLS])
+{
+    const uint64_t bytes[N_POOLS] = {m->weight_bytes,
+                                     m->cache.quant_pool_bytes,
+                                     m->cache.f16_pool_bytes,
+                                     m->activation_bytes,
+                                     m->workspace_bytes,
+                                     m->logits_bytes,
+                                     m->plan_bytes + m->cache.table_bytes};
+    memcpy(pools, bytes, sizeof bytes);
+}
+
+static uint64_t sum_pools(const bs_engine_memory *m)
+{
+    uint64_t pools[N_POOLS], sum = 0;
+    list_pools(m, pools);
+    for (int i = 0; i < N_POOLS; i++) sum += pools[i];
+    return sum;
+}
+
+static bs_status print_memory_row(const char *name, uint64_t first, uint64_t worst, uint64_t all)
+{
+    char text[3][32];
+    bs_format_bytes(first, text[0], sizeof text[0]);
+    bs_format_bytes(worst, text[1], sizeof text[1]);
+    bs_format_bytes(all, text[2], sizeof text[2]);
+    return bs_cli_print("%-22s %12s %14s %12s\n", name, text[0], text[1], text[2]);
+}
+
+bs_status bs_cli_print_memory(const bs_engine_memory *memory, int n_ranks)
+{
+    int worst = 0;
+    uint64_t total = 0, all[N_POOLS] = {0}, first[N_POOLS], most[N_POOLS];
+    for (int rank = 0; rank < n_ranks; rank++) {
+        uint64_t pools[N_POOLS];
+        list_pools(&memory[rank], pools);
+        for (int i = 0; i < N_POOLS; i++) all[i] += pools[i];
+        total += sum_pools(&memory[rank]);
+        if (sum_pools(&memory[rank]) > sum_pools(&memory[worst])) worst = rank;
+    }
+    list_pools(&memory[0], first);
+    list_pools(&memory[worst], most);
+    char title[32];
+    snprintf(title, sizeof title, "most: rank %d", worst);
+    BS_TRY(bs_cli_print("%-22s %12s %14s %12s\n", "memory", "rank 0", title, "all ranks"));
+    for (int i = 0; i < N_POOLS; i++) BS_TRY(print_memory_row(pool_names[i], first[i], most[i], all[i]));
+    return print_memory_row("sum", sum_pools(&memory[0]), sum_pools(&memory[worst]), total);
+}

@@ -1,0 +1,35 @@
+/* common.h: what several subcommands do the same way: open what the options name, read text, write to stdout.
+ *
+ * Nothing here is collective; callers agree. Errors name the option.
+ */
+#ifndef BS_CLI_COMMON_H
+#define BS_CLI_COMMON_H
+
+#include "src/base/options.h"
+#include "src/engine/engine.h"
+
+#include <jansson.h>
+
+/* --model, which must be there. */
+bs_status bs_cli_open_model(const bs_options *options, bs_model **out);
+/* --device, --threads, --isa. With several GPUs a rank takes the one of its number on the machine. */
+bs_status bs_cli_open_device(const bs_options *options, const bs_comm *comm, bs_device **out);
+/* --kv with --v-encoder where the subcommand takes that, --merge. */
+bs_status bs_cli_read_kv(const bs_options *options, bs_kv_format *out);
+bs_status bs_cli_read_merge(const bs_options *options, bs_merge_method *out);
+const char *bs_isa_name(bs_isa isa);
+
+/* --prompt, --prompt-file, or standard input when it is not a terminal; byte for byte, with a 0 behind. The
+ * caller frees *text. */
+bs_status bs_cli_read_text(const bs_options *options, char **text, size_t *bytes);
+
+/* To standard output and out of its buffer: a full disk or a reader that left is BS_STATUS_IO. */
+bs_status bs_cli_write(const void *data, size_t bytes);
+__attribute__((format(printf, 1, 2))) bs_status bs_cli_print(const char *format, ...);
+/* One line of JSON; takes the reference, also on failure; NULL (jansson found no memory) is NOMEM. */
+bs_status bs_cli_print_json(json_t *value);
+
+/* The table of --dry-run, from every rank's plan. */
+bs_status bs_cli_print_memory(const bs_engine_memory *memory, int n_ranks);
+
+#endif

@@ -1,0 +1,41 @@
+/* generate.h: one answer from start to end, shared by cmd_generate.c (what happens) and generate_report.c
+ * (what is said about it). Private to those two. */
+#ifndef BS_CLI_GENERATE_H
+#define BS_CLI_GENERATE_H
+
+#include "src/base/progress.h"
+#include "src/cli/common.h"
+#include "src/engine/sched.h"
+
+typedef struct generate {
+    const bs_options *options;
+    bs_comm *comm;
+    bool leader; /* rank 0: has the tokenizer, the prompt and the scheduler */
+    bs_engine_config config;
+    bs_grid grid;
+
+    bs_model *model;
+    bs_device *device;
+    bs_engine *engine;
+    bs_tokenizer *tokenizer;
+    bs_tokens prompt, stop_tokens;
+    bs_sched *sched;
+    bs_request *request;
+
+    bool json;
+    bs_progress load, prefill;
+    uint64_t n_prefilled;
+    double load_ms;
+    bs_status output; /* of writing the answer */
+    int signal;       /* that ended it, or 0 */
+    uint64_t cache_bytes, cache_bytes_f16;
+} generate;
+
+/* Both are for rank 0. Standard error: what it took. */
+void bs_generate_summarize(const generate *g);
+/* Standard output: the line of --json. */
+bs_status bs_generate_print_json(const generate *g);
+/* --dry-run: gathers every rank's memory, rank 0 prints. Collective. */
+bs_status bs_generate_dry_run(generate *g);
+
+#endif

@@ -1,0 +1,105 @@
+/* generate_report.c: summary, JSON and dry run of `generate`. */
+#include "config.h"
+
+#include "src/base/log.h"
+#include "src/cache/format.h"
+#include "src/cli/generate.h"
+
+#include <stdlib.h>
+
+static double per_token_ms(const bs_request_stats *stats)
+{
+    return stats->n_answer > 1 ? stats->decode_ms / (double)(stats->n_answer - 1) : 0;
+}
+
+static double per_second(double n, double ms)
+{
+    return ms > 0 ? n * 1e3 / ms : 0;
+}
+
+void bs_generate_summarize(const generate *g)
+{
+    const bs_request_stats *stats = bs_request_get_stats(g->request);
+    char kv[BS_KV_FORMAT_NAME], bytes[32], f16[32];
+    bs_kv_format_name(&g->config.kv, kv);
+    bs_format_bytes(g->cache_bytes, bytes, sizeof bytes);
+    bs_format_bytes(g->cache_bytes_f16, f16, sizeof f16);
+    bs_log_info("loaded in %.0f ms; prompt: %lld tokens in %.0f ms, %.1f tokens/s", g->load_ms,
+                (long long)stats->n_prompt, stats->prefill_ms,
+                per_second((double)stats->n_prompt, stats->prefill_ms));
+    bs_log_info("answer: %lld tokens in %.0f ms, %.2f ms a token, %.1f tokens/s (%s)",
+                (long long)stats->n_answer, stats->decode_ms, per_token_ms(stats),
+                per_second((double)stats->n_answer - 1, stats->decode_ms), bs_finish_name(stats->finish));
+    bs_log_info("cache: %s as %s; f16 would take %s, %.2f times as much", bytes, kv, f16,
+                g->cache_bytes > 0 ? (double)g->cache_bytes_f16 / (double)g->cache_bytes : 1);
+    bs_log_info("ranks: %d, %d head x %d sequence shards, merge %s, transport %s", g->grid.size,
+                g->grid.heads, g->grid.seq, bs_merge_method_name(g->config.merge),
+                bs_comm_transport(g->comm));
+}
+
+static json_t *json_ids(const int32_t *ids, int64_t n)
+{
+    json_t *list = json_array();
+    for (int64_t i = 0; i < n; i++) json_array_append_new(list, json_integer(ids[i]));
+    return list;
+}
+
+bs_status bs_generate_print_json(const generate *g)
+{
+    const bs_request_stats *stats = bs_request_get_stats(g->request);
+    json_t *per_token = stats->n_answer > 1 ? json_real(per_token_ms(stats)) : json_null();
+    char kv[BS_KV_FORMAT_NAME];
+    bs_kv_format_name(&g->config.kv, kv);
+    return bs_cli_print_json(json_pack(
+        "{s:s, s:o, s:o, s:o, s:s, s:s, s:{s:i, s:i}, s:{s:f, s:f, s:f, s:o}, s:I, s:I}", "id", "0",
+        "prompt_tokens", json_ids(stats->prompt, stats->n_prompt), "tokens",
+        json_ids(stats->answer, stats->n_answer), "text", json_stringn(stats->text, stats->text_bytes),
+        "finish_reason", bs_finish_name(stats->finish), "kv", kv, "grid", "heads", g->grid.heads, "seq",
+        g->grid.seq, "timings", "load_ms", g->load_ms, "prefill_ms", stats->prefill_ms, "decode_ms",
+        stats->decode_ms, "ms_per_token", per_token, "cache_bytes", (json_int_t)g->cache_bytes,
+        "cache_bytes_f16", (json_int_t)g->cache_bytes_f16));
+}
+
+/* What `fold` costs in weights: every sequence shard keeps o_proj's columns of all its heads. */
+static bs_status print_fold(const generate *g)
+{
+    bs_shard fold, cut;
+    BS_TRY(bs_shard_compute(g->model, &g->grid, BS_MERGE_FOLD, &fold));
+    BS_TRY(bs_shard_compute(g->model, &g->grid, BS_MERGE_ALLREDUCE, &cut));
+    char more[32];
+    bs_format_bytes(bs_shard_weight_bytes(g->model, &fold) - bs_shard_weight_bytes(g->model, &cut), more,
+                    sizeof more);
+    return bs_cli_print("merge fold: o_proj has %lld columns on rank 0 instead of %lld, %s more of weights\n",
+                        (long long)fold.o_cols.n, (long long)cut.o_cols.n, more);
+}
+
+static bs_status print_dry_run(const generate *g, const bs_engine_memory *memory)
+{
+    const bs_model_desc *desc = bs_model_get_desc(g->model);
+    char kv[BS_KV_FORMAT_NAME];
+    bs_kv_format_name(&g->config.kv, kv);
+    BS_TRY(bs_cli_print("%s: %d layers, %d heads on %d KV heads of %d\n", desc->name, desc->n_layers,
+                        desc->n_heads, desc->n_kv_heads, desc->head_dim));
+    BS_TRY(bs_cli_print("grid %dx%d, merge %s, kv %s, context %lld tokens\n", g->grid.heads, g->grid.seq,
+                        bs_merge_method_name(g->config.merge), kv, (long long)g->config.max_context));
+    BS_TRY(bs_cli_print_memory(memory, g->grid.size));
+    if (g->config.merge == BS_MERGE_FOLD && g->grid.seq > 1) BS_TRY(print_fold(g));
+    if (bs_device_get_info(g->device)->kind == BS_DEVICE_CPU)
+        BS_TRY(bs_cli_print("weights are mapped from the file: ranks of a machine share them\n"));
+    return BS_STATUS_OK;
+}
+
+bs_status bs_generate_dry_run(generate *g)
+{
+    bs_engine_memory mine, *all = NULL;
+    bs_status status = bs_engine_plan_memory(g->model, g->device, &g->grid, &g->config, &mine);
+    if (status == BS_STATUS_OK && g->leader && !(all = calloc((size_t)g->grid.size, sizeof *all)))
+        status = bs_fail(BS_STATUS_NOMEM, "--dry-run: no memory for %d ranks", g->grid.size);
+    BS_TRY_GOTO(bs_comm_agree(g->comm, status), err_free);
+    status = bs_comm_gather_host(g->comm, &mine, sizeof mine, all, 0);
+    if (status == BS_STATUS_OK && g->leader) status = print_dry_run(g, all);
+    status = bs_comm_agree(g->comm, status);
+err_free:
+    free(all);
+    return status;
+}

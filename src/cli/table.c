@@ -1,0 +1,138 @@
+/* table.c: every subcommand and every option, once.
+ *
+ * A row reads: name, letter, kind, scaled, value, default, min, max, choices, group, help, subcommands. */
+#include "src/cli/table.h"
+
+#include <stddef.h>
+
+#define GENERATE   (1u << BS_CLI_GENERATE)
+#define TOKENIZE   (1u << BS_CLI_TOKENIZE)
+#define MAKE_MODEL (1u << BS_CLI_MAKE_MODEL)
+#define INFO       (1u << BS_CLI_INFO)
+#define ALL        (GENERATE | TOKENIZE | MAKE_MODEL | INFO)
+
+const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
+    [BS_CLI_GENERATE] =
+        {"generate", "", 0, 0, "Answers a prompt",
+         "The answer goes to standard output as it is drawn, and ends with a newline. The prompt comes "
+         "from --prompt, from --prompt-file, or from standard input when that is not a terminal, and is "
+         "taken byte for byte. Sampling is greedy unless --temperature is given; then a seed and a grid "
+         "give the same text every time.\n\n"
+         "Under mpirun all ranks work on the one answer: the KV heads and the cache's pages are divided "
+         "over them (--grid). --dry-run prints each rank's memory and stops.\n\n"
+         "SIGINT and SIGTERM end the answer after the step that runs."},
+    [BS_CLI_TOKENIZE] =
+        {"tokenize", "", 0, 0, "Turns text into a model's token ids, or back",
+         "Text comes from --prompt, --prompt-file or standard input; ids go to standard output, on one "
+         "line. With --decode it is ids that come, parted by spaces, commas or newlines, and their text "
+         "that goes out."},
+    [BS_CLI_MAKE_MODEL] =
+        {"make-model", "tiny|smol OUT.gguf", 2, 2,
+         "Writes a small model of random weights, for tests and benches",
+         "tiny has 4 layers of 32 heads on 8 KV heads of 128; smol has SmolLM2-135M's shape. The "
+         "options change one number each of the shape. The same options give the same bytes."},
+    [BS_CLI_INFO] =
+        {"info", "", 0, 0, "Describes the build, the devices and, with --model, a model",
+         "With --model it prints the shape, the types of the tensors, the size of a token in the cache, and "
+         "for the ranks of this job the grid and the part of the model that each holds."},
+};
+
+const bs_cli_entry bs_cli_entries[BS_CLI_N_COMMANDS] = {
+    [BS_CLI_GENERATE] = {bs_cli_generate, true},
+    [BS_CLI_TOKENIZE] = {bs_cli_tokenize, false},
+    [BS_CLI_MAKE_MODEL] = {bs_cli_make_model, false},
+    [BS_CLI_INFO] = {bs_cli_info, true},
+};
+
+#define FLAG(name, group, help, commands)                                                                    \
+    {                                                                                                        \
+        name, 0, BS_OPTION_FLAG, false, NULL, NULL, 0, 0, NULL, group, help, commands                        \
+    }
+#define INT(name, letter, value, fallback, min, max, group, help, commands)                                  \
+    {                                                                                                        \
+        name, letter, BS_OPTION_INT, false, value, fallback, min, max, NULL, group, help, commands           \
+    }
+#define SCALED(name, letter, value, fallback, min, max, group, help, commands)                               \
+    {                                                                                                        \
+        name, letter, BS_OPTION_INT, true, value, fallback, min, max, NULL, group, help, commands            \
+    }
+#define FLOAT(name, value, fallback, min, max, group, help, commands)                                        \
+    {                                                                                                        \
+        name, 0, BS_OPTION_FLOAT, false, value, fallback, min, max, NULL, group, help, commands              \
+    }
+#define STRING(name, letter, value, fallback, group, help, commands)                                         \
+    {                                                                                                        \
+        name, letter, BS_OPTION_STRING, false, value, fallback, 0, 0, NULL, group, help, commands            \
+    }
+#define CHOICE(name, value, fallback, choices, group, help, commands)                                        \
+    {                                                                                                        \
+        name, 0, BS_OPTION_CHOICE, false, value, fallback, 0, 0, choices, group, help, commands              \
+    }
+#define LIST(name, value, group, help, commands)                                                             \
+    {                                                                                                        \
+        name, 0, BS_OPTION_LIST, false, value, NULL, 0, 0, NULL, group, help, commands                       \
+    }
+
+#define MOST 0x1p63 /* no upper bound but the type's */
+
+/* clang-format off */
+const bs_option bs_cli_options[] = {
+    STRING("model", 'm', "FILE", NULL, "Model", "GGUF file of a llama model", GENERATE | TOKENIZE | INFO),
+
+    STRING("prompt", 'p', "TEXT", NULL, "Prompt", "the text", GENERATE | TOKENIZE),
+    STRING("prompt-file", 0, "FILE", NULL, "Prompt", "read the text from this file; - is standard input", GENERATE | TOKENIZE),
+    FLAG("chat", "Prompt", "the prompt is a user's message: wrap it in the model's chat template", GENERATE),
+    STRING("system", 0, "TEXT", NULL, "Prompt", "system message for --chat; without it the template's own, if it has one", GENERATE),
+    FLAG("parse-special", "Prompt", "special tokens written out in the text become their ids", GENERATE | TOKENIZE),
+    FLAG("bos", "Prompt", "put the model's begin token first", TOKENIZE),
+    FLAG("decode", "Prompt", "the input is ids; print their text", TOKENIZE),
+
+    SCALED("max-tokens", 'n', "N", "256", 0, 1 << 30, "Answer", "most tokens of the answer", GENERATE),
+    LIST("stop", "TEXT", "Answer", "end the answer before this text; may be given several times", GENERATE),
+    LIST("stop-token", "ID|TEXT", "Answer", "end the answer at this token, too; may be given several times", GENERATE),
+    FLAG("ignore-eos", "Answer", "do not end at the model's end tokens", GENERATE),
+    FLAG("show-special", "Answer", "print special tokens as their names", GENERATE | TOKENIZE),
+
+    FLOAT("temperature", "X", "0", 0, 1000, "Sampling", "0 takes the best token; higher is more random", GENERATE),
+    INT("top-k", 0, "N", "0", 0, INT32_MAX, "Sampling", "draw from the N best tokens only; 0: from all", GENERATE),
+    FLOAT("top-p", "X", "1", 1e-6, 1, "Sampling", "draw from the best tokens that have this probability together", GENERATE),
+    FLOAT("min-p", "X", "0", 0, 1, "Sampling", "drop tokens with less than this share of the best one's probability", GENERATE),
+    FLOAT("repeat-penalty", "X", "1", 1e-3, 1000, "Sampling", "above 1: tokens of prompt and answer become less likely", GENERATE),
+
+    STRING("kv", 0, "FORMAT", "int4", "Cache", "KV format: f16, int8, int4, k4v2, int2, or one with fields, as int4:g64 (docs/kv-format.md)", GENERATE | INFO),
+    CHOICE("v-encoder", "NAME", "least-squares", "least-squares|plain", "Cache", "range of a 2-bit group of V, the best one or from min to max", GENERATE),
+    SCALED("context", 'c', "N", NULL, 1, INT32_MAX - 65536, "Cache", "tokens of the sequence; without it as many as prompt and answer need", GENERATE),
+
+    STRING("grid", 'g', "HxS", NULL, "Ranks", "head shards x sequence shards; without it the most head shards that divide ranks and KV heads", GENERATE | INFO),
+    CHOICE("merge", "NAME", "allreduce", "allreduce|allgather|fold", "Ranks", "how sequence shards merge attention", GENERATE | INFO),
+    INT("stripe-pages", 0, "N", "8", 1, 1 << 20, "Ranks", "pages of 128 tokens dealt to a sequence shard at a time", GENERATE),
+    SCALED("chunk-tokens", 0, "N", "2048", 128, 65536, "Ranks", "prompt tokens of a step at most; a multiple of 128", GENERATE),
+    FLOAT("step-ms", "MS", "500", 1, 1e6, "Ranks", "cut prompts so that a step is predicted to take no longer", GENERATE),
+    FLOAT("watchdog-s", "S", "7", 0, 86400, "Ranks", "end the job when a rank makes no progress this long; 0: never", GENERATE),
+
+    CHOICE("device", "NAME", "auto", "auto|cpu|cuda", "Device", "a GPU, if there is one, or the CPU", GENERATE | INFO),
+    INT("threads", 't', "N", "1", 1, 1024, "Device", "CPU threads of each rank", GENERATE | INFO),
+    CHOICE("isa", "NAME", "auto", "auto|scalar|avx2|avx512", "Device", "CPU instructions; the best there are, or these", GENERATE | INFO),
+
+    INT("layers", 0, "N", NULL, 1, 1000, "Shape", "number of layers", MAKE_MODEL),
+    INT("hidden", 0, "N", NULL, 32, 65536, "Shape", "width of the residual stream", MAKE_MODEL),
+    INT("heads", 0, "N", NULL, 1, 1024, "Shape", "query heads", MAKE_MODEL),
+    INT("kv-heads", 0, "N", NULL, 1, 1024, "Shape", "KV heads", MAKE_MODEL),
+    INT("head-dim", 0, "N", NULL, 32, 256, "Shape", "channels of a head", MAKE_MODEL),
+    INT("ffn", 0, "N", NULL, 32, 1 << 20, "Shape", "width of the FFN", MAKE_MODEL),
+    INT("vocab", 0, "N", NULL, 259, 475513, "Shape", "tokens of the vocabulary", MAKE_MODEL),
+    SCALED("context-length", 0, "N", NULL, 1, INT32_MAX, "Shape", "context written into the file", MAKE_MODEL),
+    CHOICE("weight-type", "TYPE", NULL, "F32|F16|BF16|Q8_0|Q4_0|Q4_1|Q4_K|Q6_K", "Shape", "type of the matrices", MAKE_MODEL),
+    FLAG("tied-output", "Shape", "the output head is the embedding table", MAKE_MODEL),
+    FLAG("rope-freqs", "Shape", "write rope_freqs.weight, as Llama 3.1 has it", MAKE_MODEL),
+    FLOAT("rope-theta", "X", NULL, 1, 1e12, "Shape", "base of RoPE's frequencies", MAKE_MODEL),
+
+    INT("seed", 's', "N", "1", 0, MOST, "Random numbers", "the same seed gives the same answer, the same model", GENERATE | MAKE_MODEL),
+
+    FLAG("json", "Output", "print one line of JSON (docs/cli.md)", GENERATE | TOKENIZE),
+    FLAG("dry-run", "Output", "print the memory that each rank would take, and stop", GENERATE),
+    {"quiet", 'q', BS_OPTION_FLAG, false, NULL, NULL, 0, 0, NULL, "Output", "warnings and errors only on standard error", ALL},
+    {"verbose", 'v', BS_OPTION_FLAG, false, NULL, NULL, 0, 0, NULL, "Output", "more on standard error", ALL},
+};
+/* clang-format on */
+const int bs_cli_n_options = sizeof bs_cli_options / sizeof bs_cli_options[0];
