@@ -1,7 +1,10 @@
 # Plans, the forward pass, the loop, the scheduler.
 EXTRA_DIST += tests/unit/engine_fixture.h
-check_PROGRAMS += tests/unit/test_plan tests/unit/test_engine tests/unit/test_sched
-TESTS += tests/unit/test_plan tests/unit/test_engine tests/unit/test_sched
+BS_ENGINE_TESTS = tests/unit/test_plan tests/unit/test_forward tests/unit/test_engine tests/unit/test_sched
+check_PROGRAMS += $(BS_ENGINE_TESTS)
+TESTS += $(BS_ENGINE_TESTS)
+tests_unit_test_forward_SOURCES = tests/unit/test_forward.c
+tests_unit_test_forward_LDADD = $(BS_TEST_LIBS)
 tests_unit_test_plan_SOURCES = tests/unit/test_plan.c
 tests_unit_test_plan_LDADD = $(BS_TEST_LIBS)
 tests_unit_test_engine_SOURCES = tests/unit/test_engine.c

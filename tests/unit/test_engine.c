@@ -392,6 +392,31 @@ static void seeds_repeat_the_draw(void **state)
     close_engine(&f);
 }
 
+/* The draw is the position's, however the position was reached. A prompt of one id repeated has the same
+ * logits at every position (all V are equal), so what is drawn there differs by the position's random number
+ * alone. */
+static void draws_belong_to_positions(void **state)
+{
+    enum { N_POSITIONS = 30 };
+    int32_t prompt[N_POSITIONS], whole[N_POSITIONS], n_changes = 0;
+    bs_sampling sampling = {.temperature = 2, .top_p = 1, .repeat_penalty = 1, .seed = 5};
+    bs_engine_config config = make_config("f16");
+    open_engine(&f, &config);
+    for (int i = 0; i < N_POSITIONS; i++) prompt[i] = 77;
+    for (int n = 1; n < N_POSITIONS; n++) {
+        generate(prompt, n, &sampling, 1, &whole[n]);
+        if (n > 1) n_changes += whole[n] != whole[n - 1];
+    }
+    assert_true(n_changes > N_POSITIONS / 2);
+    start(1, N_POSITIONS, &sampling);
+    for (int n = 1; n < N_POSITIONS; n++) {
+        begin_plan(&f);
+        add_tokens(&f, 1, n - 1, prompt, 1, BS_PLAN_SEQ_SAMPLE | (n == 1 ? BS_PLAN_SEQ_PREFILL : 0));
+        assert_int_equal(run_plan(&f).token[0], whole[n]);
+    }
+    close_engine(&f);
+}
+
 /* Greedy: the drawn token is the best of the logits, and its log-probability that of the softmax. */
 static void greedy_takes_the_best(void **state)
 {
@@ -539,13 +564,21 @@ static void loop_returns_the_drivers_error(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(cuts_do_not_matter),         cmocka_unit_test(cuts_do_not_change_what_is_quantized),
-        cmocka_unit_test(decode_equals_prefill),      cmocka_unit_test(neighbours_do_not_matter),
-        cmocka_unit_test(forks_go_on_alike),          cmocka_unit_test(opening_takes_what_was_planned),
-        cmocka_unit_test(decoding_allocates_nothing), cmocka_unit_test(bad_configurations_are_named),
-        cmocka_unit_test(seeds_repeat_the_draw),      cmocka_unit_test(greedy_takes_the_best),
-        cmocka_unit_test(penalty_forbids_repeats),    cmocka_unit_test(impossible_plans_are_refused),
-        cmocka_unit_test(loop_runs_one_plan_ahead),   cmocka_unit_test(loop_returns_the_drivers_error),
+        cmocka_unit_test(cuts_do_not_matter),
+        cmocka_unit_test(cuts_do_not_change_what_is_quantized),
+        cmocka_unit_test(decode_equals_prefill),
+        cmocka_unit_test(neighbours_do_not_matter),
+        cmocka_unit_test(forks_go_on_alike),
+        cmocka_unit_test(opening_takes_what_was_planned),
+        cmocka_unit_test(decoding_allocates_nothing),
+        cmocka_unit_test(bad_configurations_are_named),
+        cmocka_unit_test(seeds_repeat_the_draw),
+        cmocka_unit_test(draws_belong_to_positions),
+        cmocka_unit_test(greedy_takes_the_best),
+        cmocka_unit_test(penalty_forbids_repeats),
+        cmocka_unit_test(impossible_plans_are_refused),
+        cmocka_unit_test(loop_runs_one_plan_ahead),
+        cmocka_unit_test(loop_returns_the_drivers_error),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
