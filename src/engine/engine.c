@@ -4,7 +4,7 @@
  * Opening is local work followed by one agreement: a rank that fails (no memory, a bad option) makes all
  * fail.
  */
-#include "src/engine/internal.h"
+#include "src/engine/engine_private.h"
 
 #include <stdlib.h>
 

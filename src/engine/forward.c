@@ -5,7 +5,7 @@
  * same on all ranks; what a rank adds to it is a partial sum that the all-reduce completes. The addition
  * itself is left to the next norm, which reads x anyway.
  */
-#include "src/engine/internal.h"
+#include "src/engine/engine_private.h"
 
 bs_status bs_engine_project(bs_engine *e, const bs_weight *w, const float *bias, const void *x, int64_t ldx,
                             int n_tokens, bs_type out_type, void *y, int64_t ldy)

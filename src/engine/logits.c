@@ -7,7 +7,7 @@
  * place: a rank computes into its own part.
  */
 #include "src/base/checked.h"
-#include "src/engine/internal.h"
+#include "src/engine/engine_private.h"
 
 static inline void *region(const bs_engine *e, size_t offset)
 {
@@ -70,6 +70,7 @@ bs_status bs_engine_gather_logits(bs_engine *e)
         int n = (int)bs_min_i64(l->logit_rows, e->n_all_rows - row0);
         int64_t part = (int64_t)n * l->max_vocab;
         float *mine = gathered + part * e->grid->rank;
+        bs_comm_progress(e->comm, e->step, e->desc->n_layers, BS_PHASE_LOGITS); /* many rows take long */
         BS_TRY(compute_logits(e, rows + row0, n, mine));
         BS_TRY(bs_comm_allgather(e->comm, BS_GROUP_ALL, e->stream, mine, gathered,
                                  (size_t)part * sizeof(float)));

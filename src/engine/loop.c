@@ -6,7 +6,7 @@
  * that they leave together. An error of a step itself cannot be told (the others may wait in a collective):
  * it is returned, and main ends the job.
  */
-#include "src/engine/internal.h"
+#include "src/engine/engine_private.h"
 
 /* Rank 0's part: fills `next`, with a stop when the driver has failed or fails now. */
 static void make_plan(bs_engine *e, const bs_driver *driver, bs_status *failed, bs_plan *next)

@@ -4,7 +4,7 @@
  * takes exactly that; bs_engine_plan_memory prints it for --dry-run before a job is queued.
  */
 #include "src/base/checked.h"
-#include "src/engine/internal.h"
+#include "src/engine/engine_private.h"
 
 enum { MAX_SEQS = 1024, MAX_STEP_TOKENS = 65536 };
 

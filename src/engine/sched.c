@@ -13,7 +13,7 @@
 #include "src/engine/sched.h"
 #include "src/base/progress.h"
 #include "src/engine/cost.h"
-#include "src/engine/internal.h"
+#include "src/engine/engine_private.h"
 #include "src/engine/request.h"
 
 #include <signal.h>

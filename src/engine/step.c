@@ -5,7 +5,7 @@
  * step that feeds it back, before that step draws; the bitmap then holds exactly prompt and answer so far.
  */
 #include "src/base/progress.h"
-#include "src/engine/internal.h"
+#include "src/engine/engine_private.h"
 
 #include <string.h>
 

@@ -1,11 +1,11 @@
-/* internal.h: the engine's insides, shared by the files of src/engine and by nobody else.
+/* engine_private.h: the engine's insides, shared by the files of src/engine and by nobody else.
  *
  * An engine owns five device regions (activations, workspace, logits, seen bitmaps, step inputs) and a little
  * host memory. Where everything lies is computed by bs_engine_lay_out alone, from numbers that are known
  * before anything is taken: so --dry-run and opening cannot disagree.
  */
-#ifndef BS_ENGINE_INTERNAL_H
-#define BS_ENGINE_INTERNAL_H
+#ifndef BS_ENGINE_PRIVATE_H
+#define BS_ENGINE_PRIVATE_H
 
 #include "src/engine/engine.h"
 
