@@ -67,8 +67,8 @@ bs_status bs_cache_seq_start(bs_cache *cache, int seq, int start_s, int64_t n_to
 /* Frees the slot: pages without another owner go back to the pools (zeroed before reuse). */
 void bs_cache_seq_free(bs_cache *cache, int seq);
 /* dst becomes a copy of src at its present length, reserved for n_tokens: shares quantized and sink pages, copies the
- * f16 recent and open ones, inherits start_s. Stream-ordered. FULL also when src is in prefill and dst would be one
- * more than max_prefill_seqs. */
+ * f16 recent and open ones, inherits start_s. n_tokens: no less than src's length, and the base of its prompt (reuse).
+ * Stream-ordered. FULL also when src is in prefill and dst would be one more than max_prefill_seqs. */
 bs_status bs_cache_seq_fork(bs_cache *cache, int src, int dst, int64_t n_tokens);
 /* How many tokens of a prefix of n of src can be taken over: the end of the kept pages, 128·(⌊n/128⌋ − recent) after
  * n is cut so that those pages are quantized (or sink) already; 0 when that is less than a page. */

@@ -34,7 +34,6 @@ uint32_t bs_slot_pool_take(bs_slot_pool *pool, bool *dirty)
     assert(pool->n_owners[slot] == 0);
     pool->n_owners[slot] = 1;
     *dirty = pool->dirty[slot];
-    pool->dirty[slot] = false;
     return slot;
 }
 

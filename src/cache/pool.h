@@ -1,9 +1,9 @@
 /* pool.h: the slots of one pool: a free list and a count of owners a slot. Private to src/cache/.
  *
- * Host bookkeeping only. A slot that was released is dirty until it is cleared: take says so, and the caller
- * clears it on the device before anything is written (bs_op_clear_slots, a step's slots in one op). The list
- * is a stack, so a slot just freed, still in the caches of a CPU, is used again first, and pages never
- * touched stay untouched.
+ * Host bookkeeping only. A slot that was ever released is dirty: take says so, and the caller clears it on
+ * the device before anything is written (bs_op_clear_slots, a step's slots in one op). The list is a stack,
+ * so a slot just freed, still in the caches of a CPU, is used again first, and pages never touched stay
+ * untouched.
  */
 #ifndef BS_CACHE_POOL_H
 #define BS_CACHE_POOL_H
@@ -17,7 +17,7 @@ typedef struct bs_slot_pool {
     uint32_t n_slots, n_free;
     uint32_t *free_slots; /* [n_slots] the first n_free are free, the last of them goes next */
     uint32_t *n_owners;   /* [n_slots] sequences that hold the slot; 0: free */
-    bool *dirty;          /* [n_slots] released and not cleared since */
+    bool *dirty;          /* [n_slots] was in use before: may hold an older page's bytes */
 } bs_slot_pool;
 
 /* All slots free and clean. The pool is zeroed memory before; on an error it stays so. */

@@ -168,10 +168,12 @@ bs_status bs_cache_seq_fork(bs_cache *cache, int src, int dst, int64_t n_tokens)
 {
     const bs_cache_seq *from;
     BS_TRY(find_source(cache, src, &from));
-    if (n_tokens < from->length)
+    /* A reused prompt that is not yet computed again holds pages up to its base. */
+    int64_t least = from->in_prompt ? bs_max_i64(from->length, from->prompt_base) : from->length;
+    if (n_tokens < least)
         return bs_fail(BS_STATUS_RANGE,
-                       "cache: n_tokens %" PRId64 ": must be %" PRId64 " or more, the length copied",
-                       n_tokens, from->length);
+                       "cache: fork of sequence %d: n_tokens %" PRId64 ": must be %" PRId64 " or more", src,
+                       n_tokens, least);
     if (from->prefilling && cache->n_prefilling == cache->config.max_prefill_seqs)
         return bs_fail(BS_STATUS_FULL, "cache: fork of sequence %d: would be one more than %d in prefill",
                        src, cache->config.max_prefill_seqs);

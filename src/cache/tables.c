@@ -95,7 +95,7 @@ static void fill_row(bs_cache *cache, int row)
     int64_t pages = bs_cache_pages_of(s->end), sink = bs_min_i64(cache->n_sink, pages);
     int64_t quant = bs_cache_is_f16(&cache->config) ? 0 : bs_min_i64(s->quant_end, pages);
     int32_t n_sink = (int32_t)bs_page_deal_count(&s->deal, sink);
-    int32_t n_quant = (int32_t)bs_page_deal_count(&s->deal, bs_max_i64(quant, sink)) - n_sink;
+    int32_t n_quant = (int32_t)bs_page_deal_count(&s->deal, quant) - n_sink;
     bs_cache_staging(cache, BS_TABLE_N_SINK)[row] = n_sink;
     bs_cache_staging(cache, BS_TABLE_N_QUANT)[row] = n_quant;
     bs_cache_staging(cache, BS_TABLE_N_F16)[row] = page_start[1] - page_start[0] - n_sink - n_quant;

@@ -397,7 +397,8 @@ static void run_worst_f16(const bs_cache_config *config, int start_s)
     for (int i = 0; i < n; i++) assert_ok(group_start(&g, i, start_s, config->max_context));
     for (int i = m; i < n; i++) { /* in decode, at the end of a page in the last round */
         group_step(&g, i, chunk, true);
-        for (int k = 0; k < 1280 - (n_rounds - 1); k++) group_step(&g, i, 1, false);
+        for (int k = 0; k < 18; k++) group_step(&g, i, 64, false);
+        for (int k = 0; k < 128 - (n_rounds - 1); k++) group_step(&g, i, 1, false);
     }
     for (int round = 0; round < n_rounds; round++) {
         for (int i = 0; i < n; i++) {
@@ -440,6 +441,87 @@ static void test_worst_f16(void **state)
                 config.max_step_tokens = 4 * 2048;
                 for (int start = 0; start < shards[s]; start += 3) run_worst_f16(&config, start);
             }
+}
+
+/* The other worst step: m sequences go over to decode while m others begin a prompt, each window of f16 pages
+ * in one stripe of the same shard. Stripes of 5 pages on 5 shards, chunks of 2 pages, recent 2: 5 pages =
+ * recent + chunk + 1. */
+static void test_worst_change(void **state)
+{
+    for (int m = 1; m <= 3; m++) {
+        bs_cache_config config = group_config("int4", 5);
+        config.stripe_pages = 5;
+        config.chunk_tokens = 256;
+        config.max_seqs = 2 * m;
+        config.max_prefill_seqs = m;
+        config.total_tokens = config.max_seqs * config.max_context;
+        bs_cache_step_seq seqs[6];
+        group g;
+        group_open(&g, &config);
+        for (int i = 0; i < 2 * m; i++) {
+            assert_ok(group_start(&g, i, 0, config.max_context));
+            int n_pages = i < m ? 28 : 54; /* the last two of shard 0's pages 25 … 29; of 50 … 54 */
+            for (int k = 0; k < n_pages / 2; k++)
+                group_step(&g, i, i < m && k == n_pages / 2 - 1 ? 255 : 256, true);
+            if (i < m) group_step(&g, i, 1, false);
+            seqs[i] = (bs_cache_step_seq){i, 128 * n_pages, i < m ? 256 : 1, i < m};
+        }
+        assert_ok(group_begin(&g, seqs, 2 * m));
+        assert_int_equal(bs_cache_free_slots(g.cache[0], false), 0);
+        group_end(&g);
+        group_close(&g);
+    }
+}
+
+/* The most slots of the quantized pool that `k` sequences of `n_pages` pages together can need on one shard,
+ * starts chosen for the worst: by trying every split. */
+static int64_t worst_split(const bs_cache_config *config, int k, int n_pages, int most_pages)
+{
+    static int64_t best[9][513];
+    int spare = config->shape.format.n_sink + config->shape.format.n_recent;
+    for (int i = 1; i <= k; i++)
+        for (int n = 0; n <= n_pages; n++) {
+            best[i][n] = i == 1 ? 0 : best[i - 1][n];
+            for (int mine = spare + 1, owned; mine <= n && mine <= most_pages; mine++) {
+                int64_t need = 0;
+                for (int start = 0; start < config->seq; start++) {
+                    owned = 0;
+                    for (int p = config->shape.format.n_sink; p < mine - config->shape.format.n_recent; p++)
+                        owned += bs_cache_page_owner(p, start, config->stripe_pages, config->seq) == 0;
+                    if (owned > need) need = owned;
+                }
+                if (i > 1) need += best[i - 1][n - mine];
+                if (need > best[i][n]) best[i][n] = need;
+            }
+        }
+    return best[k][n_pages];
+}
+
+/* The quantized pool suffices for every split of total_tokens, and is not larger than the rule says it must.
+ */
+static void test_worst_quant(void **state)
+{
+    static const char *const formats[] = {"int4:s0:r0", "int4"};
+    rng r = {0x5eed2};
+    group g;
+    bs_cache_config config = group_config("int4", 1);
+    group_open(&g, &config);
+    for (int i = 0; i < 60; i++) {
+        config = group_config(formats[i % 2], 1 + (int)rng_below(&r, 6));
+        config.stripe_pages = 1 + (int)rng_below(&r, 8);
+        config.max_seqs = 1 + (int)rng_below(&r, 4);
+        int most = 1 + (int)rng_below(&r, 40),
+            n_pages = 1 + (int)rng_below(&r, (uint64_t)(config.max_seqs * most));
+        config.max_context = 128 * most;
+        config.total_tokens = 128 * n_pages;
+        bs_cache_memory memory;
+        assert_ok(bs_cache_plan_memory(g.device, &config, &memory));
+        int64_t worst = worst_split(&config, config.max_seqs, n_pages, most);
+        /* Sinks and recent pages are taken off once, not for each sequence. */
+        int64_t spare = i % 2 ? 3 * (config.max_seqs - 1) : 0;
+        assert_in_range(memory.n_quant_slots, worst, worst + spare);
+    }
+    group_close(&g);
 }
 
 /* ---- reservations and refusals ----------------------------------------------------------------------- */
@@ -683,6 +765,12 @@ static void test_reuse(void **state)
     assert_int_equal(group_reuse(&g, 0, 1, -1, 600, &first_pos), BS_STATUS_RANGE);
     assert_int_equal(first_pos, -1);
     bs_error_clear();
+    /* A fork before the prompt is computed again: the kept pages need the reservation of their base. */
+    assert_ok(group_reuse(&g, 0, 1, 2048, 8000, &first_pos));
+    assert_int_equal(first_pos, 14 * 128);
+    assert_int_equal(group_fork(&g, 1, 2, 2047), BS_STATUS_RANGE);
+    assert_ok(group_fork(&g, 1, 2, 2048));
+    bs_error_clear();
     group_close(&g);
 }
 
@@ -758,6 +846,8 @@ int main(void)
         cmocka_unit_test(test_memory_refusals),
         cmocka_unit_test(test_nothing_allocated),
         cmocka_unit_test(test_worst_f16),
+        cmocka_unit_test(test_worst_change),
+        cmocka_unit_test(test_worst_quant),
         cmocka_unit_test(test_fits),
         cmocka_unit_test(test_step_refusals),
         cmocka_unit_test(test_fork),
