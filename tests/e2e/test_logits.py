@@ -40,6 +40,8 @@ def main():
     os.remove(short)
     long = c.reference_logits(MODEL, IDS, 4096)
     for i, (ranks, grid) in enumerate(GRIDS):
+        if not c.BIG and grid not in ("1x1", "1x3", "3x2", "1x5"):
+            continue
         got = c.model_run(ranks, model=MODEL, tokens=IDS, n=4096, grid=grid, merge=MERGES[i % 3], busy_from=1024,
                           against=long)
         c.check(good(got), f"4,096 positions, {grid}, {MERGES[i % 3]}: {got}")
