@@ -5,7 +5,7 @@
 
 /* A chunk is not cut below this for time: there the weights' bytes dominate, and shorter would hardly be
  * faster. */
-enum { MIN_CHUNK = 16 };
+enum { MIN_CHUNK = 32 };
 
 typedef struct rates {
     double bytes_per_ms;  /* reading weights */
