@@ -5,7 +5,7 @@
 
 /* A chunk is not cut below this for time: there the weights' bytes dominate, and shorter would hardly be
  * faster. */
-enum { MIN_CHUNK = 32 };
+enum { MIN_CHUNK = 16 };
 
 typedef struct rates {
     double bytes_per_ms;  /* reading weights */
@@ -14,7 +14,7 @@ typedef struct rates {
 } rates;
 
 static const rates scalar_core = {1e6, 1e6, 0.5e6};
-static const rates simd_core = {8e6, 40e6, 20e6};
+static const rates simd_core = {10e6, 100e6, 80e6};
 static const rates gpu = {2e9, 100e9, 20e9};
 
 bs_cost bs_cost_of(const bs_model_desc *desc, const bs_device_info *device, int n_ranks)
