@@ -52,8 +52,9 @@
 #define TOL_ENGINE_LOGPROB 1e-5
 
 /* ---- tests/kernels: attention ---- */
-/* Worst (token, head) over the dequantized cache, f32 sums of scores up to 30 in size: relative L2 of O, absolute LSE. */
-#define TOL_ATTEND_O   1e-4
-#define TOL_ATTEND_LSE 1e-4
+/* Worst (token, head) over the dequantized cache: relative L2 of O, absolute LSE. f32 sums of scores up to 100 in size
+ * (outlier channels) are off by a few ulp of them, and so is the exponent: measured 6e-6 and 1.7e-5 over 260 cases. */
+#define TOL_ATTEND_O   2e-5
+#define TOL_ATTEND_LSE 5e-5
 
 #endif

@@ -25,8 +25,7 @@ enum {
     GROUP_LD = MAX_R * PAGE, /* of block->factor */
 };
 
-/* ---- softmax
- * ----------------------------------------------------------------------------------------------- */
+/* ---- softmax ---- */
 
 /* exp for x ≤ 0 to 1–2 ulp; 0 below −87, NaN stays. x = n·ln 2 + r, |r| ≤ ln 2 / 2; minimax polynomial of
  * degree 6 (relative error 3e-9). */
@@ -50,6 +49,10 @@ VEC vf v_exp(vf x)
 VEC float softmax_row(float *s, int first, int end, int lo, int hi, bool masked, float *m, float *l)
 {
     const int t0 = first & ~(LANES - 1);
+    if (masked && lo >= hi) { /* none of this page's tokens */
+        for (int t = t0; t < end; t += LANES) v_store(s + t, v_set1(0.0f));
+        return 1.0f;
+    }
     vf top = v_set1(-INFINITY);
     for (int t = t0; t < end; t += LANES) {
         vf x = v_load(s + t);
@@ -61,10 +64,6 @@ VEC float softmax_row(float *s, int first, int end, int lo, int hi, bool masked,
     }
     float max = v_hmax(top);
     if (*m > max) max = *m;
-    if (max == -INFINITY) { /* this row has seen nothing yet */
-        for (int t = t0; t < end; t += LANES) v_store(s + t, v_set1(0.0f));
-        return 1.0f;
-    }
     vf shift = v_set1(-max), total = v_set1(0.0f);
     for (int t = t0; t < end; t += LANES) {
         vf p = v_exp(v_add(v_load(s + t), shift));
@@ -89,8 +88,7 @@ VEC_OUTLINE static void softmax_rows(const bs_attend_page *page, const bs_attend
     }
 }
 
-/* ---- codes to sums
- * ----------------------------------------------------------------------------------------- */
+/* ---- codes to sums ---- */
 
 /* sum[r][lane of NV vectors] = Σ_i x[r][i]·u_i for n_steps words of 32/bits fields each. Words of 16 lanes
  * stand tile_stride apart, those of the next fields `step` further. The vectors may belong to two groups (NQ
@@ -193,11 +191,13 @@ static code_plan plan_codes(int n, int bits, int group)
 }
 
 /* n of a page's s and z/16 + mid into scale and zero; `folded` makes the zero s·(z/16 + mid). */
-VEC void load_parameters(const bs_f16 *s, const int16_t *z, int n, float mid, bool folded, float *scale,
-                         float *zero)
+VEC void load_parameters(const bs_f16 *s, const int16_t *z, int n, float mid, bool folded, ptrdiff_t next,
+                         float *scale, float *zero)
 {
     for (int i = 0; i < n; i += LANES) {
         vf vs = v_load_f16(s + i), vz = v_fma(v_load_i16(z + i), v_set1(0.0625f), v_set1(mid));
+        __builtin_prefetch((const char *)(s + i) + next, 0, 2);
+        __builtin_prefetch((const char *)(z + i) + next, 0, 2);
         v_store(scale + i, vs);
         v_store(zero + i, folded ? v_mul(vs, vz) : vz);
     }
@@ -209,7 +209,7 @@ VEC_OUTLINE static void load_k_parameters(const bs_attend_page *page, const bs_a
     const int axis = l->k_per_channel ? l->head_dim : PAGE;
     for (int g = 0; g < l->n_k_groups; g++)
         load_parameters(bs_cpu_k_scales(l, page->record, g), bs_cpu_k_zeros(l, page->record, g), axis,
-                        code_mid(l->k_bits), folded, b->scale + g * axis, b->zero + g * axis);
+                        code_mid(l->k_bits), folded, page->next, b->scale + g * axis, b->zero + g * axis);
 }
 
 VEC_OUTLINE static void load_v_parameters(const bs_attend_page *page, const bs_attend_block *b, bool folded)
@@ -217,7 +217,7 @@ VEC_OUTLINE static void load_v_parameters(const bs_attend_page *page, const bs_a
     const bs_cpu_kv_layout *l = page->layout;
     for (int g = 0; g < l->n_v_groups; g++)
         load_parameters(bs_cpu_v_scales(l, page->record, g), bs_cpu_v_zeros(l, page->record, g), PAGE,
-                        code_mid(l->v_bits), folded, b->scale + g * PAGE, b->zero + g * PAGE);
+                        code_mid(l->v_bits), folded, page->next, b->scale + g * PAGE, b->zero + g * PAGE);
 }
 
 /* kc: factor[g][r] = q·s, shift[g][r] = Σ q·s·z. */
@@ -291,6 +291,31 @@ VEC_OUTLINE static void score_codes(const bs_attend_page *page, const bs_attend_
     }
 }
 
+/* V: factor[g][r] = p·s, shift[g][r] = Σ p·s·z. Parameters of tokens that no row sees may be NaN: selected
+ * away. */
+VEC void fold_v(const bs_attend_page *page, const bs_attend_block *b, int row0, int n_rows)
+{
+    const bool whole = page->end - page->first == PAGE;
+    const int t0 = page->first & -16, t1 = (page->end + 15) & -16;
+    const vf none = v_set1(0.0f);
+    for (int g = 0; g < page->layout->n_v_groups; g++)
+        for (int r = 0; r < n_rows; r++) {
+            const float *p = b->s + (row0 + r) * PAGE, *s = b->scale + g * PAGE, *z = b->zero + g * PAGE;
+            float *out = b->factor + g * GROUP_LD + r * PAGE;
+            vf total = none;
+            for (int t = t0; t < t1; t += LANES) {
+                vf x = v_mul(v_load(p + t), v_load(s + t)), y = v_mul(x, v_load(z + t));
+                if (!whole) {
+                    x = v_keep_range(x, t, page->first, page->end, none);
+                    y = v_keep_range(y, t, page->first, page->end, none);
+                }
+                v_store(out + t, x);
+                total = v_add(total, y);
+            }
+            b->shift[g * MAX_R + r] = v_hsum(total);
+        }
+}
+
 /* O = alpha·O + p·V for n ≤ 8 rows from row0. */
 VEC_OUTLINE static void add_codes(const bs_attend_page *page, const bs_attend_block *b, int row0, int n)
 {
@@ -298,18 +323,7 @@ VEC_OUTLINE static void add_codes(const bs_attend_page *page, const bs_attend_bl
     const int dim = l->head_dim, group = l->v_group;
     const code_plan plan = plan_codes(n, l->v_bits, group);
     const int word0 = page->first / l->v_fields, n_words = (page->end - 1) / l->v_fields + 1 - word0;
-    for (int g = 0; g < l->n_v_groups; g++)
-        for (int r = 0; r < plan.n_rows; r++) {
-            vf total = v_set1(0.0f), none = v_set1(0.0f);
-            for (int t = page->first & -16; t < ((page->end + 15) & -16); t += LANES) {
-                vf x = v_mul(v_load(b->s + (row0 + r) * PAGE + t), v_load(b->scale + g * PAGE + t));
-                vf y = v_mul(x, v_load(b->zero + g * PAGE + t));
-                v_store(b->factor + g * GROUP_LD + r * PAGE + t,
-                        v_keep_range(x, t, page->first, page->end, none));
-                total = v_add(total, v_keep_range(y, t, page->first, page->end, none));
-            }
-            b->shift[g * MAX_R + r] = v_hsum(total);
-        }
+    fold_v(page, b, row0, plan.n_rows);
     for (int c = 0; c < dim; c += plan.width) {
         plan.dot(bs_cpu_v_words(l, page->record, word0, 0) + c, BS_CPU_LANES, (size_t)dim, n_words,
                  b->factor + c / group * GROUP_LD + word0 * l->v_fields, page->next, b->sum);
@@ -323,8 +337,7 @@ VEC_OUTLINE static void add_codes(const bs_attend_page *page, const bs_attend_bl
     }
 }
 
-/* ---- f16 and f32 products
- * ---------------------------------------------------------------------------------- */
+/* ---- f16 and f32 products ---- */
 
 /* out[r][lane of PANEL vectors] = Σ_k x[r][k]·mat[k][lane], or alpha[r]·out + that. */
 typedef void panel_fn(const void *mat, size_t ld, const float *x, size_t x_ld, int n, float *out,
@@ -439,8 +452,7 @@ VEC_OUTLINE static void add_half(const bs_attend_page *page, const bs_attend_blo
     }
 }
 
-/* ---- tiles
- * ------------------------------------------------------------------------------------------------- */
+/* ---- tiles ---- */
 
 /* K of tokens first … end − 1 to k_tile [D, 128]; whole vectors of tokens. */
 VEC void fill_k_codes(const bs_attend_page *page, const bs_attend_block *b, const int bits)
@@ -521,8 +533,7 @@ VEC_OUTLINE static void multiply_tiles(const bs_attend_page *page, const bs_atte
                 b->o + (row0 + r) * dim + c, (size_t)dim, b->alpha + row0 + r, 0);
 }
 
-/* ---- a page
- * ------------------------------------------------------------------------------------------------ */
+/* ---- a page ---- */
 
 /* Rows of one pass over the codes; only the last pass of a block may need padding rows. */
 static int pass_rows(int left)

@@ -14,3 +14,6 @@ check_PROGRAMS += tests/kernels/test_attend
 TESTS += tests/kernels/test_attend
 tests_kernels_test_attend_SOURCES = tests/kernels/test_attend.c
 tests_kernels_test_attend_LDADD = $(BS_TEST_LIBS)
+check_PROGRAMS += tests/bench/bench_attend
+tests_bench_bench_attend_SOURCES = tests/bench/bench_attend.c
+tests_bench_bench_attend_LDADD = $(BS_TEST_LIBS)
