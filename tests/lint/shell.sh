@@ -4,4 +4,4 @@ command -v shellcheck >/dev/null 2>&1 || { echo "no shellcheck here"; exit 77; }
 cd "${srcdir:-.}" || exit 1
 # shellcheck disable=SC2046  # names have no spaces
 exec shellcheck quickstart .ci/run build-aux/mpi-launch build-aux/mpi-test tests/lint/*.sh \
-    $(find jobs tests -name '*.sh' ! -path 'tests/lint/*') $(find jobs -name '*.sbatch')
+    $(find . \( -path ./jobs/\* -o -path ./tests/\* \) \( -name '*.sh' -o -name '*.sbatch' \) ! -path './tests/lint/*')
