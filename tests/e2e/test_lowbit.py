@@ -2,7 +2,7 @@
 
 One step from the same canonical pages gives the same logits on every grid. Over a whole text (teacher-forced, C = 128 as in
 `eval`) a grid differs from one rank only by flipped codes: another order of summation changes a K by an ulp, which may flip
-a code, and the mean KL stays within what that explains.
+a code, and the mean KL stays within what that explains: it is compared with the KL of two orders on one rank.
 """
 import os
 import shutil
@@ -13,7 +13,9 @@ import common as c
 
 MODEL = c.model()
 IDS = c.ids_of(MODEL)
-# mean KL of a grid against one rank; two orders of summation alone make less than half of it
+# Mean KL of a grid against one rank: at most this, or twice what another order of summation alone makes on one rank (steps of 64
+# tokens for 128), whichever is more. Measured on this text, int4: two orders 3.6e-4; 1x2 3.1e-4, 1x3 3.8e-4, 3x1 5.1e-4, of which
+# one position of 4,096 makes 0.9e-4. A dropped shard makes more than 1.
 KL = {"int8": 2e-5, "int4": 3e-4, "k4v2": 3e-3, "int2": 2e-2}
 SAME_PAGES = 1e-3
 MERGES = ["allreduce", "allgather", "fold"]
@@ -41,9 +43,11 @@ def teacher_forced():
         out = os.path.join(c.WORK, f"teacher.{kv}.f32")
         common = {"model": MODEL, "tokens": IDS, "n": 4096, "kv": kv, "chunk": 128}
         c.model_run(1, out=out, **common)
+        orders = c.model_run(1, step=64, against=out, **common)["kl"]
+        limit = max(limit, 2 * orders)
         for j, (ranks, grid) in enumerate(grids if c.BIG else [grids[[2, 0, 4, 1][i]]]):
             got = c.model_run(ranks, grid=grid, merge=MERGES[j % 3], against=out, **common)
-            c.check(got["kl"] <= limit, f"{kv}, {grid}: mean KL {got['kl']} <= {limit}; {got}")
+            c.check(got["kl"] <= limit, f"{kv}, {grid}: mean KL {got['kl']} <= {limit} (two orders on one rank: {orders}); {got}")
         os.remove(out)
 
 
