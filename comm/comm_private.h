@@ -23,6 +23,12 @@ typedef struct bs_watch_window {
     bs_watch_slot slot[];
 } bs_watch_window;
 
+/* What a watchdog remembers of a counter: when it last moved, on its own clock. */
+typedef struct bs_watch_memory {
+    uint64_t seen;
+    double since; /* seconds */
+} bs_watch_memory;
+
 typedef struct bs_watchdog {
     bs_watch_window *window;
     bs_watch_slot *mine;
@@ -51,5 +57,11 @@ struct bs_comm {
 /* BS_STATUS_COMM with MPI's own words when code is not MPI_SUCCESS. */
 bs_status bs_comm_mpi_status(int code, const char *what);
 void bs_watchdog_stop(bs_comm *comm);
+
+/* The slot to blame for a hang, of the n slots of this machine: the one whose watchdog thread has been silent
+ * longest (2 s or more; never `self`, whose thread is asking), else the one furthest behind. beats: [n], when
+ * each slot's beats last moved; now: on the same clock. *silent says which of the two. */
+const bs_watch_slot *bs_watchdog_find_culprit(const bs_watch_slot *slots, const bs_watch_memory *beats, int n,
+                                              int self, double now, bool *silent);
 
 #endif

@@ -11,13 +11,12 @@
 
 #include "src/base/log.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { POLL_MS = 100 };
+enum { POLL_MS = 100, SILENT_S = 2 };
 
 static double now_s(void)
 {
@@ -45,64 +44,56 @@ static bool is_behind(const bs_watch_slot *a, const bs_watch_slot *b)
     return a->phase < b->phase;
 }
 
-/* The rank of this machine to blame: silent ones first, then the furthest behind. beats: what each thread
- * showed half a second ago. */
-static const bs_watch_slot *find_culprit(const bs_comm *comm, const uint64_t *beats, bool *silent)
+const bs_watch_slot *bs_watchdog_find_culprit(const bs_watch_slot *slots, const bs_watch_memory *beats, int n,
+                                              int self, double now, bool *silent)
 {
-    const bs_watch_slot *slots = comm->watchdog.window->slot, *worst = &slots[0];
-    *silent = worst->alive && worst->beats == beats[0];
-    for (int i = 1; i < comm->local_size; i++) {
-        bool quiet = slots[i].alive && slots[i].beats == beats[i];
-        if (quiet < *silent || (quiet == *silent && !is_behind(&slots[i], worst))) continue;
+    const bs_watch_slot *worst = NULL;
+    double longest = SILENT_S;
+    for (int i = 0; i < n; i++) {
+        double quiet = i == self || !slots[i].alive ? 0 : now - beats[i].since;
+        if (quiet < longest) continue;
+        longest = quiet;
         worst = &slots[i];
-        *silent = quiet;
     }
+    *silent = worst != NULL;
+    for (int i = 0; i < n && !*silent; i++)
+        if (!worst || is_behind(&slots[i], worst)) worst = &slots[i];
     return worst;
 }
 
-static void sleep_ms(int ms)
-{
-    struct timespec t = {ms / 1000, ms % 1000 * 1000000L};
-    while (nanosleep(&t, &t) != 0 && errno == EINTR) continue;
-}
-
-__attribute__((noreturn)) static void report_and_abort(bs_comm *comm, uint64_t *beats)
+__attribute__((noreturn)) static void report_and_abort(bs_comm *comm, const bs_watch_memory *beats,
+                                                       double now)
 {
     bs_watchdog *dog = &comm->watchdog;
-    for (int i = 0; i < comm->local_size; i++) beats[i] = dog->window->slot[i].beats;
-    sleep_ms(5 * POLL_MS);
     if (!atomic_flag_test_and_set(&dog->window->reported)) {
         bool silent;
-        const bs_watch_slot *slot = find_culprit(comm, beats, &silent);
+        const bs_watch_slot *slot = bs_watchdog_find_culprit(dog->window->slot, beats, comm->local_size,
+                                                             comm->local_rank, now, &silent);
         bs_log_error(
             "rank %d (pid %d) %s at step %lld, layer %d, phase %s: no progress for %.1f s, ending the job",
             (int)slot->rank, (int)slot->pid, silent ? "is stopped or dead" : "hangs", (long long)slot->step,
             (int)slot->layer, bs_phase_name((bs_phase)slot->phase), dog->timeout_s);
+    } else {
+        /* Who speaks must get to the end of its line before another rank's abort ends it. */
+        nanosleep(&(struct timespec){0, 2 * POLL_MS * 1000000L}, NULL);
     }
     bs_comm_abort(comm, 1);
 }
 
-/* What the thread remembers of a slot: when its counter last moved. */
-typedef struct memory {
-    uint64_t seen;
-    double since;
-} memory;
-
 /* Whether something is overdue: my progress in a step, or the heartbeat of a rank that is alive. */
-static bool overdue(bs_comm *comm, memory *progress, memory *beats, double now)
+static bool overdue(bs_comm *comm, bs_watch_memory *progress, bs_watch_memory *beats, double now)
 {
     bs_watchdog *dog = &comm->watchdog;
     uint64_t ticks = dog->mine->ticks;
     bool late = false;
-    if (ticks != progress->seen || !dog->mine->armed) *progress = (memory){ticks, now};
+    if (ticks != progress->seen || !dog->mine->armed) *progress = (bs_watch_memory){ticks, now};
     for (int i = 0; i < comm->local_size; i++) {
         const bs_watch_slot *slot = &dog->window->slot[i];
         uint64_t beat = slot->beats;
-        if (beat != beats[i].seen || !slot->alive) beats[i] = (memory){beat, now};
-        late |= now - beats[i].since >= dog->timeout_s - 0.5;
+        if (beat != beats[i].seen || !slot->alive) beats[i] = (bs_watch_memory){beat, now};
+        late |= now - beats[i].since >= dog->timeout_s;
     }
-    /* Half a second of the limit goes to telling the silent from the slow. */
-    return late || now - progress->since >= dog->timeout_s - 0.5;
+    return late || now - progress->since >= dog->timeout_s;
 }
 
 static void *watch(void *context)
@@ -110,12 +101,11 @@ static void *watch(void *context)
     bs_comm *comm = context;
     bs_watchdog *dog = &comm->watchdog;
     size_t n = (size_t)comm->local_size;
-    memory progress = {0, now_s()}, *beats = calloc(n, sizeof *beats);
-    uint64_t *last_beats = calloc(n, sizeof *last_beats);
+    bs_watch_memory progress = {0, now_s()}, *beats = calloc(n, sizeof *beats);
     double last = now_s();
     for (size_t i = 0; beats && i < n; i++) beats[i].since = last;
     pthread_mutex_lock(&dog->lock);
-    while (!dog->stop && beats && last_beats) {
+    while (!dog->stop && beats) {
         struct timespec until;
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_nsec += POLL_MS * 1000000L;
@@ -132,11 +122,10 @@ static void *watch(void *context)
         last = now;
         if (!dog->stop && overdue(comm, &progress, beats, now)) {
             pthread_mutex_unlock(&dog->lock);
-            report_and_abort(comm, last_beats);
+            report_and_abort(comm, beats, now);
         }
     }
     pthread_mutex_unlock(&dog->lock);
-    free(last_beats);
     free(beats);
     return NULL;
 }

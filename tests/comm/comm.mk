@@ -10,3 +10,10 @@ tests_comm_test_comm_mpi_SOURCES = tests/comm/test_comm.c
 tests_comm_test_comm_mpi_LDADD = $(BS_TEST_LIBS)
 tests_comm_test_merge_mpi_SOURCES = tests/comm/test_merge.c
 tests_comm_test_merge_mpi_LDADD = $(BS_TEST_LIBS)
+
+# What needs no ranks: whom the watchdog blames.
+check_PROGRAMS += tests/unit/test_watchdog
+TESTS += tests/unit/test_watchdog
+tests_unit_test_watchdog_SOURCES = tests/unit/test_watchdog.c
+tests_unit_test_watchdog_LDADD = $(BS_TEST_LIBS)
+tests_unit_test_watchdog_CFLAGS = $(AM_CFLAGS) $(MPI_CFLAGS)
