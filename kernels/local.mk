@@ -6,7 +6,7 @@ include kernels/cpu/cache.mk
 
 # CUDA: .cu files are compiled by nvcc and linked by the C compiler with the static runtime.
 SUFFIXES = .cu
-BS_CUDA_SOURCES = kernels/cuda/cuda_private.h kernels/cuda/backend.cu kernels/cuda/merge.cu
+BS_CUDA_SOURCES = kernels/cuda/cuda_private.h kernels/cuda/kv_layout.h kernels/cuda/backend.cu kernels/cuda/merge.cu
 if HAVE_CUDA
 libbs_kernels_a_SOURCES += $(BS_CUDA_SOURCES)
 else
