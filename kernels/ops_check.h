@@ -10,9 +10,11 @@
         if (!(condition)) return bs_fail(BS_STATUS_RANGE, "%s: needs %s", op, #condition);                   \
     } while (0)
 
+/* A CPU's activations are F32; a GPU takes BF16, its own, and F16 and F32, for models and tests that need them. */
 static inline bool is_act(const bs_stream *stream, bs_type act)
 {
-    return act == stream->device->info.act_type;
+    if (stream->device->info.kind == BS_DEVICE_CPU) return act == BS_TYPE_F32;
+    return act == BS_TYPE_F32 || act == BS_TYPE_F16 || act == BS_TYPE_BF16;
 }
 
 #endif

@@ -11,5 +11,6 @@ include tests/kernels/dense.mk
 include tests/kernels/cache.mk
 endif
 include tests/comm/comm.mk
+include tests/kernels/gpu.mk
 include tests/e2e/e2e.mk
 include tests/lint/lint.mk

@@ -5,6 +5,8 @@
 #include "kernels/cuda/cuda_private.h"
 
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 
 #define X(op)                                                                                                \
     static bs_status missing_##op(bs_stream *, const bs_##op##_args *)                                       \
@@ -15,25 +17,14 @@ X(embed)
 X(rmsnorm)
 X(gemm)
 X(silu_mul)
-X(rope_table)
-X(append)
-X(quantize)
-X(clear_slots)
 X(attend)
-X(unrotate)
 X(candidates)
 X(sample)
-X(pack)
 #undef X
 
 static bs_status missing_mark_seen(bs_stream *, uint64_t *, const int32_t *, int)
 {
     return bs_fail(BS_STATUS_UNSUPPORTED, "mark_seen: this build has no CUDA kernel for it");
-}
-
-static bs_status slot_bytes(const bs_device *, const bs_kv_shape *, size_t *, size_t *)
-{
-    return bs_fail(BS_STATUS_UNSUPPORTED, "KV cache: this build has no CUDA kernels for it");
 }
 
 static size_t no_gemm_workspace(const bs_device *, int64_t, int64_t, int)
@@ -53,7 +44,9 @@ static void *memory_alloc(bs_device *, size_t bytes)
         cudaGetLastError(); /* an allocation that failed must not fail the next launch */
         return nullptr;
     }
-    if (cudaMemset(memory, 0, bytes) == cudaSuccess) return memory;
+    /* The device's streams do not wait for the default stream, so the host waits for the zeros. */
+    if (cudaMemset(memory, 0, bytes) == cudaSuccess && cudaStreamSynchronize(cudaStreamLegacy) == cudaSuccess)
+        return memory;
     cudaFree(memory);
     return nullptr;
 }
@@ -76,22 +69,50 @@ static bs_status fill_zero(bs_stream *stream, void *dst, size_t bytes)
     return bs_cuda_status(cudaMemsetAsync(dst, 0, bytes, bs_cuda_stream(stream)), "fill");
 }
 
-static bs_status stream_open(bs_stream *stream)
-{
-    cudaStream_t made;
-    BS_TRY(bs_cuda_status(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "stream"));
-    stream->state = made;
-    return BS_STATUS_OK;
-}
-
 static void stream_close(bs_stream *stream)
 {
-    cudaStreamDestroy(bs_cuda_stream(stream));
+    bs_cuda_stream_state *state = (bs_cuda_stream_state *)stream->state;
+    if (state->fault.record) cudaFreeHost(state->fault.record);
+    if (state->fault.claimed) cudaFree(state->fault.claimed);
+    if (state->stream) cudaStreamDestroy(state->stream);
+    free(state);
+}
+
+static bs_status stream_open(bs_stream *stream)
+{
+    bs_cuda_stream_state *state = (bs_cuda_stream_state *)calloc(1, sizeof *state);
+    if (!state) return bs_fail(BS_STATUS_NOMEM, "stream: no memory for its state");
+    stream->state = state;
+    cudaError_t error = cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking);
+    if (error == cudaSuccess) error = cudaMalloc(&state->fault.claimed, sizeof *state->fault.claimed);
+    if (error == cudaSuccess)
+        error = cudaMemsetAsync(state->fault.claimed, 0, sizeof *state->fault.claimed, state->stream);
+    if (error == cudaSuccess)
+        error = cudaHostAlloc(&state->fault.record, sizeof *state->fault.record, cudaHostAllocMapped);
+    if (error == cudaSuccess) {
+        memset(state->fault.record, 0, sizeof *state->fault.record);
+        return BS_STATUS_OK;
+    }
+    stream_close(stream);
+    cudaGetLastError(); /* what could not be had must not fail the next launch */
+    return bs_cuda_status(error, "stream");
+}
+
+/* Takes over a fault that a kernel has recorded; bs_stream_check reports it. */
+static bs_status take_fault(bs_stream *stream)
+{
+    bs_cuda_stream_state *state = (bs_cuda_stream_state *)stream->state;
+    if (!state->fault.record->seen) return BS_STATUS_OK;
+    if (!stream->fault.seen) stream->fault = *state->fault.record;
+    memset(state->fault.record, 0, sizeof *state->fault.record);
+    return bs_cuda_status(
+        cudaMemsetAsync(state->fault.claimed, 0, sizeof *state->fault.claimed, state->stream), "GPU");
 }
 
 static bs_status stream_sync(bs_stream *stream)
 {
-    return bs_cuda_status(cudaStreamSynchronize(bs_cuda_stream(stream)), "GPU");
+    BS_TRY(bs_cuda_status(cudaStreamSynchronize(bs_cuda_stream(stream)), "GPU"));
+    return take_fault(stream);
 }
 
 static void device_close(bs_device *)
@@ -106,23 +127,23 @@ static bs_backend make_backend()
     X(rmsnorm)
     X(gemm)
     X(silu_mul)
-    X(rope_table)
-    X(append)
-    X(quantize)
-    X(clear_slots)
     X(attend)
-    X(unrotate)
     X(candidates)
     X(sample)
-    X(pack)
     X(mark_seen)
 #undef X
-    table.unpack = missing_pack;
+    table.rope_table = bs_cuda_rope_table;
+    table.append = bs_cuda_append;
+    table.quantize = bs_cuda_quantize;
+    table.clear_slots = bs_cuda_clear_slots;
+    table.unrotate = bs_cuda_unrotate;
+    table.pack = bs_cuda_pack;
+    table.unpack = bs_cuda_unpack;
     table.merge = bs_cuda_merge;
     table.merge_weigh = bs_cuda_merge_weigh;
     table.merge_finish = bs_cuda_merge_finish;
     table.merge_fold = bs_cuda_merge_fold;
-    table.slot_bytes = slot_bytes;
+    table.slot_bytes = bs_cuda_slot_bytes;
     table.gemm_workspace = no_gemm_workspace;
     table.attend_workspace = no_attend_workspace;
     table.memory_alloc = memory_alloc;

@@ -18,9 +18,26 @@ static inline bs_status bs_cuda_status(cudaError_t error, const char *what)
                    cudaGetErrorString(error));
 }
 
+/* Where kernels say that they met NaN or infinity (fault.h). stream_sync moves the record to the stream. */
+typedef struct bs_cuda_fault {
+    int32_t *claimed;         /* device memory: 1 from the first fault on, so that one writer wins whole */
+    bs_numeric_fault *record; /* pinned host memory: read after a sync without a copy */
+} bs_cuda_fault;
+
+/* What bs_stream.state points to. */
+typedef struct bs_cuda_stream_state {
+    cudaStream_t stream;
+    bs_cuda_fault fault;
+} bs_cuda_stream_state;
+
 static inline cudaStream_t bs_cuda_stream(const bs_stream *stream)
 {
-    return (cudaStream_t)stream->state;
+    return ((const bs_cuda_stream_state *)stream->state)->stream;
+}
+
+static inline bs_cuda_fault bs_cuda_stream_fault(const bs_stream *stream)
+{
+    return ((const bs_cuda_stream_state *)stream->state)->fault;
 }
 
 /* After a launch: catches a bad configuration at once; errors of the running kernel come with the next sync.
@@ -29,6 +46,15 @@ static inline bs_status bs_cuda_launched(const char *what)
 {
     return bs_cuda_status(cudaGetLastError(), what);
 }
+
+bs_status bs_cuda_rope_table(bs_stream *stream, const bs_rope_table_args *args);
+bs_status bs_cuda_append(bs_stream *stream, const bs_append_args *args);
+bs_status bs_cuda_quantize(bs_stream *stream, const bs_quantize_args *args);
+bs_status bs_cuda_clear_slots(bs_stream *stream, const bs_clear_slots_args *args);
+bs_status bs_cuda_pack(bs_stream *stream, const bs_pack_args *args);
+bs_status bs_cuda_unpack(bs_stream *stream, const bs_pack_args *args);
+bs_status bs_cuda_unrotate(bs_stream *stream, const bs_unrotate_args *args);
+bs_status bs_cuda_slot_bytes(const bs_device *device, const bs_kv_shape *shape, size_t *f16, size_t *quant);
 
 bs_status bs_cuda_merge(bs_stream *stream, const bs_merge_args *args);
 bs_status bs_cuda_merge_weigh(bs_stream *stream, const bs_merge_weigh_args *args);

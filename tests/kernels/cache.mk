@@ -2,7 +2,7 @@
 BS_KV_TESTS = tests/kernels/test_quantize tests/kernels/test_pack tests/kernels/test_append tests/kernels/test_merge
 check_PROGRAMS += $(BS_KV_TESTS)
 TESTS += $(BS_KV_TESTS)
-tests_kernels_test_quantize_SOURCES = tests/kernels/test_quantize.c tests/kernels/kv_fixture.h
+tests_kernels_test_quantize_SOURCES = tests/kernels/test_quantize.c tests/kernels/kv_fixture.h tests/kernels/kv_draw.h
 tests_kernels_test_quantize_LDADD = $(BS_TEST_LIBS)
 tests_kernels_test_pack_SOURCES = tests/kernels/test_pack.c tests/kernels/kv_fixture.h
 tests_kernels_test_pack_LDADD = $(BS_TEST_LIBS)

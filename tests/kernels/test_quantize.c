@@ -6,15 +6,14 @@
  * is under test too (test_pack.c has its own reference). A second property keeps reference and kernel from
  * being wrong together: the dequantized value is within half a step of x.
  */
-#include "tests/kernels/kv_fixture.h"
+#include "tests/kernels/kv_draw.h"
 
 enum {
     PAGE = BS_PAGE_TOKENS,
-    N_KINDS = 12,
+    N_KINDS = KV_N_KINDS,
     N_LAYERS = 2,
     N_HEADS = N_KINDS / N_LAYERS,
-    MAX_D = 128,
-    NEAR_TIES = 11
+    MAX_D = KV_MAX_D
 };
 
 /* One part (K or V) of a page of one head, as the reference quantizes it. */
@@ -35,45 +34,15 @@ static float class_sum(const float *x, int n, int i, int step)
     return step == n ? x[i] : class_sum(x, n, i, 2 * step) + class_sum(x, n, i + step, 2 * step);
 }
 
-static int ref_code(float x, uint16_t s, int16_t z, int bits)
-{
-    float r = 1.0f / kv_from_f16(s), c = nearbyintf(fmaf(x, r, -(float)z / 16.0f));
-    int max = (1 << bits) - 1;
-    return c < 0 ? 0 : c > (float)max ? max : (int)c;
-}
-
-static void ref_params(float m, float M, int bits, uint16_t *s, int16_t *z)
-{
-    float a = (M - m) / (float)((1 << bits) - 1), b = fabsf(m) / 1790.0f, scale = a > b ? a : b;
-    if (scale < ldexpf(1, -14)) scale = ldexpf(1, -14);
-    *s = kv_to_f16(scale);
-    if (*s == 0x7c00) *s = 0x7bff;
-    float zero = nearbyintf(16.0f * m / kv_from_f16(*s));
-    *z = (int16_t)(zero > 28687 ? 28687 : zero < -28687 ? -28687 : zero);
-}
-
 static float ref_error(const float *x, int n, uint16_t s, int16_t z, int bits)
 {
     float e2[PAGE];
     for (int i = 0; i < n; i++) {
-        volatile float product = kv_from_f16(s) * ((float)ref_code(x[i], s, z, bits) + (float)z / 16.0f);
+        volatile float product = kv_from_f16(s) * ((float)kv_ref_code(x[i], s, z, bits) + (float)z / 16.0f);
         float e = x[i] - product;
         e2[i] = e * e;
     }
     return class_sum(e2, n, 0, 1);
-}
-
-/* Parameters of a group from its range number `range` of nine. */
-static void ref_range_params(const float *x, int n, int bits, int range, uint16_t *s, int16_t *z)
-{
-    static const float shares[] = {1.f, .95f, .9f, .85f, .8f, .75f, .7f, .65f, .6f};
-    float m = x[0], M = x[0];
-    for (int i = 0; i < n; i++) {
-        if (x[i] < m) m = x[i];
-        if (x[i] > M) M = x[i];
-    }
-    float w = ((M - m) * 0.5f) * (1.0f - shares[range]);
-    ref_params(m + w, M - w, bits, s, z);
 }
 
 static void ref_group(const float *x, int n, int bits, bool search, uint16_t *s, int16_t *z)
@@ -82,7 +51,7 @@ static void ref_group(const float *x, int n, int bits, bool search, uint16_t *s,
     for (int range = 0; range < (search ? 9 : 1); range++) {
         uint16_t try_s;
         int16_t try_z;
-        ref_range_params(x, n, bits, range, &try_s, &try_z);
+        kv_ref_range_params(x, n, bits, range, &try_s, &try_z);
         float error = ref_error(x, n, try_s, try_z, bits);
         if (range > 0 && !(error < best)) continue;
         best = error;
@@ -121,84 +90,8 @@ static void ref_part(const uint16_t *page, int d, int bits, int group, bool alon
     for (int t = 0; t < PAGE; t++)
         for (int c = 0; c < d; c++) {
             int g = r->group_of[t][c];
-            r->codes[t][c] = (uint8_t)ref_code(r->x[t][c], r->s[g], r->z[g], bits);
+            r->codes[t][c] = (uint8_t)kv_ref_code(r->x[t][c], r->s[g], r->z[g], bits);
         }
-}
-
-/* ---- data ---- */
-
-static float draw_value(int kind, int token, int channel, uint64_t *state)
-{
-    double x = kv_normal(state);
-    switch (kind) {
-    case 0:
-    case NEAR_TIES: return (float)x;
-    case 1: return (float)(channel % 7 - 3) * 0.37f; /* constant along tokens */
-    case 2: return 0.0f;
-    case 3: return (float)(1000.0 + x * 0.5) * (channel & 1 ? -1.0f : 1.0f); /* huge offset, tiny range */
-    case 4: return kv_uniform(state) < 0.3 ? (x < 0 ? -65504.0f : 65504.0f) : (float)(x * 20000);
-    case 5: return (float)(x * 0x1p-20);                              /* fp16 subnormals */
-    case 6: return (float)(channel % 31 == 5 ? x * 4 + 60 : x * 0.2); /* outlier channels */
-    case 7: return (float)(kv_random(state) % 31) * 0.5f - 4.0f;      /* many exact ties */
-    case 8: return kv_from_f16((uint16_t)(kv_random(state) % 0x7c00 | (kv_random(state) & 0x8000)));
-    default:
-        return token < 64 ? -0.0f : (float)(token % 3) * 0.125f; /* signed zeros, constant along channels */
-    }
-}
-
-static double exact_error(const float *x, int n, int range)
-{
-    uint16_t s;
-    int16_t z;
-    double sum = 0;
-    ref_range_params(x, n, 2, range, &s, &z);
-    for (int i = 0; i < n; i++) {
-        double e = x[i] - (double)kv_from_f16(s) * (ref_code(x[i], s, z, 2) + z / 16.0);
-        sum += e * e;
-    }
-    return sum;
-}
-
-/* A group whose two best ranges have errors that differ only by the rounding of the sum: values of falling
- * size are moved by fp16 steps until the difference is gone. Any other order of summation would choose
- * otherwise half the time; random data meets such a group once in a million. */
-static void draw_near_tie(float *x, int n, uint64_t *state)
-{
-    int best = 0, second = -1;
-    for (int i = 0; i < n; i++)
-        x[i] = kv_from_f16(kv_to_f16((float)ldexp(kv_normal(state), i < n / 2 ? 0 : -i % 16)));
-    for (int r = 1; r < 9; r++)
-        if (exact_error(x, n, r) < exact_error(x, n, best)) best = r;
-    for (int r = 0; r < 9; r++)
-        if (r != best && (second < 0 || exact_error(x, n, r) < exact_error(x, n, second))) second = r;
-    double least = fabs(exact_error(x, n, best) - exact_error(x, n, second));
-    for (int i = n / 2; i < n / 2 + 14; i++) {
-        float kept = x[i], from = x[i];
-        for (int step = -24; step <= 24; step++) {
-            x[i] = kv_from_f16((uint16_t)(kv_to_f16(from) + step));
-            double d = isfinite(x[i]) ? fabs(exact_error(x, n, best) - exact_error(x, n, second)) : INFINITY;
-            if (d < least) {
-                least = d;
-                kept = x[i];
-            }
-        }
-        x[i] = kept;
-    }
-}
-
-/* Page of one kind. Near ties: 16 groups of n channels, again and again. */
-static void draw_page(int kind, int d, int n, uint64_t seed, uint16_t *page)
-{
-    uint64_t state = seed;
-    for (int i = 0; i < PAGE * d; i++) {
-        float x = draw_value(kind, i / d, i % d, &state);
-        page[i] = kv_to_f16(x > 65504 ? 65504 : x < -65504 ? -65504 : x);
-    }
-    for (int i = 0; kind == NEAR_TIES && n > 0 && i < PAGE * d; i += n) {
-        float x[MAX_D];
-        if (i < 16 * n) draw_near_tie(x, n, &state);
-        for (int c = 0; c < n; c++) page[i + c] = i < 16 * n ? kv_to_f16(x[c]) : page[(i + c) % (16 * n)];
-    }
 }
 
 /* ---- comparison ---- */
@@ -275,8 +168,8 @@ static void check_format(const bs_kv_format *format, int d, uint64_t seed)
     const bool search = format->v_bits == 2 && format->v_encoder == BS_V_ENCODER_LEAST_SQUARES;
     const int v_group = format->group < d ? format->group : d;
     for (int i = 0; i < N_KINDS; i++) {
-        draw_page(i, d, 0, seed + (uint64_t)i, pages[0][i]);
-        draw_page((i + 3) % N_KINDS, d, search ? v_group : 0, seed + 100 + (uint64_t)i, pages[1][i]);
+        kv_draw_page(i, d, 0, seed + (uint64_t)i, pages[0][i]);
+        kv_draw_page((i + 3) % N_KINDS, d, search ? v_group : 0, seed + 100 + (uint64_t)i, pages[1][i]);
         ref_part(pages[0][i], d, format->k_bits, format->group, format->k_per_channel, format->k_norm, false,
                  &refs[0][i]);
         ref_part(pages[1][i], d, format->v_bits, format->group, false, false, search, &refs[1][i]);

@@ -1,0 +1,52 @@
+/* unrotate.cu: turns the merged O back into the model's basis and rounds it to the activations' type.
+ *
+ * Math     y = H x / √D for each row, or y = x.
+ * Layout   o [rows, D] f32, out [rows, D] act; out may be o (F32): a warp reads its row before it writes it.
+ * Mapping  a warp a row, 4 rows a CTA (warp_head.h); without the rotation a thread an element.
+ * Cost     reads rows × D × 4 B, writes half of it in bf16: a token of 32 heads of 128 is 25 KB, the launch
+ * of 2 to 3 us is all of it.
+ * Numerics the CPU's bits in F32.
+ * Limits   the rotation for D 64 and 128; below 2^31 elements.
+ * Measured docs/perf/LOG.md. */
+#include "kernels/cuda/cuda_private.h"
+#include "kernels/cuda/warp_head.h"
+
+enum { WARP = 32, ROWS_PER_CTA = 4, THREADS = 256 };
+
+template <int D>
+static __global__ void __launch_bounds__(WARP *ROWS_PER_CTA) unrotate_kernel(bs_unrotate_args a)
+{
+    const int row = (int)(blockIdx.x * ROWS_PER_CTA + threadIdx.y);
+    if (row >= a.n_rows) return;
+    float x[D / WARP];
+#pragma unroll
+    for (int k = 0; k < D / WARP; k++) x[k] = a.o[(int64_t)row * D + threadIdx.x + WARP * k];
+    bs_cuda_hadamard<D>(x);
+#pragma unroll
+    for (int k = 0; k < D / WARP; k++)
+        bs_cuda_store_act(a.out, (int64_t)row * D + threadIdx.x + WARP * k, a.act, x[k]);
+}
+
+static __global__ void __launch_bounds__(THREADS) convert_kernel(bs_unrotate_args a, int n)
+{
+    const int i = (int)(blockIdx.x * THREADS + threadIdx.x);
+    if (i < n) bs_cuda_store_act(a.out, i, a.act, a.o[i]);
+}
+
+bs_status bs_cuda_unrotate(bs_stream *stream, const bs_unrotate_args *args)
+{
+    const dim3 block(WARP, ROWS_PER_CTA);
+    const unsigned n_ctas = ((unsigned)args->n_rows + ROWS_PER_CTA - 1) / ROWS_PER_CTA;
+    const int64_t n = (int64_t)args->n_rows * args->dim;
+    if (args->hadamard && args->dim != 64 && args->dim != 128)
+        return bs_fail(BS_STATUS_UNSUPPORTED, "unrotate: head size %d; GPU kernels exist for 64 and 128",
+                       args->dim);
+    if (n > INT32_MAX - THREADS)
+        return bs_fail(BS_STATUS_RANGE, "unrotate: %d rows are too many for one launch", args->n_rows);
+    if (!args->hadamard)
+        convert_kernel<<<(unsigned)((n + THREADS - 1) / THREADS), THREADS, 0, bs_cuda_stream(stream)>>>(
+            *args, (int)n);
+    else if (args->dim == 128) unrotate_kernel<128><<<n_ctas, block, 0, bs_cuda_stream(stream)>>>(*args);
+    else unrotate_kernel<64><<<n_ctas, block, 0, bs_cuda_stream(stream)>>>(*args);
+    return bs_cuda_launched("unrotate");
+}

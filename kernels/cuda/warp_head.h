@@ -1,0 +1,54 @@
+/* warp_head.h: one head vector of D in the registers of a warp: channel lane + 32·k is x[k] of that lane.
+ * The Hadamard of docs/kv-format.md (strides 1 … 16 are shuffles, 32 and 64 stay in a lane), and activations
+ * of any type. Operations carry their rounding, so nvcc contracts nothing. */
+#ifndef BS_CUDA_WARP_HEAD_H
+#define BS_CUDA_WARP_HEAD_H
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "kernels/kernels.h"
+
+static __device__ __forceinline__ float bs_cuda_load_act(const void *x, int64_t i, bs_type act)
+{
+    if (act == BS_TYPE_BF16) return __bfloat162float(((const __nv_bfloat16 *)x)[i]);
+    if (act == BS_TYPE_F16) return __half2float(((const __half *)x)[i]);
+    return ((const float *)x)[i];
+}
+
+static __device__ __forceinline__ void bs_cuda_store_act(void *x, int64_t i, bs_type act, float value)
+{
+    if (act == BS_TYPE_BF16) ((__nv_bfloat16 *)x)[i] = __float2bfloat16_rn(value);
+    else if (act == BS_TYPE_F16) ((__half *)x)[i] = __float2half_rn(value);
+    else ((float *)x)[i] = value;
+}
+
+/* x ← H x / √D. All lanes of the warp. */
+template <int D> static __device__ __forceinline__ void bs_cuda_hadamard(float x[D / 32])
+{
+    const int lane = threadIdx.x % 32;
+    const float scale = D == 64 ? 0.125f : 0.08838834764831845f; /* the f32 nearest 1/√D */
+    static_assert(D == 64 || D == 128, "the scale");
+#pragma unroll
+    for (int stride = 1; stride < 32; stride *= 2) {
+#pragma unroll
+        for (int k = 0; k < D / 32; k++) {
+            const float other = __shfl_xor_sync(0xffffffffu, x[k], stride);
+            x[k] = lane & stride ? __fsub_rn(other, x[k]) : __fadd_rn(x[k], other);
+        }
+    }
+#pragma unroll
+    for (int stride = 1; stride < D / 32; stride *= 2) {
+#pragma unroll
+        for (int k = 0; k < D / 32; k++) {
+            if (k & stride) continue;
+            const float u = x[k], v = x[k + stride];
+            x[k] = __fadd_rn(u, v);
+            x[k + stride] = __fsub_rn(u, v);
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < D / 32; k++) x[k] = __fmul_rn(x[k], scale);
+}
+
+#endif
