@@ -20,6 +20,7 @@ typedef struct bs_backend {
     bs_status (*pack)(bs_stream *stream, const bs_pack_args *args);
     bs_status (*unpack)(bs_stream *stream, const bs_pack_args *args);
     bs_status (*mark_seen)(bs_stream *stream, uint64_t *bitmap, const int32_t *ids, int n);
+    bs_status (*stream_read)(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink);
 
     bs_status (*slot_bytes)(const bs_device *device, const bs_kv_shape *shape, size_t *f16, size_t *quant);
     size_t (*gemm_workspace)(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens);
@@ -34,6 +35,18 @@ typedef struct bs_backend {
     void (*stream_close)(bs_stream *stream);
     bs_status (*stream_sync)(bs_stream *stream);
     void (*device_close)(bs_device *device);
+
+    /* Graphs; all NULL where there are none. *graph is the backend's own. */
+    bs_status (*capture_begin)(bs_stream *stream);
+    bs_status (*capture_end)(bs_stream *stream, void **graph);
+    bs_status (*graph_launch)(bs_stream *stream, void *graph);
+    void (*graph_close)(void *graph);
+
+    /* A pair of marks; *marks is the backend's own. */
+    bs_status (*timer_open)(bs_device *device, void **marks);
+    void (*timer_close)(void *marks);
+    bs_status (*timer_mark)(bs_stream *stream, void *marks, int which); /* 0 start, 1 stop */
+    bs_status (*timer_read)(void *marks, double *ms);
 } bs_backend;
 
 enum { BS_COPY_TO_DEVICE, BS_COPY_TO_HOST, BS_COPY_ON_DEVICE };
@@ -54,7 +67,8 @@ struct bs_device {
 struct bs_stream {
     bs_device *device;
     bs_numeric_fault fault;
-    void *state; /* the backend's own: cudaStream_t */
+    bool overlap; /* bs_stream_set_overlap; launchers of kernels/cuda read it */
+    void *state;  /* the backend's own: cudaStream_t */
 };
 
 /* Fills device->backend, info and state. */

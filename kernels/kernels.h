@@ -100,6 +100,30 @@ void *bs_buffer_at(const bs_buffer *buffer, size_t offset);
 size_t bs_device_allocated_bytes(const bs_device *device);
 uint64_t bs_device_allocation_count(const bs_device *device);
 
+/* From now on (true) a kernel queued on this stream may start while the one before it is still ending: programmatic
+ * dependent launch, for ops whose kernels know how; results are the same. A CPU ignores it. */
+void bs_stream_set_overlap(bs_stream *stream, bool overlap);
+
+/* Graphs: what is queued between begin and end is recorded instead of run, and launched as often as wanted with one
+ * call. Pointers and sizes are fixed by the recording; the contents of device memory are read at each launch, so
+ * lengths may grow. Between begin and end only ops, copies on the device and fills may be queued; nothing may be
+ * synchronised. Whatever failed in between, bs_capture_end must be called, and the stream is usable afterwards.
+ * BS_STATUS_UNSUPPORTED on a CPU. */
+typedef struct bs_graph bs_graph;
+bs_status bs_capture_begin(bs_stream *stream);
+bs_status bs_capture_end(bs_stream *stream, bs_graph **out);
+bs_status bs_graph_launch(bs_stream *stream, bs_graph *graph);
+void bs_graph_destroy(bs_graph *graph); /* not while it runs; NULL is fine */
+
+/* Timers: the time between two marks on a stream, by the device's own clock (on a CPU the monotonic clock). Reading
+ * waits for the stop mark. Not inside a capture. BS_STATUS_RANGE if it was not started and stopped. */
+typedef struct bs_timer bs_timer;
+bs_status bs_timer_create(bs_device *device, bs_timer **out);
+void bs_timer_destroy(bs_timer *timer);
+bs_status bs_timer_start(bs_stream *stream, bs_timer *timer);
+bs_status bs_timer_stop(bs_stream *stream, bs_timer *timer);
+bs_status bs_timer_ms(bs_timer *timer, double *ms);
+
 /* Copies and fills, stream-ordered. Host memory must stay untouched until bs_stream_sync. */
 bs_status bs_copy_to_device(bs_stream *stream, void *device_dst, const void *host_src, size_t bytes);
 bs_status bs_copy_to_host(bs_stream *stream, void *host_dst, const void *device_src, size_t bytes);
@@ -380,6 +404,13 @@ typedef struct bs_unrotate_args {
     void *out; /* [device] [rows, D] act; may equal o when act is F32 */
 } bs_unrotate_args;
 bs_status bs_op_unrotate(bs_stream *stream, const bs_unrotate_args *args);
+
+/* ---- a yardstick ------------------------------------------------------------------------------------------ */
+
+/* Reads every byte once, as fast as the device can: the read bandwidth that benches are measured against.
+ * data: [device] [bytes], 16-byte aligned, bytes a multiple of 16. sink: [device] one word; the exclusive or of all
+ * 32-bit words of data is XORed into it, so that no read can be left out and a test can tell. */
+bs_status bs_op_stream_read(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink);
 
 /* ---- sampling --------------------------------------------------------------------------------------------- */
 

@@ -72,6 +72,12 @@ bs_status bs_op_mark_seen(bs_stream *stream, uint64_t *bitmap, const int32_t *id
     return n == 0 ? BS_STATUS_OK : stream->device->backend->mark_seen(stream, bitmap, ids, n);
 }
 
+bs_status bs_op_stream_read(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink)
+{
+    REQUIRE("stream_read", bytes % 16 == 0 && sink && (bytes == 0 || data) && (uintptr_t)data % 16 == 0);
+    return bytes == 0 ? BS_STATUS_OK : stream->device->backend->stream_read(stream, data, bytes, sink);
+}
+
 bool bs_sampling_needs_all(const bs_sampling *sampling)
 {
     if (!(sampling->temperature > 0)) return false;

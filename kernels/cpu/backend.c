@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifdef HAVE_OPENBLAS
@@ -52,6 +53,25 @@ static bs_status stream_sync(bs_stream *stream)
     return BS_STATUS_OK;
 }
 
+static bs_status timer_open(bs_device *device, void **marks)
+{
+    *marks = calloc(2, sizeof(struct timespec));
+    return *marks ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "timer: no memory");
+}
+
+static bs_status timer_mark(bs_stream *stream, void *marks, int which)
+{
+    clock_gettime(CLOCK_MONOTONIC, (struct timespec *)marks + which);
+    return BS_STATUS_OK;
+}
+
+static bs_status timer_read(void *marks, double *ms)
+{
+    const struct timespec *t = marks;
+    *ms = (double)(t[1].tv_sec - t[0].tv_sec) * 1e3 + (double)(t[1].tv_nsec - t[0].tv_nsec) * 1e-6;
+    return BS_STATUS_OK;
+}
+
 static void device_close(bs_device *device)
 {
     bs_pool_close(device->state);
@@ -64,6 +84,7 @@ static const bs_backend backend = {
         .pack = bs_cpu_pack,
     .unpack = bs_cpu_unpack,
     .mark_seen = bs_cpu_mark_seen,
+    .stream_read = bs_cpu_stream_read,
     .slot_bytes = bs_cpu_slot_bytes,
     .gemm_workspace = bs_cpu_gemm_workspace,
     .attend_workspace = bs_cpu_attend_workspace,
@@ -75,6 +96,10 @@ static const bs_backend backend = {
     .stream_close = stream_close,
     .stream_sync = stream_sync,
     .device_close = device_close,
+    .timer_open = timer_open,
+    .timer_close = free,
+    .timer_mark = timer_mark,
+    .timer_read = timer_read,
 };
 
 static bool has_isa(bs_isa isa)

@@ -13,6 +13,7 @@ BS_OP_LIST(X)
 bs_status bs_cpu_pack(bs_stream *stream, const bs_pack_args *args);
 bs_status bs_cpu_unpack(bs_stream *stream, const bs_pack_args *args);
 bs_status bs_cpu_mark_seen(bs_stream *stream, uint64_t *bitmap, const int32_t *ids, int n);
+bs_status bs_cpu_stream_read(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink);
 
 bs_status bs_cpu_slot_bytes(const bs_device *device, const bs_kv_shape *shape, size_t *f16, size_t *quant);
 size_t bs_cpu_gemm_workspace(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens);

@@ -1,5 +1,6 @@
 # The device layer, the dispatch, and the CPU kernels of dense ops.
 libbs_kernels_a_SOURCES += kernels/device.c
+libbs_kernels_a_SOURCES += kernels/graph.c
 libbs_kernels_a_SOURCES += kernels/ops_check.h
 libbs_kernels_a_SOURCES += kernels/ops_dense.c
 libbs_kernels_a_SOURCES += kernels/ops_cache.c
@@ -18,3 +19,4 @@ libbs_kernels_a_SOURCES += kernels/cpu/norm.c
 libbs_kernels_a_SOURCES += kernels/cpu/philox.h
 libbs_kernels_a_SOURCES += kernels/cpu/candidates.c
 libbs_kernels_a_SOURCES += kernels/cpu/sample.c
+libbs_kernels_a_SOURCES += kernels/cpu/stream_read.c

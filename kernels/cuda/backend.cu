@@ -144,6 +144,15 @@ static bs_backend make_backend()
     table.merge_finish = bs_cuda_merge_finish;
     table.merge_fold = bs_cuda_merge_fold;
     table.slot_bytes = bs_cuda_slot_bytes;
+    table.stream_read = bs_cuda_stream_read;
+    table.capture_begin = bs_cuda_capture_begin;
+    table.capture_end = bs_cuda_capture_end;
+    table.graph_launch = bs_cuda_graph_launch;
+    table.graph_close = bs_cuda_graph_close;
+    table.timer_open = bs_cuda_timer_open;
+    table.timer_close = bs_cuda_timer_close;
+    table.timer_mark = bs_cuda_timer_mark;
+    table.timer_read = bs_cuda_timer_read;
     table.gemm_workspace = no_gemm_workspace;
     table.attend_workspace = no_attend_workspace;
     table.memory_alloc = memory_alloc;

@@ -55,6 +55,17 @@ bs_status bs_cuda_pack(bs_stream *stream, const bs_pack_args *args);
 bs_status bs_cuda_unpack(bs_stream *stream, const bs_pack_args *args);
 bs_status bs_cuda_unrotate(bs_stream *stream, const bs_unrotate_args *args);
 bs_status bs_cuda_slot_bytes(const bs_device *device, const bs_kv_shape *shape, size_t *f16, size_t *quant);
+/* graph.cu */
+bs_status bs_cuda_capture_begin(bs_stream *stream);
+bs_status bs_cuda_capture_end(bs_stream *stream, void **graph);
+bs_status bs_cuda_graph_launch(bs_stream *stream, void *graph);
+void bs_cuda_graph_close(void *graph);
+bs_status bs_cuda_timer_open(bs_device *device, void **marks);
+void bs_cuda_timer_close(void *marks);
+bs_status bs_cuda_timer_mark(bs_stream *stream, void *marks, int which);
+bs_status bs_cuda_timer_read(void *marks, double *ms);
+
+bs_status bs_cuda_stream_read(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink);
 
 bs_status bs_cuda_merge(bs_stream *stream, const bs_merge_args *args);
 bs_status bs_cuda_merge_weigh(bs_stream *stream, const bs_merge_weigh_args *args);
