@@ -30,6 +30,7 @@ typedef struct value {
 struct bs_options {
     const bs_option *table;
     int n_options;
+    uint32_t bit; /* of the subcommand */
     value *values;
     const char **operands; /* point into argv */
     int n_operands;
@@ -155,17 +156,21 @@ static bs_status set_value(const bs_option *option, value *v, const char *label,
 typedef struct reader {
     bs_options *options;
     const bs_command *command;
-    uint32_t bit;
     int argc, at;
     char **argv;
 } reader;
 
+/* The row of this name that the subcommand takes; if it takes none, another's. */
 static int find_name(const bs_options *options, const char *name, size_t bytes)
 {
-    for (int i = 0; i < options->n_options; i++)
-        if (strlen(options->table[i].name) == bytes && memcmp(options->table[i].name, name, bytes) == 0)
-            return i;
-    return -1;
+    int found = -1;
+    for (int i = 0; i < options->n_options; i++) {
+        const bs_option *option = &options->table[i];
+        if (strlen(option->name) != bytes || memcmp(option->name, name, bytes) != 0) continue;
+        if (option->commands & options->bit) return i;
+        if (found < 0) found = i;
+    }
+    return found;
 }
 
 static int find_letter(const bs_options *options, char letter)
@@ -177,7 +182,7 @@ static int find_letter(const bs_options *options, char letter)
 
 static bs_status check_takes(const reader *r, int i, const char *label)
 {
-    if (i >= 0 && r->options->table[i].commands & r->bit) return BS_STATUS_OK;
+    if (i >= 0 && r->options->table[i].commands & r->options->bit) return BS_STATUS_OK;
     return bs_fail(BS_STATUS_USAGE, "%s: not an option of %s; see bitshard %s --help", label,
                    r->command->name, r->command->name);
 }
@@ -256,7 +261,7 @@ static bs_status read_environment(reader *r)
     for (int i = 0; i < r->options->n_options; i++) {
         const bs_option *option = &r->options->table[i];
         value *v = &r->options->values[i];
-        if (v->given || !(option->commands & r->bit)) continue;
+        if (v->given || !(option->commands & r->options->bit)) continue;
         char name[BS_OPTION_ENV_NAME];
         bs_options_env_name(option, name);
         const char *text = getenv(name);
@@ -276,6 +281,7 @@ bs_status bs_options_parse(const bs_option *table, int n_options, const bs_comma
     if (!options) return bs_fail(BS_STATUS_NOMEM, "options: out of memory");
     options->table = table;
     options->n_options = n_options;
+    options->bit = (uint32_t)1 << command;
     options->values = calloc((size_t)n_options + 1, sizeof *options->values);
     options->operands = calloc((size_t)argc + 1, sizeof *options->operands);
     if (!options->values || !options->operands) {
@@ -286,7 +292,7 @@ bs_status bs_options_parse(const bs_option *table, int n_options, const bs_comma
         if (table[i].default_text)
             BS_TRY_GOTO(set_value(&table[i], &options->values[i], table[i].name, table[i].default_text),
                         err_options);
-    reader r = {options, &commands[command], (uint32_t)1 << command, argc, 1, argv};
+    reader r = {options, &commands[command], argc, 1, argv};
     BS_TRY_GOTO(read_arguments(&r), err_options);
     if (!options->help) BS_TRY_GOTO(read_environment(&r), err_options);
     *out = options;

@@ -2,7 +2,8 @@
  *
  * The program's table is src/cli/table.c; this is the mechanism. An option has a long name, maybe a letter, a
  * kind, a default, a range, one line of help and the subcommands that take it. The environment variable is
- * BITSHARD_ + the name in capitals with _ for -; the command line wins over it. Nobody else calls getenv.
+ * BITSHARD_ + the name in capitals with _ for -; the command line wins over it. Nobody else calls getenv. A name may
+ * have several rows, of different kinds, as long as no subcommand takes two of them.
  */
 #ifndef BS_OPTIONS_H
 #define BS_OPTIONS_H

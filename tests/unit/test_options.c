@@ -181,6 +181,32 @@ static void test_wrong_usage(void **state)
                         "--minutes: not an option of wash-up; see bitshard wash-up --help");
 }
 
+/* One name, another kind of value for each command. */
+static void test_name_of_two_rows(void **state)
+{
+    (void)state;
+    static const bs_option rows[] = {
+        {"minutes", 0, BS_OPTION_INT, false, "N", "10", 1, 600, NULL, "Stove", "how long", COOK},
+        {"minutes", 0, BS_OPTION_STRING, false, "WORD", "few", 0, 0, NULL, "Other", "how long", WASH},
+    };
+    char *arguments[] = {"argv0", "--minutes", "3", "soup"}, *words[] = {"argv0", "--minutes", "ten"};
+    bs_options *o;
+    assert_int_equal(bs_options_parse(rows, 2, commands, 0, 4, arguments, &o), BS_STATUS_OK);
+    assert_int_equal(bs_options_int(o, "minutes"), 3);
+    bs_options_free(o);
+    assert_int_equal(bs_options_parse(rows, 2, commands, 1, 1, words, &o), BS_STATUS_OK);
+    assert_string_equal(bs_options_string(o, "minutes"), "few");
+    assert_false(bs_options_given(o, "minutes"));
+    bs_options_free(o);
+    assert_int_equal(bs_options_parse(rows, 2, commands, 1, 3, words, &o), BS_STATUS_OK);
+    assert_string_equal(bs_options_string(o, "minutes"), "ten");
+    bs_options_free(o);
+    setenv("BITSHARD_MINUTES", "some", 1);
+    assert_int_equal(bs_options_parse(rows, 2, commands, 1, 1, words, &o), BS_STATUS_OK);
+    assert_string_equal(bs_options_string(o, "minutes"), "some");
+    bs_options_free(o);
+}
+
 static void test_environment(void **state)
 {
     (void)state;
@@ -323,6 +349,7 @@ int main(void)
         cmocka_unit_test_setup(test_numbers_out_of_range, clean),
         cmocka_unit_test_setup(test_scaled_limits, clean),
         cmocka_unit_test_setup(test_wrong_usage, clean),
+        cmocka_unit_test_setup(test_name_of_two_rows, clean),
         cmocka_unit_test_setup(test_environment, clean),
         cmocka_unit_test_setup(test_help_ends_parsing, clean),
         cmocka_unit_test_setup(test_help, clean),
