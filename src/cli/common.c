@@ -35,15 +35,25 @@ static bs_isa isa_of(const char *name)
     return isa;
 }
 
+/* auto, cpu, cuda or gpu:N. */
+static bs_status read_device(const char *name, int n_gpus, int rank, bs_device_config *config)
+{
+    const bool numbered = strncmp(name, "gpu:", 4) == 0 && strlen(name) <= 7 && name[4] &&
+                          name[4 + strspn(name + 4, "0123456789")] == 0;
+    const bool cuda = numbered || strcmp(name, "cuda") == 0 || (strcmp(name, "auto") == 0 && n_gpus > 0);
+    if (!cuda && strcmp(name, "auto") != 0 && strcmp(name, "cpu") != 0)
+        return bs_fail(BS_STATUS_USAGE, "--device %s: must be auto, cpu, cuda or gpu:N", name);
+    config->kind = cuda ? BS_DEVICE_CUDA : BS_DEVICE_CPU;
+    config->ordinal = numbered ? atoi(name + 4) : cuda && n_gpus > 0 ? rank % n_gpus : 0;
+    return BS_STATUS_OK;
+}
+
 bs_status bs_cli_open_device(const bs_options *options, const bs_comm *comm, bs_device **out)
 {
-    const char *name = bs_options_string(options, "device");
-    int n_gpus = bs_device_count_gpus();
-    bool cuda = strcmp(name, "cuda") == 0 || (strcmp(name, "auto") == 0 && n_gpus > 0);
-    bs_device_config config = {.kind = cuda ? BS_DEVICE_CUDA : BS_DEVICE_CPU,
-                               .ordinal = cuda && n_gpus > 0 ? bs_comm_local_rank(comm) % n_gpus : 0,
-                               .n_threads = (int)bs_options_int(options, "threads"),
+    bs_device_config config = {.n_threads = (int)bs_options_int(options, "threads"),
                                .isa = isa_of(bs_options_string(options, "isa"))};
+    BS_TRY(read_device(bs_options_string(options, "device"), bs_device_count_gpus(),
+                       comm ? bs_comm_local_rank(comm) : 0, &config));
     return bs_device_open(&config, out);
 }
 

@@ -9,7 +9,8 @@
 #define TOKENIZE   (1u << BS_CLI_TOKENIZE)
 #define MAKE_MODEL (1u << BS_CLI_MAKE_MODEL)
 #define INFO       (1u << BS_CLI_INFO)
-#define ALL        (GENERATE | TOKENIZE | MAKE_MODEL | INFO)
+#define BENCH      (1u << BS_CLI_BENCH)
+#define ALL        (GENERATE | TOKENIZE | MAKE_MODEL | INFO | BENCH)
 
 const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
     [BS_CLI_GENERATE] =
@@ -35,6 +36,15 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
         {"info", "", 0, 0, "Describes the build, the devices and, with --model, a model",
          "With --model it prints the shape, the types of the tensors, the size of a token in the cache, and "
          "for the ranks of this job the grid and the part of the model that each holds."},
+    [BS_CLI_BENCH] =
+        {"bench", "kernel [attend|quantize|read|all]", 1, 2, "Checks and times kernels on one device",
+         "Each case is checked first (attend: a few rows against fp64 over the dequantized cache; quantize: bit "
+         "for bit against a CPU), then timed, then a row of the table: bytes of a call, microseconds (median, "
+         "10th and 90th percentile), GB/s, and the share of the bandwidth that a streaming read reached in the "
+         "same run. Calls go round over more memory than the caches hold; on a GPU they are one CUDA graph, "
+         "plain and with kernels that overlap. Without --case these are the cases of the project's speed "
+         "targets (a CPU has smaller ones); a case that fails does not end the run, but the run fails.\n\n"
+         "The shape options time attend on a shape of your own instead."},
 };
 
 const bs_cli_entry bs_cli_entries[BS_CLI_N_COMMANDS] = {
@@ -42,6 +52,7 @@ const bs_cli_entry bs_cli_entries[BS_CLI_N_COMMANDS] = {
     [BS_CLI_TOKENIZE] = {bs_cli_tokenize, false},
     [BS_CLI_MAKE_MODEL] = {bs_cli_make_model, false},
     [BS_CLI_INFO] = {bs_cli_info, true},
+    [BS_CLI_BENCH] = {bs_cli_bench, false},
 };
 
 #define FLAG(name, group, help, commands)                                                                    \
@@ -110,9 +121,20 @@ const bs_option bs_cli_options[] = {
     FLOAT("step-ms", "MS", "500", 1, 1e6, "Ranks", "cut prompts so that a step is predicted to take no longer", GENERATE),
     FLOAT("watchdog-s", "S", "7", 0, 86400, "Ranks", "end the job when a rank makes no progress this long; 0: never", GENERATE),
 
-    CHOICE("device", "NAME", "auto", "auto|cpu|cuda", "Device", "a GPU, if there is one, or the CPU", GENERATE | INFO),
-    INT("threads", 't', "N", "1", 1, 1024, "Device", "CPU threads of each rank", GENERATE | INFO),
-    CHOICE("isa", "NAME", "auto", "auto|scalar|avx2|avx512", "Device", "CPU instructions; the best there are, or these", GENERATE | INFO),
+    STRING("case", 0, "WHICH", NULL, "Cases", "only these, parted by commas: a number, a range as 3-9, or part of a name; --dry-run lists them", BENCH),
+    FLAG("dry-run", "Cases", "list the cases, and stop", BENCH),
+
+    INT("batch", 0, "N", "1", 1, 4096, "Shape of attend", "sequences", BENCH),
+    STRING("heads", 0, "HQ/HKV", "32/8", "Shape of attend", "query heads/KV heads", BENCH),
+    SCALED("context", 'c', "N", NULL, 1, INT32_MAX - 65536, "Shape of attend", "tokens of each sequence; without it 128K, on a CPU 8K", BENCH),
+    INT("tokens", 0, "N", "1", 1, 4096, "Shape of attend", "query tokens of each sequence, the last of its context", BENCH),
+    CHOICE("head-dim", "D", "128", "64|128", "Shape of attend", "channels of a head", BENCH),
+    SCALED("window", 0, "N", "0", 0, INT32_MAX, "Shape of attend", "a query sees this many tokens; 0: all", BENCH),
+    STRING("kv", 0, "FORMATS", "int4", "Shape of attend", "KV formats, parted by commas (docs/kv-format.md)", BENCH),
+
+    STRING("device", 0, "NAME", "auto", "Device", "cpu, cuda (the GPU of the rank's number on the machine), gpu:N, or auto", GENERATE | INFO | BENCH),
+    INT("threads", 't', "N", "1", 1, 1024, "Device", "CPU threads of each rank", GENERATE | INFO | BENCH),
+    CHOICE("isa", "NAME", "auto", "auto|scalar|avx2|avx512", "Device", "CPU instructions; the best there are, or these", GENERATE | INFO | BENCH),
 
     INT("layers", 0, "N", NULL, 1, 1000, "Shape", "number of layers", MAKE_MODEL),
     INT("hidden", 0, "N", NULL, 32, 65536, "Shape", "width of the residual stream", MAKE_MODEL),
@@ -129,7 +151,8 @@ const bs_option bs_cli_options[] = {
 
     INT("seed", 's', "N", "1", 0, MOST, "Random numbers", "the same seed gives the same answer, the same model", GENERATE | MAKE_MODEL),
 
-    FLAG("json", "Output", "print one line of JSON (docs/cli.md)", GENERATE | TOKENIZE),
+    FLAG("json", "Output", "print one line of JSON (docs/cli.md)", GENERATE | TOKENIZE | BENCH),
+    STRING("csv", 0, "FILE", NULL, "Output", "write the rows to this file, too; - is standard output", BENCH),
     FLAG("dry-run", "Output", "print the memory that each rank would take, and stop", GENERATE),
     {"quiet", 'q', BS_OPTION_FLAG, false, NULL, NULL, 0, 0, NULL, "Output", "warnings and errors only on standard error", ALL},
     {"verbose", 'v', BS_OPTION_FLAG, false, NULL, NULL, 0, 0, NULL, "Output", "more on standard error", ALL},

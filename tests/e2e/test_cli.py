@@ -2,6 +2,7 @@
 
 Runs on a tiny model of its own making; what the numbers of an answer are is for the other tests.
 """
+import csv
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import common as c
 
-COMMANDS = ("generate", "tokenize", "make-model", "info")
+COMMANDS = ("generate", "tokenize", "make-model", "info", "bench")
 MODEL = os.path.join(c.WORK, "cli.gguf")
 
 
@@ -177,6 +178,43 @@ def test_ranks():
     c.check(done.returncode == 0 and "grid              1x3" in done.stdout and "32 heads on 8 KV heads of 128" in done.stdout, "info on 3 ranks")
 
 
+def test_bench():
+    """Small shapes on the CPU: the table, CSV and JSON say the same, every check passed; bad options give one line."""
+    path = os.path.join(c.WORK, "bench.csv")
+    shape = ("--heads", "8/2", "--context", "700", "--tokens", "3", "--head-dim", "64", "--window", "400", "--kv", "f16,int4,int2")
+    done = bitshard("bench", "kernel", "attend", "--device", "cpu", *shape, "--csv", path)
+    rows = [line for line in done.stdout.splitlines() if " attend " in line]
+    c.check(done.returncode == 0 and len(rows) == 3 and all("1x8/2x700 T3 D64 W400" in row and " passed " in row for row in rows),
+            f"bench kernel on a small shape: exit {done.returncode}, {done.stdout} {done.stderr}")
+    with open(path, newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    as_json = bitshard("bench", "kernel", "--device", "cpu", "--kv", "int4", "--context", "1K", "--heads", "2/1", "--json")
+    json_rows = json.loads(as_json.stdout) if as_json.returncode == 0 else []
+    c.check(len(table) == 3 and len(json_rows) == 1 and list(table[0]) == list(json_rows[0]) and as_json.stdout.count("\n") == 1,
+            f"--json has a row under the columns of --csv: {as_json.stdout} {as_json.stderr}")
+    for row in table + json_rows:
+        us = [float(row[name]) for name in ("us_p10", "us", "us_p90")]
+        rate = float(row["bytes"]) / us[1] * 1e-3
+        c.check(row["check"] == "passed" and row["op"] == "attend" and 0 < us[0] <= us[1] <= us[2] and 0 <= float(row["error_o"]) < 1e-5
+                and abs(float(row["gb_s"]) / rate - 1) < 1e-6 and abs(float(row["percent"]) * float(row["read_gb_s"]) / rate - 100) < 1e-3,
+                f"a row is sound: {row}")
+    tokens, low = 700, 700 - 3 - 400 + 1  # one sink page, pages 1 and 2 quantized of 0 … 2, the rest f16; the window begins in page 2
+    each = 2 * (128 * 64 // 2 + (64 + 128) * 2)  # codes of K and V; 4 bytes a channel of K and a token of V
+    c.check(float(table[0]["bytes"]) == 2 * (tokens - low) * 256 and float(table[1]["bytes"]) == 2 * (each + (tokens - 3 * 128) * 256),
+            f"bytes count what is visible: {table[0]['bytes']}, {table[1]['bytes']}")
+    done = bitshard("bench", "kernel", "--device", "cpu", "--dry-run", "--case", "1-3,quantize")
+    listed = done.stdout.splitlines()
+    c.check(done.returncode == 0 and [line.split()[1] for line in listed[:3]] == ["read", "attend", "attend"] and len(listed) > 3
+            and all(line.split()[1] == "quantize" for line in listed[3:]), f"--dry-run lists the cases: {done.stdout}")
+    for part, *words in (("bench comm", "comm"), ("bench kernel x", "kernel", "x"), ("operand",), ("--heads 8/3", "kernel", "--heads", "8/3"),
+                         ("--kv", "kernel", "--kv", "int4,int3"), ("--tokens 9", "kernel", "--tokens", "9", "--context", "8"),
+                         ("--case 999", "kernel", "--case", "999"), ("--case 1", "kernel", "--case", "1", "--kv", "int4"),
+                         ("--device gpu:", "kernel", "--device", "gpu:"), ("--head-dim 96", "kernel", "--head-dim", "96"),
+                         ("--batch", "kernel", "quantize", "--batch", "2")):
+        refused(2, part if part != "--case 1" else "--kv", "bench", *words, *(() if "--device" in words else ("--device", "cpu")))
+    refused(1, "/nowhere/x.csv", "bench", "kernel", "read", "--device", "cpu", "--csv", "/nowhere/x.csv")
+
+
 def test_output_fails():
     for ranks in (0, 2):
         command = ([] if ranks == 0 else ["sh", c.LAUNCH, str(ranks)]) + [c.BITSHARD, "generate", "--model", MODEL, "-p", "x", "-n", "5000",
@@ -212,5 +250,6 @@ if c.check(made.returncode == 0, f"make-model: {made.stderr}"):
     test_tokenize()
     test_answer()
     test_ranks()
+    test_bench()
     test_output_fails()
 c.finish()

@@ -1,0 +1,130 @@
+/* bench.h: `bitshard bench kernel`: a case is checked first, then timed, then a row of the table. Private to
+ * src/cli/bench*.c and cmd_bench.c.
+ *
+ *   bench_cases.c     which cases there are, and which were asked for
+ *   bench_data.c      a cache of gigabytes from a few pages of random numbers
+ *   bench_reference.c attention in fp64 over the dequantized pages
+ *   bench_attend.c, bench_quantize.c, bench_read.c    one case of each op
+ *   bench_time.c      graph replays on a GPU, a plain loop on a CPU; medians
+ *   bench_report.c    table, CSV, JSON
+ */
+#ifndef BS_CLI_BENCH_H
+#define BS_CLI_BENCH_H
+
+#include "src/cache/format.h"
+#include "src/cli/common.h"
+
+/* What attend may be off, worst (token, query head) of those that are checked: relative L2 of O and absolute
+ * LSE against fp64 over the dequantized cache. The GPU's promise for plain data; a CPU is far inside. */
+#define BS_BENCH_TOL_O   2e-3
+#define BS_BENCH_TOL_LSE 1e-3
+
+/* Calls of a case go round over this many bytes before they meet the same ones again. */
+#define BS_BENCH_ROTATE_GPU 240e6 /* 4 times the 60 MB L2 of an H200 */
+#define BS_BENCH_ROTATE_CPU 128e6
+
+enum { BS_BENCH_MAX_LAYERS = 256, BS_BENCH_SHAPE_NAME = 64 };
+
+typedef enum bs_bench_op { BS_BENCH_ATTEND, BS_BENCH_QUANTIZE, BS_BENCH_READ, BS_BENCH_N_OPS } bs_bench_op;
+
+typedef struct bs_bench_case {
+    bs_bench_op op;
+    int n_seqs, n_heads, n_kv_heads, head_dim; /* QUANTIZE: n_seqs is 1 and n_heads n_kv_heads */
+    int64_t context; /* tokens of each sequence, the query's included; quantize: tokens; read: bytes */
+    bool ragged;     /* context is the sum of sequences of very different lengths */
+    bool plain_v;    /* quantize: the plain encoder of V */
+    int n_query, window, n_layers; /* n_layers: 0 as many as the rotation needs; quantize: pages of so many */
+    const char *kv;
+} bs_bench_case;
+
+/* The cases of this kind of device that --case and the operand ask for, or the shape that its options
+ * describe, once for each format. bs_bench_list_free frees what is in it. */
+typedef struct bs_bench_list {
+    bs_bench_case *cases;
+    int *number; /* place in the device's whole list, from 1; 0 for a shape of the options */
+    int n;
+    char *text; /* where kv of such a shape points */
+} bs_bench_list;
+bs_status bs_bench_select(const bs_options *options, bs_device_kind kind, bs_bench_list *out);
+void bs_bench_list_free(bs_bench_list *list);
+/* "8x32/8x128K", with T, D and window where they are not 1, 128 and none. */
+void bs_bench_shape_name(const bs_bench_case *item, char name[BS_BENCH_SHAPE_NAME]);
+const char *bs_bench_op_name(bs_bench_op op);
+
+/* ---- the run ---- */
+
+typedef struct bs_bench {
+    const bs_options *options;
+    bs_device *device;
+    bs_stream *stream;
+    bool gpu;
+    double read_gb_s;  /* the ceiling: a streaming read, measured first */
+    json_t *rows;      /* NULL without --json */
+    FILE *table, *csv; /* csv: NULL without --csv */
+    bool csv_begun;
+    int n_cases, n_failed;
+} bs_bench;
+
+/* ---- time ---- */
+
+/* Microseconds of one call. */
+typedef struct bs_bench_times {
+    double median, p10, p90;
+} bs_bench_times;
+
+/* Queues call i of a rotation; i = 0 … n_calls − 1. */
+typedef bs_status bs_bench_call(void *context, int i);
+
+/* Times n_calls calls again and again. On a GPU they are one CUDA graph, replayed 25 times behind 50 ms to
+ * warm up, plain and, where overlap is not NULL, recorded once more with bs_stream_set_overlap, in turns. On
+ * a CPU it is a loop, overlap is left alone, and slow cases are repeated less often: 3 times at least, at
+ * most 20 or 2 s. */
+bs_status bs_bench_time(bs_bench *bench, bs_bench_call *call, void *context, int n_calls,
+                        bs_bench_times *plain, bs_bench_times *overlap);
+
+/* ---- report ---- */
+
+typedef struct bs_bench_row {
+    const bs_bench_case *item;
+    int number;
+    const char *mode;  /* "plain" or "overlap" (programmatic dependent launch) */
+    double bytes;      /* of one call */
+    bs_bench_times us; /* of one call */
+    bool checked_o;    /* error_o and error_lse hold something */
+    double error_o, error_lse;
+} bs_bench_row;
+
+/* Opens what --csv names, and decides where the table goes. Close it also where this failed. */
+bs_status bs_bench_open_report(bs_bench *bench);
+/* Prints the array of --json. */
+bs_status bs_bench_close_report(bs_bench *bench);
+/* The table's head; read_gb_s is known. */
+bs_status bs_bench_begin_table(const bs_bench *bench);
+bs_status bs_bench_report(bs_bench *bench, const bs_bench_row *row);
+/* The row of a case that did not pass, with the kept error line, which is cleared. */
+bs_status bs_bench_report_failure(bs_bench *bench, const bs_bench_case *item, int number);
+
+/* ---- cases ---- */
+
+/* Each checks, times and reports its case; a wrong answer is BS_STATUS_MISMATCH. */
+bs_status bs_bench_attend(bs_bench *bench, const bs_bench_case *item, int number);
+bs_status bs_bench_quantize(bs_bench *bench, const bs_bench_case *item, int number);
+bs_status bs_bench_read(bs_bench *bench, const bs_bench_case *item, int number);
+/* Sets read_gb_s. */
+bs_status bs_bench_read_ceiling(bs_bench *bench);
+/* Bytes of one call. For attend K and V as stored, parameters counted: quantized pages whole, f16 ones by the
+ * token. */
+double bs_bench_bytes(const bs_bench_case *item, const bs_kv_format *format);
+
+/* ---- data ---- */
+
+/* splitmix64 */
+static inline uint64_t bs_bench_random(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+#endif
