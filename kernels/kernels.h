@@ -101,7 +101,9 @@ size_t bs_device_allocated_bytes(const bs_device *device);
 uint64_t bs_device_allocation_count(const bs_device *device);
 
 /* From now on (true) a kernel queued on this stream may start while the one before it is still ending: programmatic
- * dependent launch, for ops whose kernels know how; results are the same. A CPU ignores it. */
+ * dependent launch, for ops whose kernels know how; results are the same. A CPU ignores it. attend then reads its
+ * tables and quantized pages before the kernel before it has ended: what is queued directly before may write q and
+ * f16 pages, but not those. */
 void bs_stream_set_overlap(bs_stream *stream, bool overlap);
 
 /* Graphs: what is queued between begin and end is recorded instead of run, and launched as often as wanted with one
@@ -341,7 +343,7 @@ typedef struct bs_attend_args {
     const int32_t *n_tokens;                 /* [device] [B] global length, this step's tokens included */
     float scale;                             /* of q·k, usually 1/√D */
     int window;
-    void *workspace; /* [device] */
+    void *workspace; /* [device] zeroed once when allocated, then attend's alone, on one stream */
     size_t workspace_bytes;
     float *o;   /* [device] [ΣT, H, D] f32 */
     float *lse; /* [device] [ΣT, H] f32 */

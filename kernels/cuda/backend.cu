@@ -17,7 +17,6 @@ X(embed)
 X(rmsnorm)
 X(gemm)
 X(silu_mul)
-X(attend)
 X(candidates)
 X(sample)
 #undef X
@@ -28,11 +27,6 @@ static bs_status missing_mark_seen(bs_stream *, uint64_t *, const int32_t *, int
 }
 
 static size_t no_gemm_workspace(const bs_device *, int64_t, int64_t, int)
-{
-    return 0;
-}
-
-static size_t no_attend_workspace(const bs_device *, const bs_kv_shape *, int, int, int, int)
 {
     return 0;
 }
@@ -127,7 +121,6 @@ static bs_backend make_backend()
     X(rmsnorm)
     X(gemm)
     X(silu_mul)
-    X(attend)
     X(candidates)
     X(sample)
     X(mark_seen)
@@ -154,7 +147,8 @@ static bs_backend make_backend()
     table.timer_mark = bs_cuda_timer_mark;
     table.timer_read = bs_cuda_timer_read;
     table.gemm_workspace = no_gemm_workspace;
-    table.attend_workspace = no_attend_workspace;
+    table.attend = bs_cuda_attend;
+    table.attend_workspace = bs_cuda_attend_workspace;
     table.memory_alloc = memory_alloc;
     table.memory_free = memory_free;
     table.copy = copy;

@@ -12,10 +12,13 @@
  * an operand scaled by 4^j. Below, lane = 4·r + i (r: row of 8, i: quad along k), as the PTX manual names
  * groupID and threadID_in_group.
  *
- *   K code   tile T = token / 16, row = token % 16; k tile = channel / 32; quad i holds channels 4i … 4i + 3
- * and 16 + 4i … 16 + 4i + 3 of it V code   tile = channel / 16, row = channel % 16; k tile = token / 32; quad
- * i holds tokens 2i + 8e (e = 0 … 3) and 2i + 1 + 8e of it: what one lane of the score tiles holds for rows r
- * = 2i and 2i + 1
+ * K: tile = token / 16, row = token % 16; k tile = channel / 32; quad i holds channels 4i … 4i + 3 and
+ * 16 + 4i … 16 + 4i + 3 of it.
+ *
+ * V: tile = channel / 16, row = channel % 16; the k tiles are no runs of tokens: token r + 8j (r < 8) is in
+ * quad i = r / 2 of k tile 2·(r % 2) + j / 8, at place j % 8 of the quad (0 … 3: its first register). So the
+ * 16 bytes of weights that a lane of the score tiles holds for its row r are one lane's operands of two k
+ * tiles.
  *
  * Parameters s (fp16) and z (int16) of K per channel: [group of tokens] s as lanes read q, z as an A operand
  * whose rows 0 … 7 are the high bytes and rows 8 … 15 the low ones (z = 256·high + low, both signed). K per
@@ -120,9 +123,9 @@ BS_KV_FN uint32_t bs_cuda_kv_k_code(int dim, int bits, int token, int channel, i
 BS_KV_FN uint32_t bs_cuda_kv_v_code(int bits, int token, int channel, int *shift)
 {
     int fields = 8 / bits, tile = channel / 16, lane = channel % 8 * 4 + token % 8 / 2;
-    int word = channel % 16 / 8 + 2 * (token % 2);
+    int word = channel % 16 / 8 + 2 * (token / 32 % 2), k_tile = token % 2 * 2 + token / 64;
     *shift = tile % fields * bits;
-    return (uint32_t)(((tile / fields * 4 + token / 32) * 32 + lane) * 16 + word * 4 + token % 32 / 8);
+    return (uint32_t)(((tile / fields * 4 + k_tile) * 32 + lane) * 16 + word * 4 + token % 32 / 8);
 }
 
 /* Byte of a token's fp16 or int16 in token order (256 bytes in all). */
@@ -146,7 +149,8 @@ BS_KV_FN uint32_t bs_cuda_kv_k_channel_z(int channel)
 /* Byte of the high byte of a token's z within V's group's 256 bytes; the low byte is 4 further. */
 BS_KV_FN uint32_t bs_cuda_kv_v_z(int token)
 {
-    return (uint32_t)((token / 32 * 4 + token % 8 / 2) * 16 + token % 2 * 8 + token % 32 / 8);
+    int k_tile = token % 2 * 2 + token / 64;
+    return (uint32_t)((k_tile * 4 + token % 8 / 2) * 16 + token / 32 % 2 * 8 + token % 32 / 8);
 }
 
 /* z = 256·high + low. */

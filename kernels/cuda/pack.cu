@@ -38,7 +38,7 @@ static __device__ void place_of(int dim, int bits, bool is_v, int byte, int fiel
     const int block = byte / 512;
     if (is_v) {
         *channel = (block / 4 * fields + field) * 16 + word % 2 * 8 + lane / 4;
-        *token = block % 4 * 32 + in_word * 8 + lane % 4 * 2 + word / 2;
+        *token = block % 2 * 64 + word / 2 * 32 + in_word * 8 + lane % 4 * 2 + block / 2 % 2;
     } else {
         *token = (block / (dim / 32) * fields + field) * 16 + word % 2 * 8 + lane / 4;
         *channel = block % (dim / 32) * 32 + word / 2 * 16 + lane % 4 * 4 + in_word;

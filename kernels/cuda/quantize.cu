@@ -274,8 +274,9 @@ static __device__ void encode_v(const job &j, const tile_job &t, const uint32_t 
                                                           byte[i / HALVES][i % HALVES],
                                                           0x3210 & ~(15 << 4 * e) | 4 << 4 * e);
         }
-        uint8_t *at = t.half + (block * 4 + first_token / 32 + k_tile) * 512 + (2 * a * 4 + r / 2) * 16 +
-                      (r % 2 * 2 + h0) * 4;
+        const int run = first_token / 32 + k_tile; /* of 32 tokens: one word of each lane */
+        uint8_t *at = t.half + (block * 4 + r % 2 * 2 + run / 2) * 512 + (2 * a * 4 + r / 2) * 16 +
+                      (run % 2 * 2 + h0) * 4;
         if (HALVES == 2) {
             *(uint2 *)at = make_uint2(out[0][0], out[0][HALVES - 1]);
             *(uint2 *)(at + 64) = make_uint2(out[1][0], out[1][HALVES - 1]);

@@ -33,6 +33,12 @@ bs_status bs_cuda_slot_bytes(const bs_device *, const bs_kv_shape *shape, size_t
                        format->k_bits, format->v_bits);
     if (format->k_bits != 16 && format->group != 32 && format->group != 64 && format->group != 128)
         return bs_fail(BS_STATUS_UNSUPPORTED, "KV format with groups of %d: 32, 64 or 128", format->group);
+    int device = 0, major = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (major < 9)
+        return bs_fail(BS_STATUS_UNSUPPORTED,
+                       "GPU %d: compute capability %d, attention over the KV cache needs 9.0", device, major);
     bs_cuda_kv_layout layout = bs_cuda_kv_layout_of(shape);
     *f16 = layout.f16_slot;
     *quant = layout.quant_slot;

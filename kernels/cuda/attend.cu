@@ -1,0 +1,142 @@
+/* attend.cu: checks and launches attention; attend_kernel.cuh is the kernel, attend_int4.cu and its kin hold
+ * its variants: pairs of code widths × head size 64, 128 × 4 or 8 rows a warp × groups of 32 or more: 40 in
+ * all. */
+#include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/cuda_private.h"
+
+enum { SMEM_LIMIT = 227 * 1024 - 14 * 1024 /* the kernels' static part */, MAX_STAGES = 2, MAX_SEQS = 1024 };
+
+typedef struct variant {
+    attend_launch_fn *launch;
+    int rows, n_warps, n_stages, slice_log2;
+    uint32_t stage_bytes;
+    size_t smem;
+} variant;
+
+static attend_launch_fn *launcher_of(const bs_kv_format *f)
+{
+    const int pair = f->k_bits * 100 + f->v_bits;
+    switch (pair) {
+    case 1616:
+    case 808: return bs_attend_launch_8_8;
+    case 404: return bs_attend_launch_4_4;
+    case 202: return bs_attend_launch_2_2;
+    case 402: return bs_attend_launch_4_2;
+    case 804: return bs_attend_launch_8_4;
+    default: return nullptr;
+    }
+}
+
+/* Rows a warp works on: 4 when a sequence's query tokens × G fit, else 8. */
+static int rows_of(int max_tokens, int max_seqs, int group)
+{
+    const int64_t rows = ((int64_t)max_tokens + max_seqs - 1) / max_seqs * group;
+    return rows <= 4 ? 4 : 8;
+}
+
+static size_t smem_of(const variant *v, int dim, int n_warps, int max_seqs)
+{
+    const size_t warp = (size_t)v->n_stages * (v->stage_bytes + 16) + (v->rows == 4 ? 1024 : 2048) +
+                        (size_t)v->rows * ((size_t)attend_row_floats(dim) * 4 + 8);
+    return (size_t)n_warps * warp + (size_t)max_seqs * sizeof(attend_span);
+}
+
+static variant choose_variant(const bs_kv_shape *shape, int max_tokens, int max_seqs, int group)
+{
+    const bs_cuda_kv_layout l = bs_cuda_kv_layout_of(shape);
+    const bool f16 = l.k_bits == 16;
+    variant v = {};
+    v.launch = launcher_of(&shape->format);
+    v.rows = rows_of(max_tokens, max_seqs, group);
+    v.stage_bytes = f16 ? 8192 : l.k_half > l.v_half ? l.k_half : l.v_half;
+    /* An f16 unit is the most tokens that a ring slot holds. */
+    v.slice_log2 = 4;
+    while (v.slice_log2 < 7 && (uint32_t)shape->head_dim * 2 << (v.slice_log2 + 1) <= v.stage_bytes)
+        v.slice_log2++;
+    if ((uint32_t)shape->head_dim * 2 << v.slice_log2 > v.stage_bytes)
+        v.stage_bytes = (uint32_t)shape->head_dim * 2 << v.slice_log2;
+    v.n_warps = attend_max_warps(f16 ? 8 : l.k_bits, f16 ? 8 : l.v_bits, v.rows);
+    for (v.n_stages = MAX_STAGES; v.n_stages > 2; v.n_stages--)
+        if (smem_of(&v, shape->head_dim, v.n_warps, max_seqs) <= SMEM_LIMIT) break;
+    while (v.n_warps > 1 && smem_of(&v, shape->head_dim, v.n_warps, max_seqs) > SMEM_LIMIT) v.n_warps--;
+#ifdef ATTEND_TUNE
+    if (getenv("ATT_STAGES")) v.n_stages = atoi(getenv("ATT_STAGES"));
+    if (getenv("ATT_WARPS") && atoi(getenv("ATT_WARPS")) < v.n_warps) v.n_warps = atoi(getenv("ATT_WARPS"));
+#endif
+    v.smem = smem_of(&v, shape->head_dim, v.n_warps, max_seqs);
+    return v;
+}
+
+/* Partial states of every CTA (two each), then a counter for each job. */
+static size_t jobs_of(int rows, int n_kv_heads, int group, int max_seqs, int max_tokens)
+{
+    return ((size_t)max_tokens * (size_t)group / (size_t)rows + (size_t)max_seqs + 1) * (size_t)n_kv_heads;
+}
+
+/* The counters' place must not depend on a launch's shape: they are 0 between launches, other bytes are not.
+ */
+static size_t parts_bytes(int dim)
+{
+    return (size_t)2 * ATTEND_MAX_CTAS * 8 * ((size_t)attend_row_floats(dim) + 2) * sizeof(float);
+}
+
+size_t bs_cuda_attend_workspace(const bs_device *, const bs_kv_shape *shape, int n_heads, int max_seqs,
+                                int max_tokens, int)
+{
+    if (max_seqs <= 0 || max_tokens <= 0) return 0;
+    const int group = n_heads / shape->n_kv_heads, rows = rows_of(max_tokens, max_seqs, group);
+    return parts_bytes(shape->head_dim) + jobs_of(rows, shape->n_kv_heads, group, max_seqs, max_tokens) * 4;
+}
+
+bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
+{
+    const bs_kv_shape *shape = a->pools->shape;
+    const int group = a->n_heads / shape->n_kv_heads;
+    if (!launcher_of(&shape->format))
+        return bs_fail(BS_STATUS_UNSUPPORTED, "attend: no GPU kernel for %d bits of K and %d of V",
+                       shape->format.k_bits, shape->format.v_bits);
+    if (a->max_seqs > MAX_SEQS)
+        return bs_fail(BS_STATUS_UNSUPPORTED, "attend: %d sequences a step, at most %d", a->max_seqs,
+                       MAX_SEQS);
+    if (a->q_ld % 4 != 0 || (uintptr_t)a->q % 16 != 0)
+        return bs_fail(
+            BS_STATUS_RANGE,
+            "attend: q at %p with rows of %lld elements: 16-byte address and multiples of 4 needed", a->q,
+            (long long)a->q_ld);
+    const variant v = choose_variant(shape, a->max_tokens, a->max_seqs, group);
+    int device, n_sms;
+    BS_TRY(bs_cuda_status(cudaGetDevice(&device), "attend"));
+    BS_TRY(bs_cuda_status(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device), "attend"));
+    const int n_ctas = n_sms < ATTEND_MAX_CTAS ? n_sms : ATTEND_MAX_CTAS;
+    attend_params p = {};
+    p.layout = bs_cuda_kv_layout_of(shape);
+    p.quant_pool = (const uint8_t *)a->pools->quant_pool + bs_cuda_kv_record_at(&p.layout, 0, a->layer, 0);
+    p.f16_pool = (const uint8_t *)a->pools->f16_pool + bs_cuda_kv_f16_at(&p.layout, 0, a->layer, 0, false);
+    p.q = a->q;
+    p.q_ld = a->q_ld;
+    p.act = a->act;
+    p.q_start = a->q_start;
+    p.q_pos0 = a->q_pos0;
+    p.page_start = a->page_start;
+    p.page_index = a->page_index;
+    p.page_slot = a->page_slot;
+    p.n_sink = a->n_sink;
+    p.n_quant = a->n_quant;
+    p.n_f16 = a->n_f16;
+    p.n_tokens = a->n_tokens;
+    p.scale = a->scale;
+    p.window = a->window;
+    p.max_seqs = a->max_seqs;
+    p.n_heads = a->n_heads;
+    p.group = group;
+    p.part_o = (float *)a->workspace;
+    p.part_ml = (float2 *)(p.part_o + (size_t)2 * ATTEND_MAX_CTAS * 8 * attend_row_floats(shape->head_dim));
+    p.arrived = (uint32_t *)((uint8_t *)a->workspace + parts_bytes(shape->head_dim));
+    p.o = a->o;
+    p.lse = a->lse;
+    p.stage_bytes = v.stage_bytes;
+    p.n_stages = v.n_stages;
+    p.slice_log2 = v.slice_log2;
+    p.overlap = stream->overlap;
+    return bs_cuda_status(v.launch(&p, v.rows, n_ctas, v.n_warps, v.smem, bs_cuda_stream(stream)), "attend");
+}

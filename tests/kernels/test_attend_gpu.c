@@ -1,0 +1,384 @@
+/* test_attend_gpu.c: the GPU's attention over the cases of attend_cases.h: pages are made on a CPU device and
+ * carried over as canonical bytes. All pairs of widths it has kernels for, both groupings, all group sizes,
+ * norm, head sizes, ratios of heads, windows, chunks, activation types; everything unowned is NaN or 0xff.
+ * The same bits twice, under programmatic launch, and from a graph while lengths grow; nothing allocated;
+ * what has no kernel is refused. */
+#include "tests/kernels/attend_cases.h"
+
+static bs_device *cpu, *gpu;
+static bs_stream *cpu_stream, *stream;
+
+static void ok(bs_status status)
+{
+    if (status != BS_STATUS_OK) fail_msg("%s", bs_error_message());
+}
+
+static bs_buffer *upload(const void *data, size_t bytes)
+{
+    bs_buffer *buffer;
+    ok(bs_buffer_alloc(gpu, bytes + 16, "test", &buffer));
+    ok(bs_copy_to_device(stream, bs_buffer_at(buffer, 0), data, bytes));
+    ok(bs_stream_sync(stream));
+    return buffer;
+}
+
+static void fill(bs_buffer *buffer, int byte)
+{
+    size_t n = bs_buffer_bytes(buffer);
+    void *host = malloc(n);
+    memset(host, byte, n);
+    ok(bs_copy_to_device(stream, bs_buffer_at(buffer, 0), host, n));
+    ok(bs_stream_sync(stream));
+    free(host);
+}
+
+/* ---- the GPU's side of a case ---- */
+
+typedef struct side {
+    bs_kv_pools pools;
+    bs_buffer *f16, *quant, *q, *o, *lse, *workspace, *q_start, *q_pos0, *page_start, *n_sink, *n_quant,
+        *n_f16, *n_tokens, *slot, *index;
+    bs_attend_args args;
+    size_t o_bytes, lse_bytes;
+} side;
+
+/* One page through canonical bytes, layer 1; layer 0 stays 0xff. */
+static void carry_page(const fixture *fx, side *s, bool quantized, uint32_t slot)
+{
+    bs_kv_page_bytes bytes = bs_kv_canonical_bytes(&fx->shape.format, fx->shape.head_dim);
+    size_t part[4] = {bytes.k, bytes.k_meta, bytes.v, bytes.v_meta}, at[4], total = 0;
+    if (!quantized) part[0] = part[2] = bytes.f16 / 2, part[1] = part[3] = 0;
+    for (int i = 0; i < 4; i++) at[i] = total, total += (part[i] + 255) & ~(size_t)255;
+    uint8_t *host = malloc(total);
+    for (int head = 0; head < fx->shape.n_kv_heads; head++) {
+        bs_kv_page_ref ref = {.slot = slot, .layer = 1, .kv_head = head, .k = host, .v = host + at[2]};
+        if (quantized) ref.k_meta = host + at[1], ref.v_meta = host + at[3];
+        bs_pack_args args = {.pools = &fx->pools, .quantized = quantized, .n = 1, .pages = &ref};
+        ok(bs_op_pack(fx->stream, &args));
+        bs_buffer *staging = upload(host, total);
+        ref.k = bs_buffer_at(staging, 0);
+        ref.v = bs_buffer_at(staging, at[2]);
+        if (quantized) ref.k_meta = bs_buffer_at(staging, at[1]), ref.v_meta = bs_buffer_at(staging, at[3]);
+        args.pools = &s->pools;
+        ok(bs_op_unpack(stream, &args));
+        ok(bs_stream_sync(stream));
+        bs_buffer_free(staging);
+    }
+    free(host);
+}
+
+static void *convert_q(const float *q, size_t n, bs_type act)
+{
+    if (act == BS_TYPE_F32) return memcpy(malloc(n * 4), q, n * 4);
+    uint16_t *to = malloc(n * 2);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &q[i], 4);
+        to[i] = act == BS_TYPE_BF16 ? (uint16_t)(bits >> 16) : bs_f32_to_f16(q[i]);
+    }
+    return to;
+}
+
+static side open_side(const fixture *fx, const tables *tb, const float *q, bs_type act)
+{
+    side s = {0};
+    const int T = tb->q_start[MAX_SEQS], n_pages = tb->page_start[MAX_SEQS], H = fx->n_heads,
+              dim = fx->shape.head_dim;
+    size_t f16_bytes, quant_bytes;
+    ok(bs_kv_slot_bytes(gpu, &fx->shape, &f16_bytes, &quant_bytes));
+    ok(bs_buffer_alloc(gpu, fx->pools.n_f16_slots * f16_bytes, "f16", &s.f16));
+    ok(bs_buffer_alloc(gpu, fx->pools.n_quant_slots * quant_bytes + 64, "quant", &s.quant));
+    fill(s.f16, 0xff);
+    fill(s.quant, 0xff);
+    s.pools = (bs_kv_pools){&fx->shape, bs_buffer_at(s.f16, 0), bs_buffer_at(s.quant, 0),
+                            fx->pools.n_f16_slots, fx->pools.n_quant_slots};
+    for (int b = 0; b < MAX_SEQS; b++)
+        for (int i = tb->page_start[b]; i < tb->page_start[b + 1]; i++) {
+            int place = i - tb->page_start[b] - tb->n_sink[b];
+            carry_page(fx, &s, place >= 0 && place < tb->n_quant[b], tb->slot[i]);
+        }
+    s.o_bytes = (size_t)(T * H * dim) * 4;
+    s.lse_bytes = (size_t)(T * H) * 4;
+    void *q_act = convert_q(q, (size_t)(T * H * dim), act);
+    s.q = upload(q_act, (size_t)(T * H * dim) * (act == BS_TYPE_F32 ? 4 : 2));
+    free(q_act);
+    ok(bs_buffer_alloc(gpu, s.o_bytes, "o", &s.o));
+    ok(bs_buffer_alloc(gpu, s.lse_bytes, "lse", &s.lse));
+    s.q_start = upload(tb->q_start, sizeof tb->q_start);
+    s.q_pos0 = upload(tb->q_pos0, sizeof tb->q_pos0);
+    s.page_start = upload(tb->page_start, sizeof tb->page_start);
+    s.n_sink = upload(tb->n_sink, sizeof tb->n_sink);
+    s.n_quant = upload(tb->n_quant, sizeof tb->n_quant);
+    s.n_f16 = upload(tb->n_f16, sizeof tb->n_f16);
+    s.n_tokens = upload(tb->n_tokens, sizeof tb->n_tokens);
+    s.slot = upload(tb->slot, (size_t)n_pages * 4);
+    s.index = upload(tb->index, (size_t)n_pages * 4);
+    size_t bytes = bs_attend_workspace_bytes(gpu, &fx->shape, H, MAX_SEQS, T, n_pages);
+    ok(bs_buffer_alloc(gpu, bytes, "workspace", &s.workspace));
+    s.args = (bs_attend_args){.pools = NULL,
+                              .layer = 1,
+                              .max_seqs = MAX_SEQS,
+                              .max_tokens = T,
+                              .max_pages = n_pages,
+                              .n_heads = H,
+                              .q = bs_buffer_at(s.q, 0),
+                              .q_ld = (int64_t)H * dim,
+                              .act = act,
+                              .q_start = bs_buffer_at(s.q_start, 0),
+                              .q_pos0 = bs_buffer_at(s.q_pos0, 0),
+                              .page_start = bs_buffer_at(s.page_start, 0),
+                              .page_slot = bs_buffer_at(s.slot, 0),
+                              .page_index = bs_buffer_at(s.index, 0),
+                              .n_sink = bs_buffer_at(s.n_sink, 0),
+                              .n_quant = bs_buffer_at(s.n_quant, 0),
+                              .n_f16 = bs_buffer_at(s.n_f16, 0),
+                              .n_tokens = bs_buffer_at(s.n_tokens, 0),
+                              .scale = 0.1f,
+                              .window = fx->window,
+                              .workspace = bs_buffer_at(s.workspace, 0),
+                              .workspace_bytes = bytes,
+                              .o = bs_buffer_at(s.o, 0),
+                              .lse = bs_buffer_at(s.lse, 0)};
+    return s;
+}
+
+static void close_side(side *s)
+{
+    bs_buffer *all[] = {s->f16,       s->quant,   s->q,        s->o,          s->lse,
+                        s->workspace, s->q_start, s->q_pos0,   s->page_start, s->n_sink,
+                        s->n_quant,   s->n_f16,   s->n_tokens, s->slot,       s->index};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) bs_buffer_free(all[i]);
+}
+
+/* One call into poisoned output; O and LSE on the host. */
+static void attend(side *s, const bs_kv_pools *pools, float *o, float *lse)
+{
+    fill(s->o, 0xff);
+    fill(s->lse, 0xff);
+    s->args.pools = pools;
+    ok(bs_op_attend(stream, &s->args));
+    ok(bs_copy_to_host(stream, o, s->args.o, s->o_bytes));
+    ok(bs_copy_to_host(stream, lse, s->args.lse, s->lse_bytes));
+    ok(bs_stream_sync(stream));
+}
+
+/* ---- a case ---- */
+
+typedef struct built {
+    fixture fx;
+    tables tb;
+    float *q;
+} built;
+
+static void build(built *x, bs_kv_format format, int dim, int G, int window, const int (*seqs)[3],
+                  bool outliers)
+{
+    *x = (built){.fx = {.device = cpu,
+                        .stream = cpu_stream,
+                        .n_heads = 2 * G,
+                        .window = window,
+                        .nan_row = -1,
+                        .limit_o = TOL_ATTEND_GPU_O,
+                        .limit_lse = TOL_ATTEND_GPU_LSE}};
+    fixture *fx = &x->fx;
+    if (outliers) {
+        fx->rounded = TOL_ATTEND_GPU_ROUNDED;
+        fx->max_o = TOL_ATTEND_GPU_MAX_O;
+        fx->max_lse = TOL_ATTEND_GPU_MAX_LSE;
+    }
+    fx->shape = (bs_kv_shape){.n_layers = 2, .n_kv_heads = 2, .head_dim = dim, .format = format};
+    uint32_t n_f16 = 3, n_quant = 3, used_f16 = 1, used_quant = 1;
+    for (int b = 0; b < MAX_SEQS; b++) {
+        n_f16 += (uint32_t)(format.k_bits == 16 ? seqs[b][0] / PAGE + 2 : 6);
+        n_quant += (uint32_t)(seqs[b][0] / PAGE + 1);
+    }
+    size_t f16_bytes, quant_bytes;
+    ok(bs_kv_slot_bytes(cpu, &fx->shape, &f16_bytes, &quant_bytes));
+    ok(bs_buffer_alloc(cpu, n_f16 * f16_bytes, "f16", &fx->f16));
+    ok(bs_buffer_alloc(cpu, n_quant * quant_bytes + 64, "quant", &fx->quant));
+    memset(bs_buffer_at(fx->f16, 0), 0xff, n_f16 * f16_bytes);
+    memset(bs_buffer_at(fx->quant, 0), 0xff, n_quant * quant_bytes);
+    fx->pools = (bs_kv_pools){&fx->shape, bs_buffer_at(fx->f16, 0), bs_buffer_at(fx->quant, 0), n_f16,
+                              n_quant};
+    x->tb.slot = calloc(n_f16 + n_quant, sizeof *x->tb.slot);
+    x->tb.index = calloc(n_f16 + n_quant, sizeof *x->tb.index);
+    for (int b = 0; b < MAX_SEQS; b++)
+        add_sequence(fx, &x->tb, b, seqs[b][0], seqs[b][1], seqs[b][2], outliers, &used_f16, &used_quant);
+    const int n = x->tb.q_start[MAX_SEQS] * fx->n_heads * dim;
+    x->q = malloc((size_t)n * sizeof *x->q);
+    for (int i = 0; i < n; i++) {
+        /* values that every activation type holds exactly: the kernel keeps q in fp16 */
+        uint32_t bits;
+        float value = noise() * 0.7f;
+        memcpy(&bits, &value, 4);
+        bits &= 0xffff0000u;
+        memcpy(&x->q[i], &bits, 4);
+        if (fabsf(x->q[i]) < 0x1p-10f) x->q[i] = 0;
+    }
+}
+
+static void drop(built *x)
+{
+    bs_buffer_free(x->fx.f16);
+    bs_buffer_free(x->fx.quant);
+    free(x->tb.slot);
+    free(x->tb.index);
+    free(x->q);
+}
+
+static void run_case(bs_kv_format format, int dim, int G, int window, const int (*seqs)[3], bool outliers,
+                     bs_type act, int nan_row)
+{
+    built x;
+    build(&x, format, dim, G, window, seqs, outliers);
+    x.fx.nan_row = nan_row;
+    for (int d = 0; d < dim && nan_row >= 0; d++) x.q[nan_row * dim + d] = NAN;
+    if (seqs[2][1] == 5) x.tb.n_tokens[2] -= 2; /* then the last two see as far as the third last */
+    side s = open_side(&x.fx, &x.tb, x.q, act);
+    float *o = malloc(s.o_bytes), *lse = malloc(s.lse_bytes), *again = malloc(s.o_bytes);
+    const uint64_t n_allocated = bs_device_allocation_count(gpu);
+    attend(&s, &s.pools, o, lse);
+    assert_int_equal(bs_device_allocation_count(gpu), n_allocated);
+    for (int b = 0; b < MAX_SEQS; b++) check_sequence(&x.fx, &x.tb, b, x.q, o, lse);
+    attend(&s, &s.pools, again, lse);
+    assert_memory_equal(again, o, s.o_bytes);
+    bs_stream_set_overlap(stream, true);
+    attend(&s, &s.pools, again, lse);
+    bs_stream_set_overlap(stream, false);
+    assert_memory_equal(again, o, s.o_bytes);
+    free(o);
+    free(lse);
+    free(again);
+    close_side(&s);
+    drop(&x);
+}
+
+static bs_kv_format format(int k_bits, int v_bits, bool kc, int group, bool norm)
+{
+    return (bs_kv_format){
+        .k_bits = k_bits, .v_bits = v_bits, .k_per_channel = kc, .group = group, .k_norm = norm};
+}
+
+static void test_cases(void **state)
+{
+    (void)state;
+    static const int pairs[5][2] = {{4, 4}, {2, 2}, {8, 8}, {4, 2}, {8, 4}},
+                     groups[] = {1, 3, 4, 7, 8, 9, 16}, windows[] = {0, 200, 500, 1, 0};
+    static const int(*const shapes[])[3] = {decode, several, prefill};
+    static const bs_type acts[] = {BS_TYPE_BF16, BS_TYPE_F16, BS_TYPE_F32};
+    int n = 0;
+    for (int pair = 0; pair < 5; pair++)
+        for (int group = 32; group <= 128; group *= 2)
+            for (int kc = 0; kc < 2; kc++)
+                for (int norm = 0; norm < 2; norm++, n++) {
+                    seed = 20261124u + (uint32_t)n;
+                    run_case(format(pairs[pair][0], pairs[pair][1], kc, group, norm), n / 3 % 2 ? 64 : 128,
+                             groups[n % 7], windows[n % 5], shapes[n % 3], n % 4 == 3, acts[n % 3], -1);
+                }
+    for (int i = 0; i < 6; i++, n++) {
+        seed = 99u + (uint32_t)i;
+        run_case(format(16, 16, false, 0, false), i % 2 ? 64 : 128, groups[i], windows[i % 5], shapes[i % 3],
+                 i % 2, acts[i % 3], -1);
+    }
+    run_case(format(4, 4, true, 128, false), 128, 3, 0, several, false, BS_TYPE_F32, 7);
+    run_case(format(2, 2, true, 32, true), 64, 2, 0, decode, false, BS_TYPE_BF16, 5);
+    run_case(format(16, 16, false, 0, false), 128, 3, 0, prefill, false, BS_TYPE_F16, 7);
+    run_case(format(2, 2, true, 128, false), 128, 4, 0, lone, true, BS_TYPE_F16, -1);
+}
+
+/* Errors must not grow with the number of tokens. */
+static void test_long(void **state)
+{
+    (void)state;
+    static const int seqs[MAX_SEQS][3] = {{100001, 1, 1}, {0, 0, 1}, {0, 0, 1}, {0, 0, 1}};
+    seed = 7;
+    run_case(format(4, 4, true, 128, false), 128, 1, 0, seqs, false, BS_TYPE_BF16, -1);
+    run_case(format(2, 2, true, 128, false), 64, 1, 0, seqs, false, BS_TYPE_BF16, -1);
+}
+
+/* A graph is captured once; lengths grow in device memory; each replay gives the bits of an eager call. */
+static void test_graph(void **state)
+{
+    (void)state;
+    static const int seqs[MAX_SEQS][3] = {{1409, 1, 1}, {700, 1, 1}, {129, 1, 1}, {1, 1, 1}};
+    built x;
+    seed = 5;
+    build(&x, format(4, 4, true, 128, false), 128, 4, 0, seqs, false);
+    side s = open_side(&x.fx, &x.tb, x.q, BS_TYPE_BF16);
+    float *o = malloc(s.o_bytes), *lse = malloc(s.lse_bytes), *replayed = malloc(s.o_bytes);
+    bs_graph *graph;
+    s.args.pools = &s.pools;
+    for (int overlap = 0; overlap < 2; overlap++) {
+        bs_stream_set_overlap(stream, overlap);
+        ok(bs_capture_begin(stream));
+        for (int i = 0; i < 3; i++)
+            ok(bs_op_attend(stream, &s.args)); /* three: they must not disturb each other */
+        ok(bs_capture_end(stream, &graph));
+        bs_stream_set_overlap(stream, false);
+        for (int grown = 0; grown < 4; grown++) {
+            int32_t n_tokens[MAX_SEQS], pos0[MAX_SEQS];
+            for (int b = 0; b < MAX_SEQS; b++) {
+                n_tokens[b] = x.tb.n_tokens[b] > 3 ? x.tb.n_tokens[b] - 3 + grown : 1;
+                pos0[b] = n_tokens[b] - 1;
+            }
+            ok(bs_copy_to_device(stream, bs_buffer_at(s.n_tokens, 0), n_tokens, sizeof n_tokens));
+            ok(bs_copy_to_device(stream, bs_buffer_at(s.q_pos0, 0), pos0, sizeof pos0));
+            attend(&s, &s.pools, o, lse);
+            fill(s.o, 0xff);
+            ok(bs_graph_launch(stream, graph));
+            ok(bs_copy_to_host(stream, replayed, s.args.o, s.o_bytes));
+            ok(bs_stream_sync(stream));
+            assert_memory_equal(replayed, o, s.o_bytes);
+            tables tb = x.tb;
+            memcpy(tb.n_tokens, n_tokens, sizeof n_tokens);
+            memcpy(tb.q_pos0, pos0, sizeof pos0);
+            for (int b = 0; b < MAX_SEQS; b++) check_sequence(&x.fx, &tb, b, x.q, o, lse);
+        }
+        bs_graph_destroy(graph);
+    }
+    free(o);
+    free(lse);
+    free(replayed);
+    close_side(&s);
+    drop(&x);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    bs_kv_shape shape = {
+        .n_layers = 1, .n_kv_heads = 1, .head_dim = 128, .format = format(2, 8, true, 128, false)};
+    size_t f16, quant;
+    assert_int_equal(bs_kv_slot_bytes(gpu, &shape, &f16, &quant), BS_STATUS_UNSUPPORTED);
+    assert_non_null(strstr(bs_error_message(), "2 bits of K and 8 of V"));
+    bs_error_clear();
+    shape.format = format(4, 4, true, 128, false);
+    shape.head_dim = 256;
+    assert_int_equal(bs_kv_slot_bytes(gpu, &shape, &f16, &quant), BS_STATUS_UNSUPPORTED);
+    assert_non_null(strstr(bs_error_message(), "256"));
+    bs_error_clear();
+}
+
+int main(void)
+{
+    if (bs_device_count_gpus() == 0) {
+        printf("skipped: this process sees no GPU\n");
+        return 77;
+    }
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases), cmocka_unit_test(test_long),
+                                       cmocka_unit_test(test_graph), cmocka_unit_test(test_refused)};
+    if (bs_device_open(&(bs_device_config){.n_threads = 1}, &cpu) != BS_STATUS_OK ||
+        bs_device_open(&(bs_device_config){.kind = BS_DEVICE_CUDA, .n_threads = 1}, &gpu) != BS_STATUS_OK ||
+        bs_stream_create(cpu, &cpu_stream) != BS_STATUS_OK ||
+        bs_stream_create(gpu, &stream) != BS_STATUS_OK) {
+        printf("%s\n", bs_error_message());
+        return 1;
+    }
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    printf("worst relative L2 of O %.2g, worst LSE error %.2g\n", worst_o, worst_lse);
+    bs_stream_destroy(stream);
+    bs_stream_destroy(cpu_stream);
+    bs_device_close(gpu);
+    bs_device_close(cpu);
+    return failed;
+}
