@@ -152,7 +152,8 @@ bs_status bs_dequantize_row(bs_type type, const void *blocks, float *out, int64_
 bs_status bs_quantize_row(bs_type type, const float *in, void *blocks, int64_t n);
 
 /* ---- dense ops -------------------------------------------------------------------------------------------- */
-/* `act` is the activation type: the device's info.act_type. Residuals x and partial sums are always f32. */
+/* `act` is the activation type: the device's info.act_type; a GPU's ops take any of F32, F16 and BF16. Residuals x and
+ * partial sums are always f32. */
 
 typedef struct bs_embed_args {
     const bs_weight *table; /* [vocab, n] whole table; first_col 0 */
@@ -291,7 +292,8 @@ typedef struct bs_quantize_args {
 bs_status bs_op_quantize(bs_stream *stream, const bs_quantize_args *args);
 
 /* Between a slot and canonical bytes, bit for bit, one (page, layer, KV head) at a time each; `n` of them in one call.
- * Canonical pointers are host memory on a CPU and [device] staging on a GPU. NULL parts are skipped. */
+ * Canonical pointers are host memory on a CPU and [device] staging, 4-byte aligned, on a GPU. NULL parts are skipped.
+ */
 typedef struct bs_kv_page_ref {
     uint32_t slot;
     int layer, kv_head;

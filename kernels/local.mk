@@ -7,7 +7,7 @@ include kernels/cpu/cache.mk
 # CUDA: .cu files are compiled by nvcc and linked by the C compiler with the static runtime.
 SUFFIXES = .cu
 BS_CUDA_SOURCES = kernels/cuda/cuda_private.h kernels/cuda/kv_layout.h kernels/cuda/backend.cu kernels/cuda/merge.cu
-BS_CUDA_SOURCES += kernels/cuda/fault.h kernels/cuda/warp_head.h kernels/cuda/quantizer.h kernels/cuda/quantize.cu
+BS_CUDA_SOURCES += kernels/cuda/fault.h kernels/cuda/warp_head.h kernels/cuda/quantizer.h kernels/cuda/quantize_tile.h kernels/cuda/quantize.cu
 BS_CUDA_SOURCES += kernels/cuda/append.cu kernels/cuda/pack.cu kernels/cuda/slots.cu kernels/cuda/rope.cu kernels/cuda/unrotate.cu
 BS_CUDA_SOURCES += kernels/cuda/attend.cu kernels/cuda/attend.cuh kernels/cuda/attend_kernel.cuh kernels/cuda/attend_plan.cuh
 BS_CUDA_SOURCES += kernels/cuda/attend_ptx.cuh kernels/cuda/attend_warp.cuh kernels/cuda/attend_int8.cu kernels/cuda/attend_int4.cu

@@ -32,6 +32,9 @@
 /* H x / √D of normal values (|y| ≤ 5) against the matrix in f64: seven butterflies, each within 6e-8 of values up to
  * 60 before the scaling by 0.09. */
 #define TOL_HADAMARD 4e-6
+/* cos and sin of a GPU against the CPU's, in units of the last place: the f64 functions differ by 2 ulp of f64 at most,
+ * which moves the rounding to f32 by one place, and the product with the attention factor by one more. */
+#define TOL_GPU_ROPE_ULPS 2
 
 /* ---- engine ------------------------------------------------------------------------------------------------ */
 

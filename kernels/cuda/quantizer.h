@@ -26,6 +26,14 @@ static __device__ __forceinline__ float bs_cuda_divide(float a, float b, float r
     return __fmaf_rn(__fmaf_rn(-q, b, a), r, q);
 }
 
+/* 1 / x, correctly rounded, for normal fp16 x. What __frcp_rn does without its test for the rest of fp32. */
+static __device__ __forceinline__ float bs_cuda_reciprocal(float x)
+{
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return __fmaf_rn(r, __fmaf_rn(-x, r, 1.0f), r);
+}
+
 typedef struct bs_cuda_group {
     uint16_t s; /* fp16 bits */
     int16_t z;
@@ -42,7 +50,7 @@ template <int BITS> static __device__ __forceinline__ bs_cuda_group bs_cuda_grou
     const __half rounded = __float2half_rn(s);
     g.s = __half_as_ushort(rounded);
     g.scale = __half2float(rounded);
-    g.recip = __frcp_rn(g.scale);
+    g.recip = bs_cuda_reciprocal(g.scale);
     int z = __float2int_rn(bs_cuda_divide(__fmul_rn(16.0f, m), g.scale, g.recip));
     z = max(-BS_CUDA_MAX_ZERO, min(BS_CUDA_MAX_ZERO, z));
     g.z = (int16_t)z;

@@ -126,6 +126,48 @@ static void test_quantize(void **state)
     }
 }
 
+/* What is queued may be captured, and slots are read at each launch: a graph that clears a slot, quantizes a
+ * page into it and packs a head gives what the same calls gave. */
+static void test_graph(void **cmocka_state)
+{
+    static uint16_t page[2][PAGE * KV_MAX_D];
+    static page_bytes direct, replayed;
+    gpu_side *gpu = (gpu_side *)*cmocka_state + GPU_GPU_SIDE;
+    const bs_kv_shape shape = {
+        2, 1, 128, {.k_bits = 2, .v_bits = 2, .k_per_channel = true, .group = 32, .k_norm = true}};
+    bs_graph *graph;
+    gpu_open_pools(gpu, &shape, 2, 2);
+    for (uint32_t p = 0; p < 2; p++) {
+        kv_draw_page(0, 128, 0, 90 + p, page[p]);
+        for (int layer = 0; layer < 2; layer++) gpu_fill_page(gpu, p, layer, 0, page[p], page[1 - p]);
+    }
+    void *from = gpu_stage(gpu, sizeof direct), *to = gpu_stage(gpu, sizeof direct + 256);
+    bs_kv_page_ref ref = staged_ref(gpu, 1, 1, 0, 0);
+    bs_clear_slots_args clear = {&gpu->pools, true, 1, to};
+    bs_quantize_args quantize = {&gpu->pools, 1, from, to};
+    bs_pack_args pack = {&gpu->pools, true, 1, &ref};
+    assert_int_equal(bs_capture_begin(gpu->stream), BS_STATUS_OK);
+    assert_int_equal(bs_op_clear_slots(gpu->stream, &clear), BS_STATUS_OK);
+    assert_int_equal(bs_op_quantize(gpu->stream, &quantize), BS_STATUS_OK);
+    assert_int_equal(bs_op_pack(gpu->stream, &pack), BS_STATUS_OK);
+    assert_int_equal(bs_capture_end(gpu->stream, &graph), BS_STATUS_OK);
+    for (uint32_t p = 0; p < 2; p++) {
+        const uint32_t quant_slot = 1;
+        gpu_put(gpu, from, &p, sizeof p);
+        gpu_put(gpu, to, &quant_slot, sizeof quant_slot);
+        assert_int_equal(bs_op_quantize(gpu->stream, &quantize), BS_STATUS_OK);
+        pack_page(gpu, 1, 1, 0, &direct);
+        gpu_poison(gpu, gpu_stage(gpu, 0), sizeof replayed);
+        gpu_poison(gpu, gpu->pools.quant_pool, 2 * gpu->quant_slot_bytes);
+        assert_int_equal(bs_graph_launch(gpu->stream, graph), BS_STATUS_OK);
+        assert_int_equal(bs_stream_check(gpu->stream), BS_STATUS_OK);
+        gpu_get(gpu, &replayed, gpu_stage(gpu, 0), sizeof replayed);
+        assert_same_page("graph", &direct, &replayed);
+    }
+    bs_graph_destroy(graph);
+    gpu_close_pools(gpu);
+}
+
 /* ---- the order of a slot, pack and unpack ---- */
 
 /* 66 pages: more than one launch takes. */
@@ -425,6 +467,7 @@ int main(void)
         cmocka_unit_test(test_slot_bytes), cmocka_unit_test(test_clear_slots),
         cmocka_unit_test(test_pack),       cmocka_unit_test(test_pack_refuses),
         cmocka_unit_test(test_quantize),   cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_graph),
     };
     gpu_need_one();
     return cmocka_run_group_tests(tests, gpu_open, gpu_close);
