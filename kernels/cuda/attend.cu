@@ -59,10 +59,6 @@ static variant choose_variant(const bs_kv_shape *shape, int max_tokens, int max_
     for (v.n_stages = MAX_STAGES; v.n_stages > 2; v.n_stages--)
         if (smem_of(&v, shape->head_dim, v.n_warps, max_seqs) <= SMEM_LIMIT) break;
     while (v.n_warps > 1 && smem_of(&v, shape->head_dim, v.n_warps, max_seqs) > SMEM_LIMIT) v.n_warps--;
-#ifdef ATTEND_TUNE
-    if (getenv("ATT_STAGES")) v.n_stages = atoi(getenv("ATT_STAGES"));
-    if (getenv("ATT_WARPS") && atoi(getenv("ATT_WARPS")) < v.n_warps) v.n_warps = atoi(getenv("ATT_WARPS"));
-#endif
     v.smem = smem_of(&v, shape->head_dim, v.n_warps, max_seqs);
     return v;
 }

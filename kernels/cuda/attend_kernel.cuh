@@ -18,19 +18,6 @@
 #include "kernels/cuda/attend_plan.cuh"
 #include "kernels/cuda/attend_warp.cuh"
 
-#ifdef ATTEND_TRACE
-__device__ unsigned int attend_trace[160][16];
-#define TRACE(i)                                                                                             \
-    do {                                                                                                     \
-        if (threadIdx.x == 0) {                                                                              \
-            unsigned int c;                                                                                  \
-            asm volatile("mov.u32 %0, %%clock;" : "=r"(c)::"memory");                                        \
-            attend_trace[blockIdx.x][i] = c;                                                                 \
-        }                                                                                                    \
-    } while (0)
-#else
-#define TRACE(i)
-#endif
 /* What a ring slot holds, told beside its bytes. */
 enum { UNIT_SKIP = 0, UNIT_QUANT = 1, UNIT_F16 = 2 };
 typedef struct attend_note {
@@ -39,19 +26,16 @@ typedef struct attend_note {
 
 /* ---- loading ---- */
 
-/* A warp's side of its ring: it runs ahead of the arithmetic, from segment to segment. Each lane knows one of
- * the next 32 units of the warp and issues it itself when its turn comes; the list entries of the 32 after
- * that are on their way. */
+/* A warp's side of its ring. Each lane knows one of the next 32 units of the warp and issues it itself when
+ * its turn comes; the list entries of the 32 after that are on their way. */
 typedef struct attend_loader {
     uint32_t ring, barriers; /* shared addresses of slot 0 and its barrier */
     attend_note *notes;
     uint64_t policy;
-    int slot, room;         /* the next to fill; free slots */
-    attend_segment segment; /* being loaded */
-    uint32_t unit, end;     /* where the next segment begins, and the run ends */
-    int n, known, count;    /* units of the segment: issued, resolved, to issue */
-    bool v_next;            /* unit n's K half is on its way, its V half is next */
-    bool f16_too;           /* f16 pages may be read: the kernel before has ended */
+    int slot;     /* the next to fill */
+    int n, count; /* units issued and to issue of the segment */
+    int ahead;    /* halves issued when the segment began */
+    bool v_next;  /* unit n's K half is on its way, its V half is next */
     const uint8_t *from;
     attend_note note;   /* this lane's unit */
     int32_t index_next; /* page_index and page_slot of this lane's next unit */
@@ -75,9 +59,9 @@ static __device__ __forceinline__ int attend_entry_of(const attend_params &p, co
 
 /* This lane's share of the list entries of the units n … n + 31 of its warp. */
 static __device__ __forceinline__ void attend_fetch(attend_loader &ld, const attend_params &p,
-                                                    const attend_span &span, int warp, int n_warps, int n)
+                                                    const attend_span &span, const attend_segment &segment,
+                                                    int warp, int n_warps, int n)
 {
-    const attend_segment &segment = ld.segment;
     const uint32_t unit = segment.first + (uint32_t)(warp + n_warps * (n + (int)(threadIdx.x & 31)));
     bool quant;
     uint32_t slice;
@@ -88,9 +72,9 @@ static __device__ __forceinline__ void attend_fetch(attend_loader &ld, const att
 
 /* Turns fetched entries into addresses, for units n … n + 31. */
 static __device__ __forceinline__ void attend_resolve(attend_loader &ld, const attend_params &p,
-                                                      const attend_span &span, int warp, int n_warps, int n)
+                                                      const attend_span &span, const attend_segment &segment,
+                                                      int warp, int n_warps, int n)
 {
-    const attend_segment &segment = ld.segment;
     const uint32_t unit = segment.first + (uint32_t)(warp + n_warps * (n + (int)(threadIdx.x & 31)));
     bool quant;
     uint32_t slice;
@@ -108,36 +92,12 @@ static __device__ __forceinline__ void attend_resolve(attend_loader &ld, const a
     }
 }
 
-/* Units of a segment that a warp takes. */
-static __device__ __forceinline__ int attend_count(const attend_segment &segment, int warp, int n_warps)
+/* Fills the next slot with the next half, if the segment has one. */
+static __device__ __forceinline__ void attend_issue(attend_loader &ld, const attend_params &p,
+                                                    const attend_span &span, const attend_segment &segment,
+                                                    int warp, int n_warps)
 {
-    const int left = (int)(segment.end - segment.first) - warp;
-    return left > 0 ? (left + n_warps - 1) / n_warps : 0;
-}
-
-/* Makes sure that unit n is known, of the next segment if need be; false: there is none. */
-static __device__ __forceinline__ bool attend_look(attend_loader &ld, const attend_params &p,
-                                                   const attend_span *spans, int warp, int n_warps)
-{
-    if (ld.v_next || ld.n < ld.known) return true;
-#pragma unroll 1
-    while (ld.n >= ld.count) {
-        if (ld.unit >= ld.end) return false;
-        ld.segment = attend_next_segment(spans, ld.segment.seq, ld.unit, ld.end);
-        ld.unit += ld.segment.end - ld.segment.first;
-        ld.count = attend_count(ld.segment, warp, n_warps);
-        ld.n = ld.known = 0;
-        if (ld.count > 0) attend_fetch(ld, p, spans[ld.segment.seq], warp, n_warps, 0);
-    }
-    attend_resolve(ld, p, spans[ld.segment.seq], warp, n_warps, ld.n);
-    ld.known = min(ld.n + 32, ld.count);
-    if (ld.n + 32 < ld.count) attend_fetch(ld, p, spans[ld.segment.seq], warp, n_warps, ld.n + 32);
-    return true;
-}
-
-/* Fills the next slot with the next half, which attend_look knows. */
-static __device__ __forceinline__ void attend_issue(attend_loader &ld, const attend_params &p)
-{
+    if (ld.n >= ld.count) return;
     if ((int)(threadIdx.x & 31) == (ld.n & 31)) {
         const uint32_t barrier = ld.barriers + 8 * ld.slot;
         uint32_t bytes = ld.v_next ? p.layout.v_half : p.layout.k_half, v_at = p.layout.k_half;
@@ -152,20 +112,28 @@ static __device__ __forceinline__ void attend_issue(attend_loader &ld, const att
                       ld.policy);
     }
     if (++ld.slot == p.n_stages) ld.slot = 0;
-    ld.room--;
+    ld.ahead++;
     ld.v_next = !ld.v_next;
-    if (!ld.v_next) ld.n++;
+    if (!ld.v_next && (++ld.n & 31) == 0 && ld.n < ld.count) {
+        attend_resolve(ld, p, span, segment, warp, n_warps, ld.n);
+        attend_fetch(ld, p, span, segment, warp, n_warps, ld.n + 32);
+    }
 }
 
-/* Fills the free slots. */
-static __device__ __forceinline__ void attend_fill(attend_loader &ld, const attend_params &p,
-                                                   const attend_span *spans, int warp, int n_warps)
+/* The loader at the start of a segment whose first entries are fetched: its first half is issued, if it may
+ * be: f16 pages may come from the kernel before. */
+static __device__ __forceinline__ void attend_begin(attend_loader &ld, const attend_params &p,
+                                                    const attend_span &span, const attend_segment &segment,
+                                                    int warp, int n_warps, bool f16_too)
 {
-#pragma unroll 1
-    while (ld.room > 0 && attend_look(ld, p, spans, warp, n_warps)) {
-        if (!ld.f16_too && __shfl_sync(~0u, ld.note.kind, ld.n & 31) != UNIT_QUANT) return;
-        attend_issue(ld, p);
-    }
+    const int left = (int)(segment.end - segment.first) - warp;
+    ld.count = left > 0 ? (left + n_warps - 1) / n_warps : 0;
+    ld.n = ld.ahead = 0;
+    ld.v_next = false;
+    attend_resolve(ld, p, span, segment, warp, n_warps, 0);
+    if (ld.count > 32) attend_fetch(ld, p, span, segment, warp, n_warps, 32);
+    if (f16_too || __shfl_sync(~0u, ld.note.kind, 0) == UNIT_QUANT)
+        attend_issue(ld, p, span, segment, warp, n_warps);
 }
 
 /* ---- rows ---- */
@@ -399,7 +367,6 @@ static __device__ __forceinline__ void attend_merge(const attend_params &p, cons
             }
         }
         if (final) return;
-        TRACE(8);
         __syncthreads();
         const uint32_t run0 = attend_run_of(plan, segment.job_start);
         n = (int)(attend_run_of(plan, segment.job_start + segment.job_units - 1) - run0) + 1;
@@ -413,7 +380,6 @@ static __device__ __forceinline__ void attend_merge(const attend_params &p, cons
             __threadfence();
         }
         __syncthreads();
-        TRACE(10);
         if (!merging.last) return;
         /* A run leaves a job that it began in its second place, any other in its first. */
         ml = p.part_ml + 2 * run0 * R;
@@ -451,7 +417,6 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, R) * 32, 1)
 {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900 /* refused at start elsewhere */
     constexpr int NR = R == 4 ? 1 : 2, PITCH = attend_row_floats(D);
-    TRACE(0);
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ attend_plan plan;
     __shared__ attend_merging<D, R> merging;
@@ -479,30 +444,32 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, R) * 32, 1)
     if (lane < p.n_stages) barrier_init(ld.barriers + 8 * lane, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     attend_make_plan(p, spans, &plan, R);
-    TRACE(1);
     uint32_t unit, end;
     attend_my_run(plan, &unit, &end);
     if (unit >= end) return;
     bool waited = p.overlap == 0;
-    ld.room = p.n_stages;
-    ld.segment.seq = 0;
-    ld.unit = unit;
-    ld.end = end;
-    ld.n = ld.known = ld.count = 0;
-    ld.v_next = false;
-    ld.f16_too = waited;
     int use = 0;         /* slot to be consumed next */
     uint32_t parity = 0; /* of its barrier */
     attend_segment segment = attend_next_segment(spans, 0, unit, end);
+    attend_fetch(ld, p, spans[segment.seq], segment, warp, n_warps, 0);
     attend_raw_q<D> raw;
-    /* Before anything large: loads wait behind all bytes that are on their way. */
     if (waited) attend_load_q<D, R>(raw, p, spans[segment.seq], segment);
-    TRACE(13);
+    attend_begin(ld, p, spans[segment.seq], segment, warp, n_warps, waited);
 #pragma unroll 1
     for (;;) {
         const attend_span &span = spans[segment.seq];
+        if (!waited) {
+            /* Quantized pages are complete (kernels.h says so); f16 pages and q may come from the kernel
+             * before. */
+            wait_for_kernel_before();
+            waited = true;
+            attend_load_q<D, R>(raw, p, span, segment);
+        }
         attend_state<D, R, G32> st;
-        bool fresh = true;
+        attend_take_q<D, R, G32>(st, raw, p);
+        /* Only now, with q here: loads wait behind all bytes that are on their way. */
+#pragma unroll 1
+        while (ld.ahead < p.n_stages && ld.n < ld.count) attend_issue(ld, p, span, segment, warp, n_warps);
         /* Positions [lo, hi) that my rows see, that anybody in the block sees, and that all do. */
         int lo[NR], hi[NR];
 #pragma unroll
@@ -515,26 +482,8 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, R) * 32, 1)
         const int all_lo = __reduce_max_sync(~0u, lo[NR - 1]), all_hi = __reduce_min_sync(~0u, hi[0]);
 
 #pragma unroll 1
-        for (int n = 0, count = attend_count(segment, warp, n_warps);;) {
-            attend_fill(ld, p, spans, warp, n_warps);
-            if (fresh) {
-                TRACE(2);
-                if (!waited) {
-                    /* Quantized pages are complete (kernels.h says so); f16 pages and q may come from the
-                     * kernel before. */
-                    wait_for_kernel_before();
-                    waited = ld.f16_too = true;
-                    attend_load_q<D, R>(raw, p, span, segment);
-                    continue;
-                }
-                attend_take_q<D, R, G32>(st, raw, p);
-                fresh = false;
-                TRACE(3);
-            }
-            if (n == count) break;
+        for (int n = 0; n < ld.count; n++) {
             barrier_wait(ld.barriers + 8 * use, parity);
-            if (n == 0) TRACE(4);
-            n++;
             const attend_note note = ld.notes[use];
             const uint32_t k_at = ld.ring + use * p.stage_bytes;
             if (++use == p.n_stages) use = 0, parity ^= 1;
@@ -544,8 +493,7 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, R) * 32, 1)
                 else k_scores_per_token<KB, D, R, G32>(st, k_at, p.layout, sc);
                 if (p.layout.k_norm) apply_norm<R>(k_at + p.layout.k_n, sc);
                 __syncwarp();
-                ld.room++;
-                if (ld.v_next || ld.n < ld.known) attend_issue(ld, p);
+                attend_issue(ld, p, span, segment, warp, n_warps);
                 uint32_t visible = 0xffffu;
                 if (note.position < all_lo || note.position + BS_PAGE_TOKENS > all_hi)
                     visible = attend_mask<R>(sc, note.position, lo, hi, any_lo, any_hi);
@@ -563,26 +511,26 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, R) * 32, 1)
                     f16_tile<D, R, G32>(st, k_at + t * 2 * D, v_at + t * 2 * D, lo, hi, any_lo, any_hi,
                                         position);
                 }
-                ld.room++;
+                __syncwarp();
+                attend_issue(ld, p, span, segment, warp, n_warps);
             }
             if (++use == p.n_stages) use = 0, parity ^= 1;
             __syncwarp();
-            ld.room++;
+            attend_issue(ld, p, span, segment, warp, n_warps);
         }
-        TRACE(5);
         attend_leave_state<D, R, G32>(st, p, states_ml + warp * R, states + warp * R * PITCH);
         unit += segment.end - segment.first;
         const attend_segment done = segment;
-        if (unit < end) {
-            segment = attend_next_segment(spans, done.seq, unit, end);
+        if (unit < end) { /* the next segment's data come while this one is merged */
+            segment = attend_next_segment(spans, segment.seq, unit, end);
+            attend_fetch(ld, p, spans[segment.seq], segment, warp, n_warps, 0);
             attend_load_q<D, R>(raw, p, spans[segment.seq], segment);
+            attend_begin(ld, p, spans[segment.seq], segment, warp, n_warps, true);
         } else {
             let_kernel_after_start();
         }
         __syncthreads();
-        TRACE(6);
         attend_merge<D, R>(p, plan, spans[done.seq], done, states_ml, states, warp, n_warps, merging);
-        TRACE(12);
         if (unit >= end) return;
         __syncthreads();
     }

@@ -7,13 +7,13 @@ BS_GPU_TEST_LIBS = libbs_kernels.a libbs_base.a $(CMOCKA_LIBS) $(CBLAS_LIBS) $(C
 BS_GPU_TEST_SOURCES = tests/kernels/gpu_fixture.h tests/kernels/kv_fixture.h
 if HAVE_CMOCKA
 if HAVE_CUDA
-BS_GPU_TESTS = tests/kernels/test_cache.gpu tests/kernels/test_append_gpu.gpu tests/kernels/test_attend.gpu
+BS_GPU_TESTS = tests/kernels/test_cache.gpu tests/kernels/test_append_gpu.gpu tests/kernels/test_attend_gpu.gpu
 check_PROGRAMS += $(BS_GPU_TESTS)
 TESTS += $(BS_GPU_TESTS)
 tests_kernels_test_cache_gpu_SOURCES = tests/kernels/test_cache_gpu.c tests/kernels/kv_draw.h $(BS_GPU_TEST_SOURCES)
 tests_kernels_test_cache_gpu_LDADD = $(BS_GPU_TEST_LIBS)
-tests_kernels_test_attend_gpu_SOURCES = tests/kernels/test_attend_gpu.c tests/kernels/attend_cases.h
-tests_kernels_test_attend_gpu_LDADD = $(BS_GPU_TEST_LIBS)
+tests_kernels_test_attend_gpu_gpu_SOURCES = tests/kernels/test_attend_gpu.c tests/kernels/attend_cases.h
+tests_kernels_test_attend_gpu_gpu_LDADD = $(BS_GPU_TEST_LIBS)
 tests_kernels_test_append_gpu_gpu_SOURCES = tests/kernels/test_append_gpu.c $(BS_GPU_TEST_SOURCES)
 tests_kernels_test_append_gpu_gpu_LDADD = $(BS_GPU_TEST_LIBS)
 endif
