@@ -4,7 +4,7 @@
 #include "kernels/cuda/attend.cuh"
 #include "kernels/cuda/cuda_private.h"
 
-enum { SMEM_LIMIT = 227 * 1024 - 14 * 1024 /* the kernels' static part */, MAX_STAGES = 2, MAX_SEQS = 1024 };
+enum { SMEM_LIMIT = 227 * 1024 - 16 * 1024 /* the kernels' static part */, MAX_STAGES = 2, MAX_SEQS = 1024 };
 
 typedef struct variant {
     attend_launch_fn *launch;
@@ -125,6 +125,7 @@ bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
     p.max_seqs = a->max_seqs;
     p.n_heads = a->n_heads;
     p.group = group;
+    p.max_query = (a->max_tokens + a->max_seqs - 1) / a->max_seqs;
     p.part_o = (float *)a->workspace;
     p.part_ml = (float2 *)(p.part_o + (size_t)2 * ATTEND_MAX_CTAS * 8 * attend_row_floats(shape->head_dim));
     p.arrived = (uint32_t *)((uint8_t *)a->workspace + parts_bytes(shape->head_dim));

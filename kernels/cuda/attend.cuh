@@ -8,7 +8,7 @@ extern "C" {
 
 #include <cuda_runtime.h>
 
-enum { ATTEND_MAX_CTAS = 160 };
+enum { ATTEND_MAX_CTAS = 160, ATTEND_MAX_WARPS = 16 };
 
 /* A sequence as its jobs see it: a job is one (sequence, KV head, block of rows), made of units in the order
  * f16 sink, quantized, f16 tail; an f16 page is several units. */
@@ -32,6 +32,7 @@ typedef struct attend_params {
     const uint32_t *page_slot;
     float scale;
     int window, max_seqs, n_heads, group; /* group: G, query heads a KV head */
+    int max_query;                        /* query tokens of a sequence, by the launch's bounds */
     float *part_o;                        /* [2 · CTAs][R][D], sums of one CTA over a part of a job */
     float2 *part_ml;                      /* [2 · CTAs][R], their maximum (log2) and sum of weights */
     uint32_t *arrived;                    /* [jobs] CTAs that have left their part; 0 between launches */

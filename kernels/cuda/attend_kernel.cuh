@@ -254,7 +254,8 @@ static __device__ __forceinline__ void attend_leave_state(attend_state<D, R, G32
 template <int D, int R> struct attend_merging {
     float w[R][ATTEND_MAX_CTAS];
     float2 ml[R];
-    float4 sum[12 * 32]; /* of a thread's slice of the states, when threads are more than quads */
+    float4
+        sum[ATTEND_MAX_WARPS * 32]; /* of a thread's slice of the states, when threads are more than quads */
     uint32_t last;
 };
 
@@ -424,7 +425,7 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, R) * 32, 1)
     const int warp = __shfl_sync(~0u, (int)threadIdx.x / 32, 0); /* the compiler sees that it is uniform */
     /* [ring of each warp][weights of each][state of each][its (m, l)][notes][barriers][spans] */
     uint8_t *at = shared + n_warps * p.n_stages * p.stage_bytes;
-    const uint32_t weights = smem_address(at) + warp * (R == 4 ? 1024 : 2048);
+    const attend_weights weights = weights_at(smem_address(at) + warp * (R == 4 ? 1024 : 2048));
     at += n_warps * (R == 4 ? 1024 : 2048);
     float *const states = reinterpret_cast<float *>(at);
     at += n_warps * R * PITCH * 4;
@@ -439,7 +440,7 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, R) * 32, 1)
     ld.ring = smem_address(shared) + warp * p.n_stages * p.stage_bytes;
     ld.barriers = barriers + warp * p.n_stages * 8;
     ld.notes = notes + warp * p.n_stages;
-    ld.policy = evict_first_policy();
+    ld.policy = rows_share_pages(p, R) ? evict_normal_policy() : evict_first_policy();
     ld.slot = 0;
     if (lane < p.n_stages) barrier_init(ld.barriers + 8 * lane, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -462,6 +463,9 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, R) * 32, 1)
             /* Quantized pages are complete (kernels.h says so); f16 pages and q may come from the kernel
              * before. */
             wait_for_kernel_before();
+            /* The next kernel's CTAs may take each SM as it falls free; they wait for this kernel themselves.
+             */
+            let_kernel_after_start();
             waited = true;
             attend_load_q<D, R>(raw, p, span, segment);
         }
@@ -526,8 +530,6 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, R) * 32, 1)
             attend_fetch(ld, p, spans[segment.seq], segment, warp, n_warps, 0);
             attend_load_q<D, R>(raw, p, spans[segment.seq], segment);
             attend_begin(ld, p, spans[segment.seq], segment, warp, n_warps, true);
-        } else {
-            let_kernel_after_start();
         }
         __syncthreads();
         attend_merge<D, R>(p, plan, spans[done.seq], done, states_ml, states, warp, n_warps, merging);

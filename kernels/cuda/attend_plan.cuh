@@ -26,6 +26,12 @@ typedef struct attend_segment {
     uint32_t job_start; /* where the job begins in the row of all units */
 } attend_segment;
 
+/* Whether blocks of rows read the same pages, at about the same time: they should find them in L2. */
+static __device__ __forceinline__ bool rows_share_pages(const attend_params &p, int rows)
+{
+    return p.max_query * p.group > rows;
+}
+
 /* First entry of [first, end) whose page number is at least `page`. */
 static __device__ __noinline__ int attend_lower_bound(const int32_t *index, int first, int end, int page)
 {
@@ -108,10 +114,10 @@ static __device__ __forceinline__ void attend_make_plan(const attend_params &p, 
         if (lane == 0) {
             attend_plan made = {sum, min(gridDim.x, sum), 0, 0, sum};
             /* Runs that end with jobs save a merge, but idle CTAs when jobs do not divide them evenly: at
-             * most one in sixteen, and not for long. */
+             * most one in sixteen, and not for long; and blocks of rows read the same pages side by side. */
             const uint32_t splits = jobs ? gridDim.x / jobs : 0;
             if (least == most && splits > 0 && splits * jobs * 16 >= gridDim.x * 15 &&
-                most <= ALIGNED_UNITS * splits) {
+                (most <= ALIGNED_UNITS * splits || rows_share_pages(p, rows))) {
                 made.units = most;
                 made.runs = min(splits, most);
             }

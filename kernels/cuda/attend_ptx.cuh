@@ -43,6 +43,13 @@ static __device__ __forceinline__ uint64_t evict_first_policy()
     return policy;
 }
 
+static __device__ __forceinline__ uint64_t evict_normal_policy()
+{
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
 static __device__ __forceinline__ void bulk_load(uint32_t to, const void *from, uint32_t bytes,
                                                  uint32_t barrier, uint64_t policy)
 {

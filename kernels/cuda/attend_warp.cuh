@@ -36,6 +36,15 @@ static __device__ __forceinline__ uint4 and4(uint4 a, uint32_t mask)
     return make_uint4(a.x & mask, a.y & mask, a.z & mask, a.w & mask);
 }
 
+/* Field `field` of the codes, as an operand scaled by 2^(field · BITS). RAW: the last field comes with the
+ * others below it, whose sums are then taken off (below_top): three operations on sums for sixteen on codes.
+ */
+template <int BITS, bool RAW> static __device__ __forceinline__ uint4 field_of(uint4 codes, int field)
+{
+    if (BITS == 8 || (RAW && field == 8 / BITS - 1)) return codes;
+    return and4(codes, (BITS == 4 ? 0x0f0f0f0fu : 0x03030303u) << (field * BITS));
+}
+
 static __device__ __forceinline__ float max_over_rows(float x)
 {
     x = fmaxf(x, __shfl_xor_sync(~0u, x, 4));
@@ -151,6 +160,15 @@ static __device__ __forceinline__ void join_v(const int a[4], const int b[4], in
     }
 }
 
+/* Takes the sums of the fields below it off the sums of the top field. */
+template <int PART, int N> static __device__ __forceinline__ void below_top(int (&sums)[PART][4])
+{
+#pragma unroll
+    for (int j = 0; j < PART - 1; j++)
+#pragma unroll
+        for (int x = 0; x < N; x++) sums[PART - 1][x] -= sums[j][x];
+}
+
 /* Σ factor · z / 16 of my rows, in units of the joined sums. */
 template <int D, int R, bool G32>
 static __device__ __forceinline__ void k_zeros(uint32_t at, const uint32_t (&w)[R == 4 ? 1 : 2][D / 32][2],
@@ -177,6 +195,7 @@ static __device__ __forceinline__ void k_scores_per_channel(attend_state<D, R, G
     constexpr int NR = R == 4 ? 1 : 2, F = 8 / KB;
     constexpr int PART = G32 ? (F < 2 ? F : 2)
                              : F; /* tiles that surely share a group and the words of their codes */
+    constexpr bool RAW = F > 1 && PART == F;
     const int lane = threadIdx.x & 31;
     uint32_t w[R == 4 ? 1 : 2][D / 32][2];
     float factor[NR], bias[NR];
@@ -204,18 +223,19 @@ static __device__ __forceinline__ void k_scores_per_channel(attend_state<D, R, G
             const uint4 codes = load_shared(half + ((uint32_t)(t0 / F * (D / 32) + k) * 32 + lane) * 16);
 #pragma unroll
             for (int j = 0; j < PART; j++) {
-                const int field = (t0 + j) % F;
-                const uint4 c = KB == 8 ? codes
-                                        : and4(codes, (KB == 4 ? 0x0f0f0f0fu : 0x03030303u) << (field * KB));
+                const uint4 c = field_of<KB, RAW>(codes, (t0 + j) % F);
                 (k == 0 ? imma_us_0 : imma_us)(a[j], c, w[0][k][0], w[0][k][1]);
                 if (R == 8)
                     (k == 0 ? imma_us_0 : imma_us)(b[j], c, w[R == 4 ? 0 : 1][k][0], w[R == 4 ? 0 : 1][k][1]);
             }
         }
+        int sums[PART][4];
+#pragma unroll
+        for (int j = 0; j < PART; j++) join_k<R>(a[j], b[j], sums[j]);
+        if (RAW) below_top<PART, 2 * NR>(sums);
 #pragma unroll
         for (int j = 0; j < PART; j++) {
-            int n[4];
-            join_k<R>(a[j], b[j], n);
+            const int *n = sums[j];
             const float shrink = 1.f / (1 << ((t0 + j) % F * KB));
 #pragma unroll
             for (int x = 0; x < 2 * NR; x++)
@@ -282,8 +302,7 @@ static __device__ __forceinline__ void k_scores_per_token(attend_state<D, R, G32
             const uint4 codes = load_shared(half + ((uint32_t)(t0 / F * (D / 32) + k) * 32 + lane) * 16);
 #pragma unroll
             for (int j = 0; j < F; j++) {
-                const uint4 c = KB == 8 ? codes
-                                        : and4(codes, (KB == 4 ? 0x0f0f0f0fu : 0x03030303u) << (j * KB));
+                const uint4 c = field_of<KB, false>(codes, j);
                 int a[4], b[4], n[4];
                 imma_us_0(a, c, w[0][k][0], w[0][k][1]);
                 if (R == 8) imma_us_0(b, c, w[R == 4 ? 0 : 1][k][0], w[R == 4 ? 0 : 1][k][1]);
@@ -387,15 +406,27 @@ static __device__ __forceinline__ uint32_t weight_place(int column, int r)
     return (uint32_t)(column * 128 + (chunk ^ twist) * 16);
 }
 
+/* This lane's places in its warp's planes: of row r in column 2i, and of its operands: column r, row 2i. The
+ * next column is 128 further with bit 6 turned, the next row has bit 6 turned. */
+typedef struct attend_weights {
+    uint32_t store, load;
+} attend_weights;
+
+static __device__ __forceinline__ attend_weights weights_at(uint32_t planes)
+{
+    const int r = threadIdx.x >> 2 & 7, i = threadIdx.x & 3;
+    return {planes + weight_place(2 * i, r), planes + weight_place(r, 2 * i)};
+}
+
 /* n_t of one group of V, as operands of its MMAs: high[κ] and low[κ] (R = 8), or this column's term in high
  * (R = 4). Adds the zeros' part. Returns unit: 2^(e − 16). */
 template <int D, int R, bool G32>
 static __device__ __forceinline__ float
 split_weights(const float (&p)[8][2 * (R == 4 ? 1 : 2)], uint32_t s_at, uint32_t z_at, uint32_t visible,
-              uint32_t buffer, uint32_t (&high)[4][2], uint32_t (&low)[4][2], float *zero)
+              attend_weights buffer, uint32_t (&high)[4][2], uint32_t (&low)[4][2], float *zero)
 {
     constexpr int NR = R == 4 ? 1 : 2;
-    const int lane = threadIdx.x & 31, r = lane >> 2, i = lane & 3;
+    const int i = threadIdx.x & 3;
     uint4 s[2];
     load_token_order(s_at, s);
     if (visible != 0xffffu) { /* what nobody may see may be anything */
@@ -429,13 +460,13 @@ split_weights(const float (&p)[8][2 * (R == 4 ? 1 : 2)], uint32_t s_at, uint32_t
             lo[k] = __byte_perm(even, odd, 0x5410);
             hi[k] = __byte_perm(even, odd, 0x7632);
         }
-        const int column = R == 4 ? 2 * i : 2 * i + x;
-        store_shared(buffer + weight_place(column, r), make_uint4(hi[0], hi[1], hi[2], hi[3]));
-        store_shared(buffer + (R == 4 ? weight_place(column + 1, r) : 1024 + weight_place(column, r)),
+        const uint32_t next = (buffer.store + 128) ^ 64; /* of column + 1 */
+        store_shared(R == 8 && x == 1 ? next : buffer.store, make_uint4(hi[0], hi[1], hi[2], hi[3]));
+        store_shared(R == 4 ? next : 1024 + (x == 1 ? next : buffer.store),
                      make_uint4(lo[0], lo[1], lo[2], lo[3]));
     }
     __syncwarp();
-    const uint32_t from = buffer + weight_place(r, 2 * i), from1 = buffer + weight_place(r, 2 * i + 1);
+    const uint32_t from = buffer.load, from1 = buffer.load ^ 64;
     const uint4 even = load_shared(from), odd = load_shared(from1);
     high[0][0] = even.x, high[0][1] = even.y, high[1][0] = even.z, high[1][1] = even.w;
     high[2][0] = odd.x, high[2][1] = odd.y, high[3][0] = odd.z, high[3][1] = odd.w;
@@ -461,11 +492,12 @@ split_weights(const float (&p)[8][2 * (R == 4 ? 1 : 2)], uint32_t s_at, uint32_t
 template <int VB, int D, int R, bool G32>
 static __device__ __forceinline__ void
 v_sum(attend_state<D, R, G32> &st, uint32_t half, const bs_cuda_kv_layout &l,
-      const float (&p)[8][2 * (R == 4 ? 1 : 2)], const float *weight, uint32_t visible, uint32_t buffer)
+      const float (&p)[8][2 * (R == 4 ? 1 : 2)], const float *weight, uint32_t visible, attend_weights buffer)
 {
     constexpr int NR = R == 4 ? 1 : 2, F = 8 / VB;
     constexpr int PART = G32 ? (F < 2 ? F : 2)
                              : F; /* tiles that surely share a group and the words of their codes */
+    constexpr bool RAW = F > 1 && PART == F;
     const int lane = threadIdx.x & 31;
     uint32_t high[4][2], low[4][2];
     float factor[NR];
@@ -489,17 +521,18 @@ v_sum(attend_state<D, R, G32> &st, uint32_t half, const bs_cuda_kv_layout &l,
             const uint4 codes = load_shared(half + ((uint32_t)(t0 / F * 4 + k) * 32 + lane) * 16);
 #pragma unroll
             for (int j = 0; j < PART; j++) {
-                const int field = (t0 + j) % F;
-                const uint4 c = VB == 8 ? codes
-                                        : and4(codes, (VB == 4 ? 0x0f0f0f0fu : 0x03030303u) << (field * VB));
+                const uint4 c = field_of<VB, RAW>(codes, (t0 + j) % F);
                 (k == 0 ? imma_uu_0 : imma_uu)(a[j], c, high[k][0], high[k][1]);
                 if (R == 8) (k == 0 ? imma_uu_0 : imma_uu)(b[j], c, low[k][0], low[k][1]);
             }
         }
+        int sums[PART][4];
+#pragma unroll
+        for (int j = 0; j < PART; j++) join_v<R>(a[j], b[j], sums[j]);
+        if (RAW) below_top<PART, 2 * NR>(sums);
 #pragma unroll
         for (int j = 0; j < PART; j++) {
-            int n[4];
-            join_v<R>(a[j], b[j], n);
+            const int *n = sums[j];
             const float shrink = 1.f / (1 << ((t0 + j) % F * VB));
 #pragma unroll
             for (int x = 0; x < 2 * NR; x++)
