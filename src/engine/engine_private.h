@@ -33,7 +33,8 @@ typedef struct bs_engine_layout {
         size_t cos_sin, bytes; /* [T, n_rot] f32 */
     } act_at;
     struct {
-        size_t gemm, attend, merge, bytes; /* sizes; one region serves all, an op at a time */
+        size_t gemm, attend, merge; /* sizes; the region at 0 serves gemm and merge, an op at a time */
+        size_t shared, bytes;       /* size of that region, behind which attend's own begins; both */
     } work;
     struct {
         size_t normed;         /* [rows, hidden] act */

@@ -21,7 +21,7 @@ bs_status bs_engine_project(bs_engine *e, const bs_weight *w, const float *bias,
         .y = y,
         .ldy = ldy,
         .workspace = e->workspace ? bs_buffer_at(e->workspace, 0) : NULL,
-        .workspace_bytes = e->layout.work.bytes,
+        .workspace_bytes = e->layout.work.shared,
     };
     return bs_op_gemm(e->stream, &gemm);
 }
@@ -126,8 +126,8 @@ static bs_status attend(bs_engine *e, int layer)
         .n_tokens = tables->n_tokens,
         .scale = e->desc->attn_scale,
         .window = e->desc->window,
-        .workspace = e->workspace ? bs_buffer_at(e->workspace, 0) : NULL,
-        .workspace_bytes = l->work.bytes,
+        .workspace = e->workspace ? bs_buffer_at(e->workspace, l->work.shared) : NULL,
+        .workspace_bytes = l->work.attend,
         .o = bs_engine_act(e, l->act_at.o),
         .lse = bs_engine_act(e, l->act_at.lse),
     };
@@ -141,7 +141,7 @@ static bs_status merge(bs_engine *e)
     int n_rows = e->n_tokens * l->n_heads;
     float *o = bs_engine_act(e, l->act_at.o), *lse = bs_engine_act(e, l->act_at.lse);
     BS_TRY(bs_merge_states(e->comm, e->stream, e->config.merge, o, lse, n_rows, l->head_dim,
-                           e->workspace ? bs_buffer_at(e->workspace, 0) : NULL, l->work.bytes));
+                           e->workspace ? bs_buffer_at(e->workspace, 0) : NULL, l->work.shared));
     bs_unrotate_args args = {.hadamard = e->config.kv.hadamard,
                              .n_rows = n_rows,
                              .dim = l->head_dim,

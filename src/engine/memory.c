@@ -88,9 +88,9 @@ static void lay_out_workspace(bs_engine_layout *l, const bs_device *device, cons
                                                l->max_tokens, cache->max_pages);
     l->work.merge = bs_merge_workspace_bytes(config->merge, grid->seq, l->max_tokens * l->n_heads,
                                              l->head_dim);
-    l->work.bytes = l->work.gemm;
-    if (l->work.attend > l->work.bytes) l->work.bytes = l->work.attend;
-    if (l->work.merge > l->work.bytes) l->work.bytes = l->work.merge;
+    size_t shared = l->work.gemm > l->work.merge ? l->work.gemm : l->work.merge;
+    l->work.shared = (shared + 255) & ~(size_t)255;
+    l->work.bytes = l->work.shared + l->work.attend;
 }
 
 static void lay_out_logits(bs_engine_layout *l, const bs_model_desc *desc)
