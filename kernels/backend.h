@@ -9,9 +9,23 @@
 #include "kernels/kernels.h"
 
 /* X(op): bs_status op(bs_stream *, const bs_<op>_args *) */
-#define BS_OP_LIST(X)                                                                                              \
-    X(embed) X(rmsnorm) X(gemm) X(silu_mul) X(rope_table) X(append) X(quantize) X(clear_slots) X(attend)            \
-    X(merge) X(merge_weigh) X(merge_finish) X(merge_fold) X(unrotate) X(candidates) X(sample)
+#define BS_OP_LIST(X)                                                                                        \
+    X(embed)                                                                                                 \
+    X(rmsnorm)                                                                                               \
+    X(gemm)                                                                                                  \
+    X(silu_mul)                                                                                              \
+    X(rope_table)                                                                                            \
+    X(append)                                                                                                \
+    X(quantize)                                                                                              \
+    X(clear_slots)                                                                                           \
+    X(attend)                                                                                                \
+    X(merge)                                                                                                 \
+    X(merge_weigh)                                                                                           \
+    X(merge_finish)                                                                                          \
+    X(merge_fold)                                                                                            \
+    X(unrotate)                                                                                              \
+    X(candidates)                                                                                            \
+    X(sample)
 
 typedef struct bs_backend {
 #define X(op) bs_status (*op)(bs_stream * stream, const bs_##op##_args *args);
@@ -29,7 +43,8 @@ typedef struct bs_backend {
 
     void *(*memory_alloc)(bs_device *device, size_t bytes); /* zeroed, 4096-aligned, or NULL */
     void (*memory_free)(bs_device *device, void *memory);
-    bs_status (*copy)(bs_stream *stream, void *dst, const void *src, size_t bytes, int direction); /* BS_COPY_… */
+    bs_status (*copy)(bs_stream *stream, void *dst, const void *src, size_t bytes,
+                      int direction); /* BS_COPY_… */
     bs_status (*fill_zero)(bs_stream *stream, void *dst, size_t bytes);
     bs_status (*stream_open)(bs_stream *stream);
     void (*stream_close)(bs_stream *stream);

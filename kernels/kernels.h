@@ -28,14 +28,14 @@
 /* ---- element types ---------------------------------------------------------------------------------------- */
 
 /* X(name, GGUF's number, elements a block, bytes a block). Weights stay in these blocks. */
-#define BS_TYPE_LIST(X)                                                                                            \
-    X(F32, 0, 1, 4)                                                                                                \
-    X(F16, 1, 1, 2)                                                                                                \
-    X(Q4_0, 2, 32, 18)                                                                                             \
-    X(Q4_1, 3, 32, 20)                                                                                             \
-    X(Q8_0, 8, 32, 34)                                                                                             \
-    X(Q4_K, 12, 256, 144)                                                                                          \
-    X(Q6_K, 14, 256, 210)                                                                                          \
+#define BS_TYPE_LIST(X)                                                                                      \
+    X(F32, 0, 1, 4)                                                                                          \
+    X(F16, 1, 1, 2)                                                                                          \
+    X(Q4_0, 2, 32, 18)                                                                                       \
+    X(Q4_1, 3, 32, 20)                                                                                       \
+    X(Q8_0, 8, 32, 34)                                                                                       \
+    X(Q4_K, 12, 256, 144)                                                                                    \
+    X(Q6_K, 14, 256, 210)                                                                                    \
     X(BF16, 30, 1, 2)
 
 typedef enum bs_type {
@@ -62,16 +62,17 @@ typedef struct bs_device_config {
     bs_device_kind kind;
     int ordinal;   /* CUDA device number; 0 on a CPU */
     int n_threads; /* CPU threads of this rank, ≥ 1 */
-    bs_isa isa;    /* CPU instruction set; AUTO takes the best this machine has, another is an error if it lacks it */
+    /* CPU instruction set; AUTO takes the best this machine has, another is an error if it lacks it */
+    bs_isa isa;
 } bs_device_config;
 
 typedef struct bs_device_info {
     bs_device_kind kind;
-    char name[128];       /* "AMD EPYC…, avx512, 1 thread" or the GPU's name */
-    bs_isa isa;           /* CPU only */
-    int n_threads;        /* CPU only */
-    bs_type act_type;     /* of activations: F32 on a CPU */
-    size_t memory_bytes;  /* physical memory of the machine or the GPU */
+    char name[128];      /* "AMD EPYC…, avx512, 1 thread" or the GPU's name */
+    bs_isa isa;          /* CPU only */
+    int n_threads;       /* CPU only */
+    bs_type act_type;    /* of activations: F32 on a CPU */
+    size_t memory_bytes; /* physical memory of the machine or the GPU */
 } bs_device_info;
 
 bs_status bs_device_open(const bs_device_config *config, bs_device **out);
@@ -164,11 +165,12 @@ typedef struct bs_embed_args {
 bs_status bs_op_embed(bs_stream *stream, const bs_embed_args *args);
 
 typedef struct bs_rmsnorm_args {
-    const float *x;       /* [device] [T, n] f32 */
-    const float *gain;    /* [device] [n] f32 */
-    const float *add;     /* [device] [T, n] f32 or NULL: x += add first, and x_out gets the sum */
-    float *x_out;         /* [device] [T, n] f32; may equal x; needed when add is given */
-    const int32_t *rows;  /* [device] [T] or NULL: output row t comes from input row rows[t] (add must be NULL) */
+    const float *x;    /* [device] [T, n] f32 */
+    const float *gain; /* [device] [n] f32 */
+    const float *add;  /* [device] [T, n] f32 or NULL: x += add first, and x_out gets the sum */
+    float *x_out;      /* [device] [T, n] f32; may equal x; needed when add is given */
+    /* [device] [T] or NULL: output row t comes from input row rows[t] (add must be NULL) */
+    const int32_t *rows;
     int n_tokens, n;
     float eps;
     bs_type act;
@@ -219,11 +221,12 @@ typedef enum bs_v_encoder { BS_V_ENCODER_LEAST_SQUARES, BS_V_ENCODER_PLAIN } bs_
 /* A KV format, as docs/kv-format.md names and defines it. Parsed and printed by src/cache/format.h. */
 typedef struct bs_kv_format {
     int k_bits, v_bits; /* 16 (both, f16), 8, 4 or 2 */
-    bool k_per_channel; /* kc: a group of K is `group` tokens of one channel; else kt: min(group, D) channels of one token */
-    int group;          /* 32, 64 or 128 */
-    bool hadamard;      /* q, k and v are stored and used rotated by Hadamard/√D */
-    bool k_norm;        /* K is divided by each token's root mean square before quantizing */
-    int n_sink, n_recent; /* whole f16 pages kept at the start and behind the open page */
+    /* kc: a group of K is `group` tokens of one channel; else kt: min(group, D) channels of one token */
+    bool k_per_channel;
+    int group;              /* 32, 64 or 128 */
+    bool hadamard;          /* q, k and v are stored and used rotated by Hadamard/√D */
+    bool k_norm;            /* K is divided by each token's root mean square before quantizing */
+    int n_sink, n_recent;   /* whole f16 pages kept at the start and behind the open page */
     bs_v_encoder v_encoder; /* range of a 2-bit V group */
 } bs_kv_format;
 
@@ -276,8 +279,8 @@ typedef struct bs_append_args {
     bs_type act;
     const float *cos_sin; /* [device] [T, n_rot / 2, 2] */
     int n_rot;
-    bool rope_interleaved;     /* pairs are (2i, 2i + 1); else (i, i + n_rot / 2) */
-    const int32_t *f16_slot;   /* [device] [T] f16 slot of the token's page, −1: not this rank's (or unused) */
+    bool rope_interleaved;   /* pairs are (2i, 2i + 1); else (i, i + n_rot / 2) */
+    const int32_t *f16_slot; /* [device] [T] f16 slot of the token's page, −1: not this rank's (or unused) */
     const int32_t *page_token; /* [device] [T] 0 … 127, the token's place in its page */
 } bs_append_args;
 bs_status bs_op_append(bs_stream *stream, const bs_append_args *args);
@@ -297,7 +300,8 @@ bs_status bs_op_quantize(bs_stream *stream, const bs_quantize_args *args);
 typedef struct bs_kv_page_ref {
     uint32_t slot;
     int layer, kv_head;
-    void *k, *k_meta, *v, *v_meta; /* quantized page; or f16 page: k is K [128][D], v is V [128][D], metas NULL */
+    void *k, *k_meta, *v,
+        *v_meta; /* quantized page; or f16 page: k is K [128][D], v is V [128][D], metas NULL */
 } bs_kv_page_ref;
 typedef struct bs_pack_args {
     const bs_kv_pools *pools;
@@ -331,9 +335,10 @@ bs_status bs_op_clear_slots(bs_stream *stream, const bs_clear_slots_args *args);
 typedef struct bs_attend_args {
     const bs_kv_pools *pools;
     int layer;
-    int max_seqs, max_tokens, max_pages; /* B, ΣT and length of the page lists: upper bounds, fixed for a graph */
-    int n_heads;                         /* H, a multiple of K */
-    const void *q;                       /* [device] [ΣT, H, D] act, q_ld elements from token to token */
+    int max_seqs, max_tokens,
+        max_pages; /* B, ΣT and length of the page lists: upper bounds, fixed for a graph */
+    int n_heads;   /* H, a multiple of K */
+    const void *q; /* [device] [ΣT, H, D] act, q_ld elements from token to token */
     int64_t q_ld;
     bs_type act;
     const int32_t *q_start;    /* [device] [B + 1] first query token of each sequence */
@@ -373,10 +378,10 @@ bs_status bs_op_merge(bs_stream *stream, const bs_merge_args *args);
  * −inf, whatever O holds). For `allreduce`. */
 typedef struct bs_merge_weigh_args {
     int n_rows, dim;
-    const float *o;      /* [device] [rows, D] */
-    const float *lse;    /* [device] [rows] */
+    const float *o;       /* [device] [rows, D] */
+    const float *lse;     /* [device] [rows] */
     const float *lse_max; /* [device] [rows] maximum over the ranks */
-    float *out;          /* [device] [rows, D + 1] */
+    float *out;           /* [device] [rows, D + 1] */
 } bs_merge_weigh_args;
 bs_status bs_op_merge_weigh(bs_stream *stream, const bs_merge_weigh_args *args);
 
@@ -446,9 +451,10 @@ typedef struct bs_candidates_args {
     int n_rows;
     float *logits; /* [device] [rows, ld] f32 in place */
     int64_t ld;
-    int32_t vocab0, n_vocab;    /* this shard's ids: vocab0 … vocab0 + n_vocab − 1 */
+    int32_t vocab0, n_vocab;     /* this shard's ids: vocab0 … vocab0 + n_vocab − 1 */
     const bs_sampling *sampling; /* [device] [rows] */
-    const uint64_t *const *seen; /* [device] [rows] bitmaps of the ids of prompt and answer, over the whole vocabulary;
+    const uint64_t *const
+        *seen; /* [device] [rows] bitmaps of the ids of prompt and answer, over the whole vocabulary;
                                     or NULL when no row has a penalty */
     int n_out;
     bs_candidate *out; /* [device] [rows, n_out] */
@@ -461,8 +467,9 @@ bs_status bs_op_candidates(bs_stream *stream, const bs_candidates_args *args);
  * u = (first Philox4x32-10 word + 0.5) / 2³², key = seed, counter = (position, draw, 0, 0). */
 typedef struct bs_sample_args {
     int n_rows, n_shards, n_per_shard;
-    const bs_candidate *candidates; /* [device] [n_shards] × [rows, n_per_shard], shard_stride candidates apart */
-    const float *lse;               /* [device] [n_shards] × [rows], lse_stride floats apart */
+    /* [device] [n_shards] × [rows, n_per_shard], shard_stride candidates apart */
+    const bs_candidate *candidates;
+    const float *lse; /* [device] [n_shards] × [rows], lse_stride floats apart */
     int64_t shard_stride, lse_stride;
     const bs_sampling *sampling; /* [device] [rows] */
     const int32_t *position;     /* [device] [rows] position of the token being drawn */

@@ -5,10 +5,10 @@
 
 /* ---- tests/comm ---- */
 /* Merging 40 partial states in f32 in any grouping, against fp64: a few roundings of 6e-8 each, 40 terms. */
-#define TOL_MERGE_O   1e-6
+#define TOL_MERGE_O 1e-6
 /* A partial LSE is rounded to f32: half an ulp of it is an absolute error of the exponent, so of the weights. Two of them. */
 #define TOL_MERGE_O_LSE 1.2e-7
-#define TOL_MERGE_LSE 1e-6 /* relative above |LSE| = 1, absolute below */
+#define TOL_MERGE_LSE   1e-6 /* relative above |LSE| = 1, absolute below */
 
 /* ---- model files ------------------------------------------------------------------------------------------- */
 

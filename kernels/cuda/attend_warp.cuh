@@ -7,10 +7,13 @@
  * MMAs. A lane (4·r + i) meets the scores of rows i (R = 4) or 2i, 2i + 1 (R = 8) for tokens r + 8j.
  *
  * K per channel, x = s·(c + z/16): a_d = q_d·s_d is rounded once to unit·(h + l/254), unit a power of two
- * with |h| ≤ 120, and the *rounded* factor multiplies both c and z: S = unit/254 · (Σ (254 h + l) c + Σ (254
- * h + l) z / 16). K per token: the same with s = 1, and s, z enter the score. V: w_t = p_t·s_t is rounded
- * once to a 16-bit n_t = 256·high + low, p_t = 2^(S_t − max of the page) ≤ 1, in units of 2^(e − 16), 2^e
- * above every s of the page: O = unit · (Σ n c + Σ n z / 16).
+ * with |h| ≤ 120, and the *rounded* factor multiplies both c and z:
+ *     S = unit/254 · (Σ (254 h + l) c + Σ (254 h + l) z / 16)
+ * K per token: the same with s = 1, and s, z enter the score.
+ *
+ * V: w_t = p_t·s_t is rounded once to a 16-bit n_t = 256·high + low, p_t = 2^(S_t − max of the page) ≤ 1, in
+ * units of 2^(e − 16), 2^e above every s of the page:
+ *     O = unit · (Σ n c + Σ n z / 16)
  */
 #ifndef BS_CUDA_ATTEND_WARP_CUH
 #define BS_CUDA_ATTEND_WARP_CUH

@@ -55,8 +55,8 @@ bs_status bs_cuda_pack(bs_stream *stream, const bs_pack_args *args);
 bs_status bs_cuda_unpack(bs_stream *stream, const bs_pack_args *args);
 bs_status bs_cuda_unrotate(bs_stream *stream, const bs_unrotate_args *args);
 bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *args);
-size_t bs_cuda_attend_workspace(const bs_device *device, const bs_kv_shape *shape, int n_heads, int max_seqs, int max_tokens,
-                                int max_pages);
+size_t bs_cuda_attend_workspace(const bs_device *device, const bs_kv_shape *shape, int n_heads, int max_seqs,
+                                int max_tokens, int max_pages);
 bs_status bs_cuda_slot_bytes(const bs_device *device, const bs_kv_shape *shape, size_t *f16, size_t *quant);
 /* graph.cu */
 bs_status bs_cuda_capture_begin(bs_stream *stream);

@@ -1,13 +1,17 @@
 /* merge.cu: partial softmax states of ranks (or splits) become one, by the one rule of DESIGN §3.
  *
- * Math     M = max LSE_r; w_r = LSE_r == -inf ? 0 : exp(LSE_r - M); O = sum w_r O_r / sum w_r; LSE = M + ln
- * sum w_r. A term with w_r = 0 is skipped, never multiplied: garbage x 0 must not leak. All empty: O = 0, LSE
- * = -inf. Layout   o [parts][rows, D] f32, lse [parts][rows] f32; rows = tokens x heads. [rows, D + 1] for
- * the weighted sum. Mapping  one warp a row, 4 rows a CTA, lanes stride over D (64 … 256); each lane sums the
- * parts in rank order. Cost     reads parts x rows x (D + 1) x 4 B once, writes rows x (D + 1) x 4 B; a token
- * of 32 heads x 128 from 8 ranks is 132 KB: 0.04 us at 3.35 TB/s, so the launch (2 to 3 us) is all of it.
+ * Math     M = max LSE_r; w_r = LSE_r == -inf ? 0 : exp(LSE_r - M); O = sum w_r O_r / sum w_r;
+ *          LSE = M + ln sum w_r. A term with w_r = 0 is skipped, never multiplied: garbage x 0 must not leak.
+ *          All empty: O = 0, LSE = -inf.
+ * Layout   o [parts][rows, D] f32, lse [parts][rows] f32; rows = tokens x heads. [rows, D + 1] for the
+ *          weighted sum.
+ * Mapping  one warp a row, 4 rows a CTA, lanes stride over D (64 … 256); each lane sums the parts in rank
+ *          order.
+ * Cost     reads parts x rows x (D + 1) x 4 B once, writes rows x (D + 1) x 4 B; a token of 32 heads x 128
+ *          from 8 ranks is 132 KB: 0.04 us at 3.35 TB/s, so the launch (2 to 3 us) is all of it.
  * Numerics f32, expf and logf of the full-precision library (no fast-math); order of the parts is fixed, so
- * the bits are the same on every rank. Limits   any number of parts and rows below 2^31; D a positive number.
+ *          the bits are the same on every rank.
+ * Limits   any number of parts and rows below 2^31; D a positive number.
  * Measured docs/perf/LOG.md. */
 #include "kernels/cuda/cuda_private.h"
 

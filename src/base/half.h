@@ -39,8 +39,8 @@ static inline bs_f16 bs_f32_to_f16(float f)
 {
     uint32_t u = bs_f32_bits(f), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
     if (a > 0x7f800000u) return (bs_f16)(sign | 0x7e00u | (a >> 13 & 0x1ffu)); /* NaN stays NaN */
-    if (a >= 0x477ff000u) return (bs_f16)(sign | 0x7c00u);                     /* ≥ 65520 rounds to infinity */
-    if (a < 0x38800000u) {                                                     /* subnormal or zero */
+    if (a >= 0x477ff000u) return (bs_f16)(sign | 0x7c00u); /* ≥ 65520 rounds to infinity */
+    if (a < 0x38800000u) {                                 /* subnormal or zero */
         /* Adding 0.5 puts the last fp16 bit at the last fp32 bit; the FPU rounds to even. */
         float t = bs_f32_from_bits(a) + 0.5f;
         return (bs_f16)(sign | (bs_f32_bits(t) - 0x3f000000u));

@@ -38,12 +38,12 @@ static void write_line(const char *kind, const char *format, va_list arguments)
     (void)written; /* nowhere left to say so */
 }
 
-#define WRITE_LINE(kind)                                                                                           \
-    do {                                                                                                           \
-        va_list arguments;                                                                                         \
-        va_start(arguments, format);                                                                               \
-        write_line(kind, format, arguments);                                                                       \
-        va_end(arguments);                                                                                         \
+#define WRITE_LINE(kind)                                                                                     \
+    do {                                                                                                     \
+        va_list arguments;                                                                                   \
+        va_start(arguments, format);                                                                         \
+        write_line(kind, format, arguments);                                                                 \
+        va_end(arguments);                                                                                   \
     } while (0)
 
 void bs_log_info(const char *format, ...)

@@ -12,7 +12,7 @@ static char kept[1024];
 const char *bs_status_text(bs_status status)
 {
     switch (status) {
-#define X(name, number, text, code)                                                                                \
+#define X(name, number, text, code)                                                                          \
     case BS_STATUS_##name: return text;
         BS_STATUS_LIST(X)
 #undef X
@@ -23,7 +23,7 @@ const char *bs_status_text(bs_status status)
 int bs_status_exit_code(bs_status status)
 {
     switch (status) {
-#define X(name, number, text, code)                                                                                \
+#define X(name, number, text, code)                                                                          \
     case BS_STATUS_##name: return code;
         BS_STATUS_LIST(X)
 #undef X

@@ -14,20 +14,20 @@
 #include <stdbool.h>
 
 /* X(name, number, text, exit code of the program) */
-#define BS_STATUS_LIST(X)                                                                                          \
-    X(OK, 0, "ok", 0)                                                                                              \
-    X(USAGE, 1, "wrong usage", 2)                                                                                  \
-    X(NOMEM, 2, "out of memory", 1)                                                                                \
-    X(IO, 3, "input/output error", 1)                                                                              \
-    X(FORMAT, 4, "malformed data", 1)                                                                              \
-    X(UNSUPPORTED, 5, "not supported", 1)                                                                          \
-    X(MISMATCH, 6, "does not match", 1)                                                                            \
-    X(RANGE, 7, "out of range", 1)                                                                                 \
-    X(NUMERIC, 8, "NaN or infinity", 1)                                                                            \
-    X(COMM, 9, "communication failed", 1)                                                                          \
-    X(FULL, 10, "no space left in the cache", 1)                                                                   \
-    X(STOPPED, 11, "stopped early", 85)                                                                            \
-    X(INTERNAL, 12, "internal error", 1)                                                                           \
+#define BS_STATUS_LIST(X)                                                                                    \
+    X(OK, 0, "ok", 0)                                                                                        \
+    X(USAGE, 1, "wrong usage", 2)                                                                            \
+    X(NOMEM, 2, "out of memory", 1)                                                                          \
+    X(IO, 3, "input/output error", 1)                                                                        \
+    X(FORMAT, 4, "malformed data", 1)                                                                        \
+    X(UNSUPPORTED, 5, "not supported", 1)                                                                    \
+    X(MISMATCH, 6, "does not match", 1)                                                                      \
+    X(RANGE, 7, "out of range", 1)                                                                           \
+    X(NUMERIC, 8, "NaN or infinity", 1)                                                                      \
+    X(COMM, 9, "communication failed", 1)                                                                    \
+    X(FULL, 10, "no space left in the cache", 1)                                                             \
+    X(STOPPED, 11, "stopped early", 85)                                                                      \
+    X(INTERNAL, 12, "internal error", 1)                                                                     \
     X(INTERRUPTED, 13, "interrupted", 1)
 
 typedef enum bs_status {
@@ -54,16 +54,16 @@ void bs_error_flush(void);
 void bs_error_clear(void);
 
 /* Passes an error on: BS_TRY(bs_foo(…)); */
-#define BS_TRY(call)                                                                                               \
-    do {                                                                                                           \
-        bs_status bs_try_status_ = (call);                                                                         \
-        if (bs_try_status_ != BS_STATUS_OK) return bs_try_status_;                                                 \
+#define BS_TRY(call)                                                                                         \
+    do {                                                                                                     \
+        bs_status bs_try_status_ = (call);                                                                   \
+        if (bs_try_status_ != BS_STATUS_OK) return bs_try_status_;                                           \
     } while (0)
 /* The same for functions with an undo ladder: sets `status` and jumps. */
-#define BS_TRY_GOTO(call, label)                                                                                   \
-    do {                                                                                                           \
-        status = (call);                                                                                           \
-        if (status != BS_STATUS_OK) goto label;                                                                    \
+#define BS_TRY_GOTO(call, label)                                                                             \
+    do {                                                                                                     \
+        status = (call);                                                                                     \
+        if (status != BS_STATUS_OK) goto label;                                                              \
     } while (0)
 
 #endif

@@ -27,11 +27,11 @@ enum { BS_CACHE_MAX_DECODE_TOKENS = 64 };
 typedef struct bs_cache bs_cache;
 
 typedef struct bs_cache_config {
-    bs_kv_shape shape;    /* this rank's KV heads */
-    int seq, seq_shard;   /* of the grid */
-    int stripe_pages;     /* 8: stripes of 1024 tokens */
-    int chunk_tokens;     /* C: 2048; 128 for eval; a multiple of 128 */
-    int max_seqs;         /* sequence slots, B_max */
+    bs_kv_shape shape;  /* this rank's KV heads */
+    int seq, seq_shard; /* of the grid */
+    int stripe_pages;   /* 8: stripes of 1024 tokens */
+    int chunk_tokens;   /* C: 2048; 128 for eval; a multiple of 128 */
+    int max_seqs;       /* sequence slots, B_max */
     int max_prefill_seqs; /* how many of them may be in prefill at once, 1 … max_seqs; a sequence is in prefill from
                              its first prefill step until its next decode step begins, or until it is freed */
     int max_step_tokens;  /* ΣT_max, all sequences of a step */
@@ -75,7 +75,8 @@ bs_status bs_cache_seq_fork(bs_cache *cache, int src, int dst, int64_t n_tokens)
 int64_t bs_cache_reusable(const bs_cache *cache, int src, int64_t n);
 /* dst starts with the kept pages of src's first n tokens; the prompt is computed again from position *first_pos on,
  * with the base of DESIGN §4, Sharing: by prefill steps up to that base at least. n ≤ n_tokens. */
-bs_status bs_cache_seq_reuse(bs_cache *cache, int src, int dst, int64_t n, int64_t n_tokens, int64_t *first_pos);
+bs_status bs_cache_seq_reuse(bs_cache *cache, int src, int dst, int64_t n, int64_t n_tokens,
+                             int64_t *first_pos);
 
 int64_t bs_cache_seq_length(const bs_cache *cache, int seq); /* tokens written; −1: slot not in use */
 int bs_cache_seq_start_shard(const bs_cache *cache, int seq);
@@ -84,9 +85,9 @@ int bs_cache_seq_start_shard(const bs_cache *cache, int seq);
 
 typedef struct bs_cache_step_seq {
     int seq;
-    int64_t pos0;  /* = its length now */
-    int n_tokens;  /* prefill: crosses no multiple of chunk_tokens; decode: ≤ BS_CACHE_MAX_DECODE_TOKENS */
-    bool prefill;  /* base b = max(first position of its prompt, C·⌊pos0/C⌋); else b = pos0 */
+    int64_t pos0; /* = its length now */
+    int n_tokens; /* prefill: crosses no multiple of chunk_tokens; decode: ≤ BS_CACHE_MAX_DECODE_TOKENS */
+    bool prefill; /* base b = max(first position of its prompt, C·⌊pos0/C⌋); else b = pos0 */
 } bs_cache_step_seq;
 
 /* Device tables of the step begun last. Row i of the per-sequence tables is the i-th bs_cache_step_seq; rows beyond
@@ -97,9 +98,10 @@ typedef struct bs_cache_tables {
     const int32_t *page_index;
     const int32_t *n_sink, *n_quant, *n_f16, *n_tokens;
     int max_seqs, max_pages;
-    const int32_t *token_pos;               /* [ΣT] position of each token; −1 beyond n_step_tokens */
-    const int32_t *token_slot, *token_page; /* [ΣT] append's f16_slot and page_token; slot −1 beyond, or not owned */
-    int n_quantize;                         /* host: pages to quantize before this step's attention */
+    const int32_t *token_pos; /* [ΣT] position of each token; −1 beyond n_step_tokens */
+    const int32_t *token_slot,
+        *token_page; /* [ΣT] append's f16_slot and page_token; slot −1 beyond, or not owned */
+    int n_quantize;  /* host: pages to quantize before this step's attention */
     const uint32_t *quantize_from, *quantize_to;
     int n_step_tokens; /* host: tokens of this step */
 } bs_cache_tables;

@@ -39,7 +39,8 @@ bs_status bs_engine_plan_memory(const bs_model *model, const bs_device *device, 
 
 /* Places the weights and takes all memory. Collective over all ranks (they agree on success). The model, device and
  * comm (with its grid set) must outlive the engine. `progress` as in bs_weights_place. */
-bs_status bs_engine_open(const bs_model *model, bs_device *device, bs_comm *comm, const bs_engine_config *config,
+bs_status bs_engine_open(const bs_model *model, bs_device *device, bs_comm *comm,
+                         const bs_engine_config *config,
                          void (*progress)(void *context, uint64_t done, uint64_t total), void *context,
                          bs_engine **out);
 void bs_engine_close(bs_engine *engine);
@@ -54,7 +55,8 @@ typedef struct bs_step_result {
     int n_seqs;           /* as in the plan */
     const int32_t *token; /* [n_seqs] drawn token, −1 where none was asked for */
     const float *logprob; /* [n_seqs] its log-probability */
-    const float *logits;  /* rank 0, sequences with ALL_LOGITS in plan order: [tokens, vocab] f32, before penalty; else NULL */
+    /* rank 0, sequences with ALL_LOGITS in plan order: [tokens, vocab] f32, before penalty; else NULL */
+    const float *logits;
     int64_t n_logit_rows;
     double step_ms;
 } bs_step_result;

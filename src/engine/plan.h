@@ -11,8 +11,8 @@
 
 enum { BS_PLAN_STOP = 1, BS_PLAN_SNAPSHOT = 2 };
 enum {
-    BS_PLAN_SEQ_PREFILL = 1, /* prompt tokens (base by chunk); else decode */
-    BS_PLAN_SEQ_SAMPLE = 2,  /* draw a token after the last one of this step */
+    BS_PLAN_SEQ_PREFILL = 1,   /* prompt tokens (base by chunk); else decode */
+    BS_PLAN_SEQ_SAMPLE = 2,    /* draw a token after the last one of this step */
     BS_PLAN_SEQ_ALL_LOGITS = 4 /* logits of every token go to rank 0 (eval, tests) */
 };
 /* A token id in the plan that stands for "the one this sequence drew in the step before". */
@@ -20,10 +20,11 @@ enum { BS_PLAN_LAST_TOKEN = -1 };
 
 typedef struct bs_plan_start {
     int32_t seq, start_s;
-    int64_t n_tokens;     /* reservation */
-    int32_t from;         /* −1, or the sequence to fork or reuse */
-    int32_t reuse_tokens; /* with from ≥ 0: prefix to reuse; −1: fork as it is. A reused prefix is not told to the
-                             repetition penalty, so a start with one must have repeat_penalty 1 */
+    int64_t n_tokens; /* reservation */
+    int32_t from;     /* −1, or the sequence to fork or reuse */
+    /* with from ≥ 0: prefix to reuse; −1: fork as it is. A reused prefix is not told to the repetition
+     * penalty, so a start with one must have repeat_penalty 1 */
+    int32_t reuse_tokens;
     bs_sampling sampling;
 } bs_plan_start;
 

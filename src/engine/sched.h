@@ -22,8 +22,8 @@ typedef struct bs_request_config {
     int64_t n_prompt;      /* ≥ 1 */
     int64_t max_tokens;    /* of the answer, ≥ 0 */
     bs_sampling sampling;
-    bool ignore_end; /* do not stop at the model's end tokens */
-    bool show_special; /* special tokens in the text */
+    bool ignore_end;         /* do not stop at the model's end tokens */
+    bool show_special;       /* special tokens in the text */
     const char *const *stop; /* stop strings, copied; the answer's text is cut before the first of them */
     int n_stop;
     const int32_t *stop_tokens; /* copied */

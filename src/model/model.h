@@ -50,21 +50,22 @@ typedef struct bs_range {
  * counted from the tensor's start, the first shards take the remainder. A shard may be empty (n = 0). */
 typedef struct bs_shard {
     bs_range kv_heads, heads; /* this head shard's */
-    bs_range o_cols;          /* o_proj's columns of this rank: in its heads' columns, 1/seq of them, or all for fold */
-    bs_range ffn;             /* rows of gate and up, columns of down */
-    bs_range vocab;           /* rows of the output head */
+    /* o_proj's columns of this rank: in its heads' columns, 1/seq of them, or all for fold */
+    bs_range o_cols;
+    bs_range ffn;   /* rows of gate and up, columns of down */
+    bs_range vocab; /* rows of the output head */
 } bs_shard;
 /* Pure, any rank may compute any rank's. The blocks are those of o_proj, ffn_down and the output head. */
 bs_status bs_shard_compute(const bs_model *model, const bs_grid *grid, bs_merge_method merge, bs_shard *out);
 
 typedef struct bs_layer_weights {
-    const float *attn_norm, *ffn_norm; /* [device] [hidden] f32 */
-    const float *q_norm, *k_norm;      /* [device] [D] f32 or NULL (Qwen3) */
-    bs_weight q, k, v;                 /* rows of this rank's heads */
+    const float *attn_norm, *ffn_norm;     /* [device] [hidden] f32 */
+    const float *q_norm, *k_norm;          /* [device] [D] f32 or NULL (Qwen3) */
+    bs_weight q, k, v;                     /* rows of this rank's heads */
     const float *q_bias, *k_bias, *v_bias; /* [device] f32 or NULL */
-    bs_weight o;                       /* [hidden, o_cols.n] */
-    bs_weight gate, up;                /* [ffn.n, hidden] */
-    bs_weight down;                    /* [hidden, ffn.n] */
+    bs_weight o;                           /* [hidden, o_cols.n] */
+    bs_weight gate, up;                    /* [ffn.n, hidden] */
+    bs_weight down;                        /* [hidden, ffn.n] */
 } bs_layer_weights;
 
 typedef struct bs_weights bs_weights;

@@ -42,7 +42,8 @@ static void fail(bs_status status)
 
 /* ---- the wrapped merge -------------------------------------------------------------------------------------- */
 
-bs_status __real_bs_merge_states(bs_comm *, bs_stream *, bs_merge_method, float *, float *, int, int, void *, size_t);
+bs_status __real_bs_merge_states(bs_comm *, bs_stream *, bs_merge_method, float *, float *, int, int, void *,
+                                 size_t);
 bs_status __wrap_bs_merge_states(bs_comm *c, bs_stream *stream, bs_merge_method method, float *o, float *lse,
                                  int n_rows, int dim, void *workspace, size_t bytes);
 
@@ -129,11 +130,12 @@ static void compare_row(comparison *c, const float *ours, const float *ref, int 
 static void print_comparison(const comparison *c)
 {
     double tokens = c->n_nll ? (double)c->n_nll : 1;
-    printf("{\"n\":%lld,\"rel_l2\":%.4g,\"worst\":%.4g,\"kl\":%.4g,\"kl_max\":%.4g,\"top1\":%.6f,\"clear\":%lld,"
-           "\"clear_differ\":%lld,\"nll\":%.7f,\"nll_ref\":%.7f}\n",
-           (long long)c->n, sqrt(c->error2 / c->norm2), c->worst, c->kl / (double)c->n, c->kl_max,
-           (double)c->agree / (double)c->n, (long long)c->n_clear, (long long)(c->n_clear - c->agree_clear),
-           c->nll / tokens, c->nll_ref / tokens);
+    printf(
+        "{\"n\":%lld,\"rel_l2\":%.4g,\"worst\":%.4g,\"kl\":%.4g,\"kl_max\":%.4g,\"top1\":%.6f,\"clear\":%lld,"
+        "\"clear_differ\":%lld,\"nll\":%.7f,\"nll_ref\":%.7f}\n",
+        (long long)c->n, sqrt(c->error2 / c->norm2), c->worst, c->kl / (double)c->n, c->kl_max,
+        (double)c->agree / (double)c->n, (long long)c->n_clear, (long long)(c->n_clear - c->agree_clear),
+        c->nll / tokens, c->nll_ref / tokens);
 }
 
 /* ---- canonical pages ---------------------------------------------------------------------------------------- */
@@ -170,7 +172,8 @@ static void move_pages(const char *directory, bool write, int64_t n_tokens, cons
                     ref.v_meta = v + bytes.v;
                 }
                 bs_pack_args args = {.pools = pools, .quantized = q, .n = 1, .pages = &ref};
-                int64_t at = ((page * shape->n_layers + layer) * n_all + heads->first + head) * (int64_t)record;
+                int64_t at = ((page * shape->n_layers + layer) * n_all + heads->first + head) *
+                             (int64_t)record;
                 CHECK(fseeko(file, at, SEEK_SET) == 0);
                 if (write) {
                     memset(buffer, 0, record);
@@ -199,11 +202,20 @@ static void set_option(const char *text)
         const char *name;
         const char **text;
         int *number;
-    } table[] = {{"model", &opt.model, 0},         {"tokens", &opt.tokens, 0},   {"kv", &opt.kv, 0},
-                 {"grid", &opt.grid, 0},           {"merge", &opt.merge, 0},     {"out", &opt.out, 0},
-                 {"against", &opt.against, 0},     {"break", &opt.fault, 0},     {"pages-out", &opt.pages_out, 0},
-                 {"pages-in", &opt.pages_in, 0},   {"stripe-pages", 0, &opt.stripe_pages},
-                 {"chunk", 0, &opt.chunk},         {"step", 0, &opt.step},       {"busy-from", 0, &opt.busy_from}};
+    } table[] = {{"model", &opt.model, 0},
+                 {"tokens", &opt.tokens, 0},
+                 {"kv", &opt.kv, 0},
+                 {"grid", &opt.grid, 0},
+                 {"merge", &opt.merge, 0},
+                 {"out", &opt.out, 0},
+                 {"against", &opt.against, 0},
+                 {"break", &opt.fault, 0},
+                 {"pages-out", &opt.pages_out, 0},
+                 {"pages-in", &opt.pages_in, 0},
+                 {"stripe-pages", 0, &opt.stripe_pages},
+                 {"chunk", 0, &opt.chunk},
+                 {"step", 0, &opt.step},
+                 {"busy-from", 0, &opt.busy_from}};
     if (n == 1 && text[0] == 'n') {
         opt.n = atoll(value);
         return;
@@ -237,8 +249,8 @@ static void make_plan(bs_plan *plan, const int32_t *ids, int64_t step, int64_t p
     bs_plan_clear(plan, limits, step);
     if (pos == 0) {
         plan->n_starts = 1;
-        bs_plan_starts(plan)[0] = (bs_plan_start){.seq = 0, .n_tokens = opt.n, .from = -1,
-                                                  .sampling = {.top_p = 1, .repeat_penalty = 1}};
+        bs_plan_starts(plan)[0] = (bs_plan_start){
+            .seq = 0, .n_tokens = opt.n, .from = -1, .sampling = {.top_p = 1, .repeat_penalty = 1}};
     }
     plan->n_seqs = 1;
     plan->n_tokens = n;
@@ -293,7 +305,9 @@ static void run(const int32_t *ids, const bs_range *heads, int n_vocab)
         fail(bs_engine_step(engine, plan, &result));
         if (root) take_logits(&to, &result, ids, end, n_vocab);
     }
-    if (root) fprintf(stderr, "%lld tokens, %.1f ms, %.1f tokens/s\n", (long long)opt.n, ms, 1e3 * (double)opt.n / ms);
+    if (root)
+        fprintf(stderr, "%lld tokens, %.1f ms, %.1f tokens/s\n", (long long)opt.n, ms,
+                1e3 * (double)opt.n / ms);
     if (to.against) print_comparison(&to.total);
     if (to.out) CHECK(fclose(to.out) == 0);
     if (to.against) fclose(to.against);
