@@ -99,6 +99,9 @@ bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
             BS_STATUS_RANGE,
             "attend: q at %p with rows of %lld elements: 16-byte address and multiples of 4 needed", a->q,
             (long long)a->q_ld);
+    if ((uintptr_t)a->o % 16 != 0 || (uintptr_t)a->workspace % 16 != 0)
+        return bs_fail(BS_STATUS_RANGE, "attend: o at %p and workspace at %p: 16-byte addresses needed",
+                       (void *)a->o, a->workspace);
     const variant v = choose_variant(shape, a->max_tokens, a->max_seqs, group);
     int device, n_sms;
     BS_TRY(bs_cuda_status(cudaGetDevice(&device), "attend"));

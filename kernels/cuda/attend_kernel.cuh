@@ -258,8 +258,7 @@ static __device__ __forceinline__ void attend_leave_state(attend_state<D, R, G32
 template <int D, int R> struct attend_merging {
     float w[R][ATTEND_MAX_CTAS];
     float2 ml[R];
-    float4
-        sum[ATTEND_MAX_WARPS * 32]; /* of a thread's slice of the states, when threads are more than quads */
+    float4 sum[ATTEND_MAX_WARPS * 32]; /* a thread's slice of the states, when threads are more than quads */
     uint32_t last;
 };
 
@@ -467,8 +466,7 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, R) * 32, 1)
             /* Quantized pages are complete (kernels.h says so); f16 pages and q may come from the kernel
              * before. */
             wait_for_kernel_before();
-            /* The next kernel's CTAs may take each SM as it falls free; they wait for this kernel themselves.
-             */
+            /* The next kernel may take each SM as it falls free; it waits for this one by itself. */
             let_kernel_after_start();
             waited = true;
             attend_load_q<D, R>(raw, p, span, segment);

@@ -1,5 +1,5 @@
 /* attend_plan.cuh: who computes what. Lengths live in device memory and grow under a graph, so each CTA finds
- * its share by itself, with little code: it runs once, from a cold instruction cache.
+ * its share by itself, with little code: it is serial and stands before the first byte.
  *
  * A job is one (sequence, KV head, block of rows); its units are the sequence's visible pages, f16 pages cut
  * into slices of about a quantized page's bytes. Jobs stand in one row (sequence, head, block), and every CTA
