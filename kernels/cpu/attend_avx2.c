@@ -2,49 +2,20 @@
  * 8-entry table (vpermps looks at the index's low three bits only); 4 and 8 bits by two shifts that extend
  * the sign, and a conversion. The kernels: attend_simd.h. */
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 #include "kernels/cpu/attend_tile.h"
+#include "kernels/cpu/vec_avx2.h"
 
 #define LANES       8
-#define VEC_OUTLINE __attribute__((target("avx2,fma,f16c")))
-#define VEC         VEC_OUTLINE __attribute__((always_inline)) static inline
 #define ATTEND_PAGE bs_cpu_attend_page_avx2
 #define CODE_NV(R)  ((R) <= 2 ? 4 : (R) <= 4 ? 2 : 1)
 #define PANEL       2
 #define HALF_ROWS   3
 
-typedef __m256 vf;
 typedef __m256i vi;
-
-VEC vf v_set1(float x)
-{
-    return _mm256_set1_ps(x);
-}
-
-VEC vf v_load(const float *x)
-{
-    return _mm256_loadu_ps(x);
-}
-
-VEC void v_store(float *out, vf x)
-{
-    _mm256_storeu_ps(out, x);
-}
-
-VEC vf v_load_f16(const bs_f16 *x)
-{
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x));
-}
 
 VEC vf v_load_i16(const int16_t *x)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)x)));
-}
-
-VEC vf v_fma(vf a, vf b, vf c)
-{
-    return _mm256_fmadd_ps(a, b, c);
 }
 
 VEC vf v_mul(vf a, vf b)
@@ -61,11 +32,6 @@ VEC vf v_add(vf a, vf b)
 VEC vf v_max(vf a, vf b)
 {
     return _mm256_max_ps(a, b);
-}
-
-VEC vf v_round(vf x)
-{
-    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
 /* x·2^n for a normal result. */

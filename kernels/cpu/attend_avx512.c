@@ -2,49 +2,20 @@
  * a 16-entry table in one register (vpermps looks at the index's low four bits only). The kernels:
  * attend_simd.h. */
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 #include "kernels/cpu/attend_tile.h"
+#include "kernels/cpu/vec_avx512.h"
 
 #define LANES       16
-#define VEC_OUTLINE __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")))
-#define VEC         VEC_OUTLINE __attribute__((always_inline)) static inline
 #define ATTEND_PAGE bs_cpu_attend_page_avx512
 #define CODE_NV(R)  ((R) <= 4 ? 4 : 2)
 #define PANEL       4
 #define HALF_ROWS   4
 
-typedef __m512 vf;
 typedef __m512i vi;
-
-VEC vf v_set1(float x)
-{
-    return _mm512_set1_ps(x);
-}
-
-VEC vf v_load(const float *x)
-{
-    return _mm512_loadu_ps(x);
-}
-
-VEC void v_store(float *out, vf x)
-{
-    _mm512_storeu_ps(out, x);
-}
-
-VEC vf v_load_f16(const bs_f16 *x)
-{
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x));
-}
 
 VEC vf v_load_i16(const int16_t *x)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)x)));
-}
-
-VEC vf v_fma(vf a, vf b, vf c)
-{
-    return _mm512_fmadd_ps(a, b, c);
 }
 
 VEC vf v_mul(vf a, vf b)
@@ -61,11 +32,6 @@ VEC vf v_add(vf a, vf b)
 VEC vf v_max(vf a, vf b)
 {
     return _mm512_max_ps(a, b);
-}
-
-VEC vf v_round(vf x)
-{
-    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
 /* x·2^n */

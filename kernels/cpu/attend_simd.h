@@ -32,7 +32,7 @@ enum {
 VEC vf v_exp(vf x)
 {
     vf y = v_max(v_set1(-87.0f), x);
-    vf n = v_round(v_mul(y, v_set1(0x1.715476p+0f)));
+    vf n = v_rint(v_mul(y, v_set1(0x1.715476p+0f)));
     vf r = v_fma(n, v_set1(-0x1.62e400p-1f), y); /* ln 2 in two parts: the product with the first is exact */
     r = v_fma(n, v_set1(-0x1.7f7d1cp-20f), r);
     vf e = v_fma(r, v_set1(0x1.6db47ap-10f), v_set1(0x1.123b92p-7f));

@@ -19,6 +19,7 @@ libbs_kernels_a_SOURCES += kernels/cpu/unrotate.c
 libbs_kernels_a_SOURCES += kernels/cpu/attend.c
 libbs_kernels_a_SOURCES += kernels/cpu/attend_tile.h
 libbs_kernels_a_SOURCES += kernels/cpu/attend_simd.h
+libbs_kernels_a_SOURCES += kernels/cpu/vec_avx2.h kernels/cpu/vec_avx512.h
 libbs_kernels_a_SOURCES += kernels/cpu/attend_scalar.c
 libbs_kernels_a_SOURCES += kernels/cpu/attend_avx2.c
 libbs_kernels_a_SOURCES += kernels/cpu/attend_avx512.c

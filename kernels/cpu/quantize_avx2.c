@@ -1,41 +1,16 @@
 /* quantize_avx2.c: the quantizer with vectors of 8. The kernels are quantize_simd.h. */
 #if defined(__x86_64__)
-#include <immintrin.h>
+#include "kernels/cpu/vec_avx2.h"
 
-#include "src/base/half.h"
+#define VL         8
+#define QUANTIZE_K bs_cpu_quantize_k_avx2
+#define QUANTIZE_V bs_cpu_quantize_v_avx2
 
-#define VL          8
-#define VEC_OUTLINE __attribute__((target("avx2,fma,f16c")))
-#define VEC         VEC_OUTLINE __attribute__((always_inline)) static inline
-#define QUANTIZE_K  bs_cpu_quantize_k_avx2
-#define QUANTIZE_V  bs_cpu_quantize_v_avx2
-
-typedef __m256 vf;
 typedef int vi __attribute__((vector_size(32)));
-
-VEC vf v_set1(float x)
-{
-    return _mm256_set1_ps(x);
-}
-
-VEC vf v_load(const float *x)
-{
-    return _mm256_loadu_ps(x);
-}
-
-VEC void v_store(float *out, vf x)
-{
-    _mm256_storeu_ps(out, x);
-}
 
 VEC void v_storei(uint32_t *out, vi x)
 {
     _mm256_storeu_si256((__m256i *)out, (__m256i)x);
-}
-
-VEC vf v_load_f16(const bs_f16 *x)
-{
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x));
 }
 
 VEC void v_store_f16(bs_f16 *out, vf x)
@@ -53,16 +28,6 @@ VEC void v_store_i16(int16_t *out, vf x)
 VEC vf v_round_f16(vf x)
 {
     return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-}
-
-VEC vf v_fma(vf a, vf b, vf c)
-{
-    return _mm256_fmadd_ps(a, b, c);
-}
-
-VEC vf v_rint(vf x)
-{
-    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
 VEC vf v_min(vf a, vf b)

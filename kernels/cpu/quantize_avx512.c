@@ -1,41 +1,16 @@
 /* quantize_avx512.c: the quantizer with vectors of 16. The kernels are quantize_simd.h. */
 #if defined(__x86_64__)
-#include <immintrin.h>
+#include "kernels/cpu/vec_avx512.h"
 
-#include "src/base/half.h"
+#define VL         16
+#define QUANTIZE_K bs_cpu_quantize_k_avx512
+#define QUANTIZE_V bs_cpu_quantize_v_avx512
 
-#define VL          16
-#define VEC_OUTLINE __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")))
-#define VEC         VEC_OUTLINE __attribute__((always_inline)) static inline
-#define QUANTIZE_K  bs_cpu_quantize_k_avx512
-#define QUANTIZE_V  bs_cpu_quantize_v_avx512
-
-typedef __m512 vf;
 typedef int vi __attribute__((vector_size(64)));
-
-VEC vf v_set1(float x)
-{
-    return _mm512_set1_ps(x);
-}
-
-VEC vf v_load(const float *x)
-{
-    return _mm512_loadu_ps(x);
-}
-
-VEC void v_store(float *out, vf x)
-{
-    _mm512_storeu_ps(out, x);
-}
 
 VEC void v_storei(uint32_t *out, vi x)
 {
     _mm512_storeu_si512(out, (__m512i)x);
-}
-
-VEC vf v_load_f16(const bs_f16 *x)
-{
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x));
 }
 
 VEC void v_store_f16(bs_f16 *out, vf x)
@@ -51,16 +26,6 @@ VEC void v_store_i16(int16_t *out, vf x)
 VEC vf v_round_f16(vf x)
 {
     return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-}
-
-VEC vf v_fma(vf a, vf b, vf c)
-{
-    return _mm512_fmadd_ps(a, b, c);
-}
-
-VEC vf v_rint(vf x)
-{
-    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
 VEC vf v_min(vf a, vf b)
