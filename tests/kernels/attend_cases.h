@@ -307,6 +307,53 @@ static void check_sequence(const fixture *fx, const tables *tb, int b, const flo
     free(want);
 }
 
+/* ---- a case ---- */
+
+typedef struct attend_case {
+    fixture fx;
+    tables tb;
+    float *q; /* [ΣT, H, D] */
+} attend_case;
+
+/* Two KV heads, two layers; seqs: one of the lists below. The caller sets window, limits and nan_row of x->fx before, and
+ * draws q. */
+static void make_case(attend_case *x, bs_device *device, bs_stream *stream, bs_kv_format format, int dim,
+                      int G, const int (*seqs)[3], bool outliers)
+{
+    fixture *fx = &x->fx;
+    fx->device = device;
+    fx->stream = stream;
+    fx->n_heads = 2 * G;
+    fx->shape = (bs_kv_shape){.n_layers = 2, .n_kv_heads = 2, .head_dim = dim, .format = format};
+    uint32_t n_f16 = 3, n_quant = 3, used_f16 = 1, used_quant = 1;
+    for (int b = 0; b < MAX_SEQS; b++) {
+        n_f16 += (uint32_t)(format.k_bits == 16 ? seqs[b][0] / PAGE + 2 : 6);
+        n_quant += (uint32_t)(seqs[b][0] / PAGE + 1);
+    }
+    size_t f16_bytes, quant_bytes;
+    assert_int_equal(bs_kv_slot_bytes(device, &fx->shape, &f16_bytes, &quant_bytes), BS_STATUS_OK);
+    assert_int_equal(bs_buffer_alloc(device, n_f16 * f16_bytes, "f16", &fx->f16), BS_STATUS_OK);
+    assert_int_equal(bs_buffer_alloc(device, n_quant * quant_bytes + 64, "quant", &fx->quant), BS_STATUS_OK);
+    memset(bs_buffer_at(fx->f16, 0), 0xff, n_f16 * f16_bytes); /* NaN wherever nothing is written */
+    memset(bs_buffer_at(fx->quant, 0), 0xff, n_quant * quant_bytes);
+    fx->pools = (bs_kv_pools){&fx->shape, bs_buffer_at(fx->f16, 0), bs_buffer_at(fx->quant, 0), n_f16,
+                              n_quant};
+    x->tb = (tables){.slot = calloc(n_f16 + n_quant, sizeof *x->tb.slot),
+                     .index = calloc(n_f16 + n_quant, sizeof *x->tb.index)};
+    for (int b = 0; b < MAX_SEQS; b++)
+        add_sequence(fx, &x->tb, b, seqs[b][0], seqs[b][1], seqs[b][2], outliers, &used_f16, &used_quant);
+    x->q = malloc((size_t)(x->tb.q_start[MAX_SEQS] * fx->n_heads * dim) * sizeof *x->q);
+}
+
+static void free_case(attend_case *x)
+{
+    bs_buffer_free(x->fx.f16);
+    bs_buffer_free(x->fx.quant);
+    free(x->tb.slot);
+    free(x->tb.index);
+    free(x->q);
+}
+
 /* {tokens, query tokens, one page in how many is ours} of each sequence */
 static const int decode[MAX_SEQS][3] = {{1, 1, 1}, {129, 1, 1}, {0, 2, 1}, {1409, 1, 3}};
 static const int several[MAX_SEQS][3] = {{128, 2, 1}, {127, 3, 2}, {641, 5, 1}, {1000, 1, 2}};

@@ -8,43 +8,22 @@
 static void run_case(bs_device *device, bs_stream *stream, bs_kv_format format, int dim, int G, int window,
                      const int (*seqs)[3], bool outliers, int nan_row)
 {
-    fixture fx = {.device = device,
-                  .stream = stream,
-                  .n_heads = 2 * G,
-                  .window = window,
-                  .nan_row = nan_row,
-                  .limit_o = TOL_ATTEND_O,
-                  .limit_lse = TOL_ATTEND_LSE};
-    fx.shape = (bs_kv_shape){.n_layers = 2, .n_kv_heads = 2, .head_dim = dim, .format = format};
-    uint32_t n_f16 = 3, n_quant = 3, used_f16 = 1, used_quant = 1;
-    for (int b = 0; b < MAX_SEQS; b++) {
-        n_f16 += (uint32_t)(format.k_bits == 16 ? seqs[b][0] / PAGE + 2 : 6);
-        n_quant += (uint32_t)(seqs[b][0] / PAGE + 1);
-    }
-    size_t f16_bytes, quant_bytes;
-    assert_int_equal(bs_kv_slot_bytes(device, &fx.shape, &f16_bytes, &quant_bytes), BS_STATUS_OK);
-    assert_int_equal(bs_buffer_alloc(device, n_f16 * f16_bytes, "f16", &fx.f16), BS_STATUS_OK);
-    assert_int_equal(bs_buffer_alloc(device, n_quant * quant_bytes + 64, "quant", &fx.quant), BS_STATUS_OK);
-    memset(bs_buffer_at(fx.f16, 0), 0xff, n_f16 * f16_bytes); /* NaN wherever nothing is written */
-    memset(bs_buffer_at(fx.quant, 0), 0xff, n_quant * quant_bytes);
-    fx.pools = (bs_kv_pools){&fx.shape, bs_buffer_at(fx.f16, 0), bs_buffer_at(fx.quant, 0), n_f16, n_quant};
-    tables tb = {0};
-    tb.slot = calloc(n_f16 + n_quant, sizeof *tb.slot);
-    tb.index = calloc(n_f16 + n_quant, sizeof *tb.index);
-    for (int b = 0; b < MAX_SEQS; b++)
-        add_sequence(&fx, &tb, b, seqs[b][0], seqs[b][1], seqs[b][2], outliers, &used_f16, &used_quant);
-    if (seqs[2][1] == 5) tb.n_tokens[2] -= 2; /* then the last two see as far as the third last */
-    int T = tb.q_start[MAX_SEQS], n_pages = tb.page_start[MAX_SEQS], H = fx.n_heads;
-    float *q = malloc((size_t)(T * H * dim) * 4), *o = malloc((size_t)(T * H * dim) * 4),
-          *lse = malloc((size_t)(T * H) * 4);
+    attend_case x = {
+        .fx = {.window = window, .nan_row = nan_row, .limit_o = TOL_ATTEND_O, .limit_lse = TOL_ATTEND_LSE}};
+    make_case(&x, device, stream, format, dim, G, seqs, outliers);
+    const fixture *fx = &x.fx;
+    tables *tb = &x.tb;
+    if (seqs[2][1] == 5) tb->n_tokens[2] -= 2; /* then the last two see as far as the third last */
+    int T = tb->q_start[MAX_SEQS], n_pages = tb->page_start[MAX_SEQS], H = fx->n_heads;
+    float *q = x.q, *o = malloc((size_t)(T * H * dim) * 4), *lse = malloc((size_t)(T * H) * 4);
     for (int i = 0; i < T * H * dim; i++) q[i] = noise() * 0.7f;
     for (int d = 0; d < dim && nan_row >= 0; d++) q[nan_row * dim + d] = NAN;
     memset(o, 0xff, (size_t)(T * H * dim) * 4);
     memset(lse, 0xff, (size_t)(T * H) * 4);
-    size_t bytes = bs_attend_workspace_bytes(device, &fx.shape, H, MAX_SEQS, T, n_pages);
+    size_t bytes = bs_attend_workspace_bytes(device, &fx->shape, H, MAX_SEQS, T, n_pages);
     uint8_t *workspace = malloc(bytes + 1);
     memset(workspace, 0xff, bytes + 1);
-    bs_attend_args args = {.pools = &fx.pools,
+    bs_attend_args args = {.pools = &fx->pools,
                            .layer = 1,
                            .max_seqs = MAX_SEQS,
                            .max_tokens = T,
@@ -53,15 +32,15 @@ static void run_case(bs_device *device, bs_stream *stream, bs_kv_format format, 
                            .q = q,
                            .q_ld = (int64_t)H * dim,
                            .act = BS_TYPE_F32,
-                           .q_start = tb.q_start,
-                           .q_pos0 = tb.q_pos0,
-                           .page_start = tb.page_start,
-                           .page_slot = tb.slot,
-                           .page_index = tb.index,
-                           .n_sink = tb.n_sink,
-                           .n_quant = tb.n_quant,
-                           .n_f16 = tb.n_f16,
-                           .n_tokens = tb.n_tokens,
+                           .q_start = tb->q_start,
+                           .q_pos0 = tb->q_pos0,
+                           .page_start = tb->page_start,
+                           .page_slot = tb->slot,
+                           .page_index = tb->index,
+                           .n_sink = tb->n_sink,
+                           .n_quant = tb->n_quant,
+                           .n_f16 = tb->n_f16,
+                           .n_tokens = tb->n_tokens,
                            .scale = 0.1f,
                            .window = window,
                            .workspace = workspace,
@@ -72,7 +51,7 @@ static void run_case(bs_device *device, bs_stream *stream, bs_kv_format format, 
     assert_int_equal(bs_op_attend(stream, &args), BS_STATUS_OK);
     assert_int_equal(bs_device_allocation_count(device), n_allocated);
     assert_int_equal(workspace[bytes], 0xff);
-    for (int b = 0; b < MAX_SEQS; b++) check_sequence(&fx, &tb, b, q, o, lse);
+    for (int b = 0; b < MAX_SEQS; b++) check_sequence(fx, tb, b, q, o, lse);
     float *again = malloc((size_t)(T * H * dim) * 4);
     args.o = again;
     memset(again, 0xff, (size_t)(T * H * dim) * 4);
@@ -80,13 +59,9 @@ static void run_case(bs_device *device, bs_stream *stream, bs_kv_format format, 
     assert_memory_equal(again, o, (size_t)(T * H * dim) * 4);
     free(again);
     free(workspace);
-    free(q);
     free(o);
     free(lse);
-    free(tb.slot);
-    free(tb.index);
-    bs_buffer_free(fx.f16);
-    bs_buffer_free(fx.quant);
+    free_case(&x);
 }
 
 static bool open_device(bs_isa isa, int n_threads, bs_device **device, bs_stream **stream)

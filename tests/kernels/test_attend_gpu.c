@@ -164,50 +164,20 @@ static void attend(side *s, const bs_kv_pools *pools, float *o, float *lse)
 
 /* ---- a case ---- */
 
-typedef struct built {
-    fixture fx;
-    tables tb;
-    float *q;
-} built;
-
-static void build(built *x, bs_kv_format format, int dim, int G, int window, const int (*seqs)[3],
+/* The CPU's side, and a q that every activation type holds exactly: the kernel keeps q in fp16. */
+static void build(attend_case *x, bs_kv_format format, int dim, int G, int window, const int (*seqs)[3],
                   bool outliers)
 {
-    *x = (built){.fx = {.device = cpu,
-                        .stream = cpu_stream,
-                        .n_heads = 2 * G,
-                        .window = window,
-                        .nan_row = -1,
-                        .limit_o = TOL_ATTEND_GPU_O,
-                        .limit_lse = TOL_ATTEND_GPU_LSE}};
-    fixture *fx = &x->fx;
+    *x = (attend_case){
+        .fx = {
+            .window = window, .nan_row = -1, .limit_o = TOL_ATTEND_GPU_O, .limit_lse = TOL_ATTEND_GPU_LSE}};
     if (outliers) {
-        fx->rounded = TOL_ATTEND_GPU_ROUNDED;
-        fx->max_o = TOL_ATTEND_GPU_MAX_O;
-        fx->max_lse = TOL_ATTEND_GPU_MAX_LSE;
+        x->fx.rounded = TOL_ATTEND_GPU_ROUNDED;
+        x->fx.max_o = TOL_ATTEND_GPU_MAX_O;
+        x->fx.max_lse = TOL_ATTEND_GPU_MAX_LSE;
     }
-    fx->shape = (bs_kv_shape){.n_layers = 2, .n_kv_heads = 2, .head_dim = dim, .format = format};
-    uint32_t n_f16 = 3, n_quant = 3, used_f16 = 1, used_quant = 1;
-    for (int b = 0; b < MAX_SEQS; b++) {
-        n_f16 += (uint32_t)(format.k_bits == 16 ? seqs[b][0] / PAGE + 2 : 6);
-        n_quant += (uint32_t)(seqs[b][0] / PAGE + 1);
-    }
-    size_t f16_bytes, quant_bytes;
-    ok(bs_kv_slot_bytes(cpu, &fx->shape, &f16_bytes, &quant_bytes));
-    ok(bs_buffer_alloc(cpu, n_f16 * f16_bytes, "f16", &fx->f16));
-    ok(bs_buffer_alloc(cpu, n_quant * quant_bytes + 64, "quant", &fx->quant));
-    memset(bs_buffer_at(fx->f16, 0), 0xff, n_f16 * f16_bytes);
-    memset(bs_buffer_at(fx->quant, 0), 0xff, n_quant * quant_bytes);
-    fx->pools = (bs_kv_pools){&fx->shape, bs_buffer_at(fx->f16, 0), bs_buffer_at(fx->quant, 0), n_f16,
-                              n_quant};
-    x->tb.slot = calloc(n_f16 + n_quant, sizeof *x->tb.slot);
-    x->tb.index = calloc(n_f16 + n_quant, sizeof *x->tb.index);
-    for (int b = 0; b < MAX_SEQS; b++)
-        add_sequence(fx, &x->tb, b, seqs[b][0], seqs[b][1], seqs[b][2], outliers, &used_f16, &used_quant);
-    const int n = x->tb.q_start[MAX_SEQS] * fx->n_heads * dim;
-    x->q = malloc((size_t)n * sizeof *x->q);
-    for (int i = 0; i < n; i++) {
-        /* values that every activation type holds exactly: the kernel keeps q in fp16 */
+    make_case(x, cpu, cpu_stream, format, dim, G, seqs, outliers);
+    for (int i = 0; i < x->tb.q_start[MAX_SEQS] * x->fx.n_heads * dim; i++) {
         uint32_t bits;
         float value = noise() * 0.7f;
         memcpy(&bits, &value, 4);
@@ -217,19 +187,10 @@ static void build(built *x, bs_kv_format format, int dim, int G, int window, con
     }
 }
 
-static void drop(built *x)
-{
-    bs_buffer_free(x->fx.f16);
-    bs_buffer_free(x->fx.quant);
-    free(x->tb.slot);
-    free(x->tb.index);
-    free(x->q);
-}
-
 static void run_case(bs_kv_format format, int dim, int G, int window, const int (*seqs)[3], bool outliers,
                      bs_type act, int nan_row)
 {
-    built x;
+    attend_case x;
     build(&x, format, dim, G, window, seqs, outliers);
     x.fx.nan_row = nan_row;
     for (int d = 0; d < dim && nan_row >= 0; d++) x.q[nan_row * dim + d] = NAN;
@@ -250,7 +211,7 @@ static void run_case(bs_kv_format format, int dim, int G, int window, const int 
     free(lse);
     free(again);
     close_side(&s);
-    drop(&x);
+    free_case(&x);
 }
 
 static bs_kv_format format(int k_bits, int v_bits, bool kc, int group, bool norm)
@@ -301,7 +262,7 @@ static void test_graph(void **state)
 {
     (void)state;
     static const int seqs[MAX_SEQS][3] = {{1409, 1, 1}, {700, 1, 1}, {129, 1, 1}, {1, 1, 1}};
-    built x;
+    attend_case x;
     seed = 5;
     build(&x, format(4, 4, true, 128, false), 128, 4, 0, seqs, false);
     side s = open_side(&x.fx, &x.tb, x.q, BS_TYPE_BF16);
@@ -340,7 +301,7 @@ static void test_graph(void **state)
     free(lse);
     free(replayed);
     close_side(&s);
-    drop(&x);
+    free_case(&x);
 }
 
 static void test_refused(void **state)
