@@ -4,11 +4,11 @@
 #include "kernels/cuda/attend.cuh"
 #include "kernels/cuda/cuda_private.h"
 
-enum { SMEM_LIMIT = 227 * 1024 - 16 * 1024 /* the kernels' static part */, MAX_STAGES = 2, MAX_SEQS = 1024 };
+enum { SMEM_LIMIT = 227 * 1024 - 16 * 1024 /* the kernels' static part */, N_STAGES = 2, MAX_SEQS = 1024 };
 
 typedef struct variant {
     attend_launch_fn *launch;
-    int rows, n_warps, n_stages, slice_log2;
+    int rows, n_warps, slice_log2;
     uint32_t stage_bytes;
     size_t smem;
 } variant;
@@ -27,23 +27,33 @@ static attend_launch_fn *launcher_of(const bs_kv_format *f)
     }
 }
 
+bool bs_cuda_attend_has(const bs_kv_format *format)
+{
+    return launcher_of(format) != nullptr;
+}
+
+/* Query tokens of a sequence, by the launch's bounds. */
+static int max_query_of(int max_tokens, int max_seqs)
+{
+    return (int)(((int64_t)max_tokens + max_seqs - 1) / max_seqs);
+}
+
 /* Rows a warp works on: 4 when a sequence's query tokens × G fit, else 8. */
 static int rows_of(int max_tokens, int max_seqs, int group)
 {
-    const int64_t rows = ((int64_t)max_tokens + max_seqs - 1) / max_seqs * group;
-    return rows <= 4 ? 4 : 8;
+    return (int64_t)max_query_of(max_tokens, max_seqs) * group <= 4 ? 4 : 8;
 }
 
 static size_t smem_of(const variant *v, int dim, int n_warps, int max_seqs)
 {
-    const size_t warp = (size_t)v->n_stages * (v->stage_bytes + 16) + (v->rows == 4 ? 1024 : 2048) +
+    const size_t warp = (size_t)N_STAGES * (v->stage_bytes + 16) + (v->rows == 4 ? 1024 : 2048) +
                         (size_t)v->rows * ((size_t)attend_row_floats(dim) * 4 + 8);
     return (size_t)n_warps * warp + (size_t)max_seqs * sizeof(attend_span);
 }
 
-static variant choose_variant(const bs_kv_shape *shape, int max_tokens, int max_seqs, int group)
+static variant choose_variant(const bs_kv_shape *shape, const bs_cuda_kv_layout &l, int max_tokens,
+                              int max_seqs, int group)
 {
-    const bs_cuda_kv_layout l = bs_cuda_kv_layout_of(shape);
     const bool f16 = l.k_bits == 16;
     variant v = {};
     v.launch = launcher_of(&shape->format);
@@ -56,8 +66,6 @@ static variant choose_variant(const bs_kv_shape *shape, int max_tokens, int max_
     if ((uint32_t)shape->head_dim * 2 << v.slice_log2 > v.stage_bytes)
         v.stage_bytes = (uint32_t)shape->head_dim * 2 << v.slice_log2;
     v.n_warps = attend_max_warps(f16 ? 8 : l.k_bits, f16 ? 8 : l.v_bits, v.rows);
-    for (v.n_stages = MAX_STAGES; v.n_stages > 2; v.n_stages--)
-        if (smem_of(&v, shape->head_dim, v.n_warps, max_seqs) <= SMEM_LIMIT) break;
     while (v.n_warps > 1 && smem_of(&v, shape->head_dim, v.n_warps, max_seqs) > SMEM_LIMIT) v.n_warps--;
     v.smem = smem_of(&v, shape->head_dim, v.n_warps, max_seqs);
     return v;
@@ -88,7 +96,7 @@ bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
 {
     const bs_kv_shape *shape = a->pools->shape;
     const int group = a->n_heads / shape->n_kv_heads;
-    if (!launcher_of(&shape->format))
+    if (!bs_cuda_attend_has(&shape->format))
         return bs_fail(BS_STATUS_UNSUPPORTED, "attend: no GPU kernel for %d bits of K and %d of V",
                        shape->format.k_bits, shape->format.v_bits);
     if (a->max_seqs > MAX_SEQS)
@@ -102,13 +110,12 @@ bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
     if ((uintptr_t)a->o % 16 != 0 || (uintptr_t)a->workspace % 16 != 0)
         return bs_fail(BS_STATUS_RANGE, "attend: o at %p and workspace at %p: 16-byte addresses needed",
                        (void *)a->o, a->workspace);
-    const variant v = choose_variant(shape, a->max_tokens, a->max_seqs, group);
-    int device, n_sms;
-    BS_TRY(bs_cuda_status(cudaGetDevice(&device), "attend"));
-    BS_TRY(bs_cuda_status(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device), "attend"));
+    int n_sms;
+    BS_TRY(bs_cuda_attribute(cudaDevAttrMultiProcessorCount, "attend", &n_sms));
     const int n_ctas = n_sms < ATTEND_MAX_CTAS ? n_sms : ATTEND_MAX_CTAS;
     attend_params p = {};
     p.layout = bs_cuda_kv_layout_of(shape);
+    const variant v = choose_variant(shape, p.layout, a->max_tokens, a->max_seqs, group);
     p.quant_pool = (const uint8_t *)a->pools->quant_pool + bs_cuda_kv_record_at(&p.layout, 0, a->layer, 0);
     p.f16_pool = (const uint8_t *)a->pools->f16_pool + bs_cuda_kv_f16_at(&p.layout, 0, a->layer, 0, false);
     p.q = a->q;
@@ -128,14 +135,14 @@ bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
     p.max_seqs = a->max_seqs;
     p.n_heads = a->n_heads;
     p.group = group;
-    p.max_query = (a->max_tokens + a->max_seqs - 1) / a->max_seqs;
+    p.max_query = max_query_of(a->max_tokens, a->max_seqs);
     p.part_o = (float *)a->workspace;
     p.part_ml = (float2 *)(p.part_o + (size_t)2 * ATTEND_MAX_CTAS * 8 * attend_row_floats(shape->head_dim));
     p.arrived = (uint32_t *)((uint8_t *)a->workspace + parts_bytes(shape->head_dim));
     p.o = a->o;
     p.lse = a->lse;
     p.stage_bytes = v.stage_bytes;
-    p.n_stages = v.n_stages;
+    p.n_stages = N_STAGES;
     p.slice_log2 = v.slice_log2;
     p.overlap = stream->overlap;
     return bs_cuda_status(v.launch(&p, v.rows, n_ctas, v.n_warps, v.smem, bs_cuda_stream(stream)), "attend");

@@ -138,28 +138,17 @@ template <int R> static __device__ __forceinline__ void unit_of_rows(float unit,
 
 /* ---- scores of a quantized page ---- */
 
-/* 254·high + low of a tile's accumulators: [row of the tile: r, r + 8][my rows]. */
-template <int R>
-static __device__ __forceinline__ void join_k(const int a[4], const int b[4], int n[2 * (R == 4 ? 1 : 2)])
+/* BASE·high + low of a tile's accumulators: [row of the tile: r, r + 8][my rows]. K's factors are in base 254, V's in
+ * base 256. */
+template <int R, int BASE>
+static __device__ __forceinline__ void join(const int a[4], const int b[4], int n[2 * (R == 4 ? 1 : 2)])
 {
     if (R == 4) {
-        n[0] = a[0] * 254 + a[1];
-        n[1] = a[2] * 254 + a[3];
+        n[0] = a[0] * BASE + a[1];
+        n[1] = a[2] * BASE + a[3];
     } else {
 #pragma unroll
-        for (int x = 0; x < (R == 4 ? 2 : 4); x++) n[x] = a[x] * 254 + b[x];
-    }
-}
-
-template <int R>
-static __device__ __forceinline__ void join_v(const int a[4], const int b[4], int n[2 * (R == 4 ? 1 : 2)])
-{
-    if (R == 4) {
-        n[0] = a[0] * 256 + a[1];
-        n[1] = a[2] * 256 + a[3];
-    } else {
-#pragma unroll
-        for (int x = 0; x < (R == 4 ? 2 : 4); x++) n[x] = a[x] * 256 + b[x];
+        for (int x = 0; x < (R == 4 ? 2 : 4); x++) n[x] = a[x] * BASE + b[x];
     }
 }
 
@@ -184,7 +173,7 @@ static __device__ __forceinline__ void k_zeros(uint32_t at, const uint32_t (&w)[
         (k == 0 ? imma_ss_0 : imma_ss)(a, z, w[0][k][0], w[0][k][1]);
         if (R == 8) (k == 0 ? imma_ss_0 : imma_ss)(b, z, w[R == 4 ? 0 : 1][k][0], w[R == 4 ? 0 : 1][k][1]);
     }
-    join_k<R>(a, b, n); /* rows 0 … 7: high bytes of z, rows 8 … 15: low bytes */
+    join<R, 254>(a, b, n); /* rows 0 … 7: high bytes of z, rows 8 … 15: low bytes */
     constexpr int NR = R == 4 ? 1 : 2;
 #pragma unroll
     for (int x = 0; x < NR; x++) bias[x] = fmaf((float)n[x], 16.f, (float)n[NR + x] * 0.0625f);
@@ -234,7 +223,7 @@ static __device__ __forceinline__ void k_scores_per_channel(attend_state<D, R, G
         }
         int sums[PART][4];
 #pragma unroll
-        for (int j = 0; j < PART; j++) join_k<R>(a[j], b[j], sums[j]);
+        for (int j = 0; j < PART; j++) join<R, 254>(a[j], b[j], sums[j]);
         if (RAW) below_top<PART, 2 * NR>(sums);
 #pragma unroll
         for (int j = 0; j < PART; j++) {
@@ -298,7 +287,7 @@ static __device__ __forceinline__ void k_scores_per_token(attend_state<D, R, G32
         load_token_order(half + l.k_s + group * 256, s);
         load_token_order(half + l.k_z + group * 256, z);
         int total[4];
-        join_k<R>(qa, qb, total);
+        join<R, 254>(qa, qb, total);
         const bool last = (k + 1) % tiles_of_group == 0;
 #pragma unroll
         for (int t0 = 0; t0 < 8; t0 += F) {
@@ -309,7 +298,7 @@ static __device__ __forceinline__ void k_scores_per_token(attend_state<D, R, G32
                 int a[4], b[4], n[4];
                 imma_us_0(a, c, w[0][k][0], w[0][k][1]);
                 if (R == 8) imma_us_0(b, c, w[R == 4 ? 0 : 1][k][0], w[R == 4 ? 0 : 1][k][1]);
-                join_k<R>(a, b, n);
+                join<R, 254>(a, b, n);
                 const float shrink = 1.f / (1 << (j * KB));
 #pragma unroll
                 for (int x = 0; x < 2 * NR; x++) {
@@ -485,7 +474,7 @@ split_weights(const float (&p)[8][2 * (R == 4 ? 1 : 2)], uint32_t s_at, uint32_t
         (k == 0 ? imma_su_0 : imma_su)(a, z, high[k][0], high[k][1]);
         if (R == 8) (k == 0 ? imma_su_0 : imma_su)(b, z, low[k][0], low[k][1]);
     }
-    join_v<R>(a, b, n);
+    join<R, 256>(a, b, n);
 #pragma unroll
     for (int x = 0; x < NR; x++) zero[x] = fmaf((float)n[x], 16.f, (float)n[NR + x] * 0.0625f);
     return __int_as_float((127 - 16 + e) << 23);
@@ -531,7 +520,7 @@ v_sum(attend_state<D, R, G32> &st, uint32_t half, const bs_cuda_kv_layout &l,
         }
         int sums[PART][4];
 #pragma unroll
-        for (int j = 0; j < PART; j++) join_v<R>(a[j], b[j], sums[j]);
+        for (int j = 0; j < PART; j++) join<R, 256>(a[j], b[j], sums[j]);
         if (RAW) below_top<PART, 2 * NR>(sums);
 #pragma unroll
         for (int j = 0; j < PART; j++) {

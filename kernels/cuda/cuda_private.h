@@ -40,6 +40,14 @@ static inline bs_cuda_fault bs_cuda_stream_fault(const bs_stream *stream)
     return ((const bs_cuda_stream_state *)stream->state)->fault;
 }
 
+/* A number of the current device. */
+static inline bs_status bs_cuda_attribute(cudaDeviceAttr attribute, const char *what, int *value)
+{
+    int device;
+    BS_TRY(bs_cuda_status(cudaGetDevice(&device), what));
+    return bs_cuda_status(cudaDeviceGetAttribute(value, attribute, device), what);
+}
+
 /* After a launch: catches a bad configuration at once; errors of the running kernel come with the next sync.
  */
 static inline bs_status bs_cuda_launched(const char *what)
@@ -54,6 +62,8 @@ bs_status bs_cuda_clear_slots(bs_stream *stream, const bs_clear_slots_args *args
 bs_status bs_cuda_pack(bs_stream *stream, const bs_pack_args *args);
 bs_status bs_cuda_unpack(bs_stream *stream, const bs_pack_args *args);
 bs_status bs_cuda_unrotate(bs_stream *stream, const bs_unrotate_args *args);
+/* Whether attention has kernels for the format's widths of K and V. */
+bool bs_cuda_attend_has(const bs_kv_format *format);
 bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *args);
 size_t bs_cuda_attend_workspace(const bs_device *device, const bs_kv_shape *shape, int n_heads, int max_seqs,
                                 int max_tokens, int max_pages);

@@ -12,33 +12,24 @@
 
 enum { THREADS = 256, STORES_A_THREAD = 4, MAX_GRID_Y = 65535 };
 
-static bool has_kernels(int k_bits, int v_bits)
-{
-    static const int pairs[][2] = {{16, 16}, {8, 8}, {4, 4}, {2, 2}, {8, 4}, {4, 2}};
-    for (const int *pair : pairs)
-        if (pair[0] == k_bits && pair[1] == v_bits) return true;
-    return false;
-}
-
 bs_status bs_cuda_slot_bytes(const bs_device *, const bs_kv_shape *shape, size_t *f16, size_t *quant)
 {
     const bs_kv_format *format = &shape->format;
     if (shape->head_dim != 64 && shape->head_dim != 128)
         return bs_fail(BS_STATUS_UNSUPPORTED, "head size %d: the KV cache has GPU kernels for 64 and 128",
                        shape->head_dim);
-    if (!has_kernels(format->k_bits, format->v_bits))
+    if (!bs_cuda_attend_has(format))
         return bs_fail(BS_STATUS_UNSUPPORTED,
                        "KV format with %d bits of K and %d of V: GPU kernels exist for f16, 8/8, 4/4, 2/2, "
                        "8/4 and 4/2",
                        format->k_bits, format->v_bits);
     if (format->k_bits != 16 && format->group != 32 && format->group != 64 && format->group != 128)
         return bs_fail(BS_STATUS_UNSUPPORTED, "KV format with groups of %d: 32, 64 or 128", format->group);
-    int device = 0, major = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    int major;
+    BS_TRY(bs_cuda_attribute(cudaDevAttrComputeCapabilityMajor, "KV cache", &major));
     if (major < 9)
         return bs_fail(BS_STATUS_UNSUPPORTED,
-                       "GPU %d: compute capability %d, attention over the KV cache needs 9.0", device, major);
+                       "this GPU has compute capability %d, attention over the KV cache needs 9.0", major);
     bs_cuda_kv_layout layout = bs_cuda_kv_layout_of(shape);
     *f16 = layout.f16_slot;
     *quant = layout.quant_slot;

@@ -37,10 +37,8 @@ static __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
 
 bs_status bs_cuda_stream_read(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink)
 {
-    int device, n_sms;
-    BS_TRY(bs_cuda_status(cudaGetDevice(&device), "stream_read"));
-    BS_TRY(bs_cuda_status(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device),
-                          "stream_read"));
+    int n_sms;
+    BS_TRY(bs_cuda_attribute(cudaDevAttrMultiProcessorCount, "stream_read", &n_sms));
     stream_read_kernel<<<n_sms * CTAS_PER_SM, THREADS, 0, bs_cuda_stream(stream)>>>((const uint4 *)data,
                                                                                     bytes / 16, sink);
     return bs_cuda_launched("stream_read");
