@@ -10,7 +10,8 @@ BS_CUDA_SOURCES = kernels/cuda/cuda_private.h kernels/cuda/kv_layout.h kernels/c
 BS_CUDA_SOURCES += kernels/cuda/fault.h kernels/cuda/warp_head.h kernels/cuda/quantizer.h kernels/cuda/quantize_tile.h kernels/cuda/quantize.cu
 BS_CUDA_SOURCES += kernels/cuda/append.cu kernels/cuda/pack.cu kernels/cuda/slots.cu kernels/cuda/rope.cu kernels/cuda/unrotate.cu
 BS_CUDA_SOURCES += kernels/cuda/attend.cu kernels/cuda/attend.cuh kernels/cuda/attend_kernel.cuh kernels/cuda/attend_plan.cuh
-BS_CUDA_SOURCES += kernels/cuda/attend_ptx.cuh kernels/cuda/attend_warp.cuh kernels/cuda/attend_int8.cu kernels/cuda/attend_int4.cu
+BS_CUDA_SOURCES += kernels/cuda/attend_load.cuh kernels/cuda/attend_merge.cuh kernels/cuda/attend_ptx.cuh
+BS_CUDA_SOURCES += kernels/cuda/attend_rows.cuh kernels/cuda/attend_warp.cuh kernels/cuda/attend_int8.cu kernels/cuda/attend_int4.cu
 BS_CUDA_SOURCES += kernels/cuda/attend_int2.cu kernels/cuda/attend_k4v2.cu kernels/cuda/attend_k8v4.cu
 BS_CUDA_SOURCES += kernels/cuda/graph.cu kernels/cuda/stream_read.cu
 if HAVE_CUDA

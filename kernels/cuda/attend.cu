@@ -4,7 +4,7 @@
 #include "kernels/cuda/attend.cuh"
 #include "kernels/cuda/cuda_private.h"
 
-enum { SMEM_LIMIT = 227 * 1024 - 16 * 1024 /* the kernels' static part */, N_STAGES = 2, MAX_SEQS = 1024 };
+enum { SMEM_BYTES = 227 * 1024, MAX_SEQS = 1024 };
 
 typedef struct variant {
     attend_launch_fn *launch;
@@ -44,10 +44,11 @@ static int rows_of(int max_tokens, int max_seqs, int group)
     return (int64_t)max_query_of(max_tokens, max_seqs) * group <= 4 ? 4 : 8;
 }
 
+/* Rings, states and spans: what the kernel's own part leaves room for. */
 static size_t smem_of(const variant *v, int dim, int n_warps, int max_seqs)
 {
-    const size_t warp = (size_t)N_STAGES * (v->stage_bytes + 16) + (v->rows == 4 ? 1024 : 2048) +
-                        (size_t)v->rows * ((size_t)attend_row_floats(dim) * 4 + 8);
+    const size_t warp = 2 * (size_t)v->stage_bytes +
+                        (size_t)v->rows * (size_t)attend_row_floats(dim) * sizeof(float);
     return (size_t)n_warps * warp + (size_t)max_seqs * sizeof(attend_span);
 }
 
@@ -65,13 +66,14 @@ static variant choose_variant(const bs_kv_shape *shape, const bs_cuda_kv_layout 
         v.slice_log2++;
     if ((uint32_t)shape->head_dim * 2 << v.slice_log2 > v.stage_bytes)
         v.stage_bytes = (uint32_t)shape->head_dim * 2 << v.slice_log2;
-    v.n_warps = attend_max_warps(f16 ? 8 : l.k_bits, f16 ? 8 : l.v_bits, v.rows);
-    while (v.n_warps > 1 && smem_of(&v, shape->head_dim, v.n_warps, max_seqs) > SMEM_LIMIT) v.n_warps--;
+    v.n_warps = attend_max_warps(f16 ? 8 : l.k_bits, f16 ? 8 : l.v_bits, shape->head_dim, v.rows);
+    const size_t limit = SMEM_BYTES - attend_fixed_bytes(shape->head_dim, v.rows, v.n_warps);
+    while (v.n_warps > 1 && smem_of(&v, shape->head_dim, v.n_warps, max_seqs) > limit) v.n_warps--;
     v.smem = smem_of(&v, shape->head_dim, v.n_warps, max_seqs);
     return v;
 }
 
-/* Partial states of every CTA (two each), then a counter for each job. */
+/* Partial states of every CTA (two each), then a counter for each row of each job. */
 static size_t jobs_of(int rows, int n_kv_heads, int group, int max_seqs, int max_tokens)
 {
     return ((size_t)max_tokens * (size_t)group / (size_t)rows + (size_t)max_seqs + 1) * (size_t)n_kv_heads;
@@ -89,7 +91,8 @@ size_t bs_cuda_attend_workspace(const bs_device *, const bs_kv_shape *shape, int
 {
     if (max_seqs <= 0 || max_tokens <= 0) return 0;
     const int group = n_heads / shape->n_kv_heads, rows = rows_of(max_tokens, max_seqs, group);
-    return parts_bytes(shape->head_dim) + jobs_of(rows, shape->n_kv_heads, group, max_seqs, max_tokens) * 4;
+    return parts_bytes(shape->head_dim) +
+           jobs_of(rows, shape->n_kv_heads, group, max_seqs, max_tokens) * (size_t)rows * 4;
 }
 
 bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
@@ -142,7 +145,6 @@ bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
     p.o = a->o;
     p.lse = a->lse;
     p.stage_bytes = v.stage_bytes;
-    p.n_stages = N_STAGES;
     p.slice_log2 = v.slice_log2;
     p.overlap = stream->overlap;
     return bs_cuda_status(v.launch(&p, v.rows, n_ctas, v.n_warps, v.smem, bs_cuda_stream(stream)), "attend");

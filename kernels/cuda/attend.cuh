@@ -22,6 +22,15 @@ typedef struct attend_span {
     int32_t blocks;                 /* of rows */
 } attend_span;
 
+/* A piece of a job that one CTA computes. */
+typedef struct attend_segment {
+    int seq, kv_head, block; /* the job */
+    uint32_t first, end;     /* units of it */
+    uint32_t job_units;
+    uint32_t job_start; /* where the job begins in the row of all units */
+    int turn;           /* warp that takes the first unit */
+} attend_segment;
+
 typedef struct attend_params {
     bs_cuda_kv_layout layout;
     const uint8_t *quant_pool, *f16_pool; /* at this layer */
@@ -35,12 +44,11 @@ typedef struct attend_params {
     int max_query;                        /* query tokens of a sequence, by the launch's bounds */
     float *part_o;                        /* [2 · CTAs][R][D], sums of one CTA over a part of a job */
     float2 *part_ml;                      /* [2 · CTAs][R], their maximum (log2) and sum of weights */
-    uint32_t *arrived;                    /* [jobs] CTAs that have left their part; 0 between launches */
+    uint32_t *arrived;                    /* [jobs][R] CTAs that have left their part; 0 between launches */
     float *o, *lse;
     uint32_t stage_bytes; /* of a ring slot */
-    int n_stages;
-    int slice_log2; /* tokens of an f16 unit */
-    int overlap;    /* launched while the kernel before may still run */
+    int slice_log2;       /* tokens of an f16 unit */
+    int overlap;          /* launched while the kernel before may still run */
 } attend_params;
 
 /* Rows (query token, head) of a job: 4, each as two columns of a tile, or 8 in two tiles. */
@@ -50,16 +58,31 @@ typedef cudaError_t attend_launch_fn(const attend_params *p, int rows, int n_cta
 attend_launch_fn bs_attend_launch_8_8, bs_attend_launch_4_4, bs_attend_launch_2_2, bs_attend_launch_4_2,
     bs_attend_launch_8_4;
 
-/* Warps of a CTA at most: what the registers of the variant allow. */
-static __host__ __device__ constexpr int attend_max_warps(int k_bits, int v_bits, int rows)
+/* Warps of a CTA at most, besides the dispatcher: what the registers of the variant allow, 255, 168 or 128 of
+ * them a thread. */
+static __host__ __device__ constexpr int attend_max_warps(int k_bits, int v_bits, int dim, int rows)
 {
-    return rows == 4 && k_bits + v_bits <= 6 ? 12 : 8;
+    if (rows == 8) return k_bits == 2 ? 11 : 7;
+    return k_bits + v_bits <= 6 && dim == 64 ? 15 : 11;
+}
+
+/* Bytes of the buffer that q is copied to: 16 for each lane and each 16 channels of a row. */
+static __host__ __device__ constexpr int attend_staging_bytes(int dim)
+{
+    return dim / 16 * 32 * 16;
 }
 
 /* Floats of a warp's or CTA's O of one row in shared memory: D and a pad against bank conflicts. */
 static __host__ __device__ constexpr int attend_row_floats(int dim)
 {
     return dim + 8;
+}
+
+/* Bytes of a kernel's shared memory that it declares itself, or a little more: attend_shared. */
+static __host__ __device__ constexpr int attend_fixed_bytes(int dim, int rows, int max_warps)
+{
+    return max_warps * ((rows == 4 ? 1024 : 2048) + rows * 8 + 240) + 4 * rows * dim +
+           attend_staging_bytes(dim) + 512;
 }
 
 #endif

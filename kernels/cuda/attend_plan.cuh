@@ -4,7 +4,8 @@
  * A job is one (sequence, KV head, block of rows); its units are the sequence's visible pages, f16 pages cut
  * into slices of about a quantized page's bytes. Jobs stand in one row (sequence, head, block), and every CTA
  * takes an equal run of that row of units; when all jobs are alike and fit, runs end where jobs end (a job
- * more is a merge more). A CTA's piece of a job is a segment; warp w of W takes units w, w + W … of it.
+ * more is a merge more). A CTA's piece of a job is a segment; its W
+ * warps take the units of the CTA's run in turn.
  */
 #ifndef BS_CUDA_ATTEND_PLAN_CUH
 #define BS_CUDA_ATTEND_PLAN_CUH
@@ -17,14 +18,17 @@ enum { ALIGNED_UNITS = 384 }; /* units of a run, at most, whose end is moved to 
  * every job when jobs are alike. No run is empty. */
 typedef struct attend_plan {
     uint32_t units, runs, each, longer, total;
+    uint32_t first, end; /* of this CTA's run, in the row of all units */
 } attend_plan;
 
-typedef struct attend_segment {
-    int seq, kv_head, block; /* the job */
-    uint32_t first, end;     /* units of it */
-    uint32_t job_units;
-    uint32_t job_start; /* where the job begins in the row of all units */
-} attend_segment;
+/* x / y for quotients below 2^21: the float's error is less than 1. */
+static __device__ __forceinline__ uint32_t attend_quotient(uint32_t x, uint32_t y)
+{
+    uint32_t q = __float2uint_rz(__fdividef((float)x, (float)y));
+    int32_t rest = (int32_t)(x - q * y);
+    if (rest < 0) q--, rest += (int32_t)y;
+    return (uint32_t)rest >= y ? q + 1 : q;
+}
 
 /* Whether blocks of rows read the same pages, at about the same time: they should find them in L2. */
 static __device__ __forceinline__ bool rows_share_pages(const attend_params &p, int rows)
@@ -78,6 +82,19 @@ static __device__ __forceinline__ attend_span attend_find_span(const attend_para
     return s;
 }
 
+/* Where the CTA's run begins and ends in the row of all units. */
+static __device__ __forceinline__ void attend_take_run(attend_plan *plan)
+{
+    uint32_t job = 0, run = blockIdx.x;
+    if (plan->units < plan->total) {
+        job = attend_quotient(run, plan->runs);
+        run -= job * plan->runs;
+    }
+    plan->first = job * plan->units + run * plan->each + min(run, plan->longer);
+    plan->end = plan->first;
+    if (run < plan->runs && plan->first < plan->total) plan->end += plan->each + (run < plan->longer);
+}
+
 /* All threads: the spans of all sequences in shared memory, their running sum, and the plan. Ends with a
  * barrier. */
 static __device__ __forceinline__ void attend_make_plan(const attend_params &p, attend_span *spans,
@@ -112,10 +129,10 @@ static __device__ __forceinline__ void attend_make_plan(const attend_params &p, 
         most = __reduce_max_sync(~0u, most);
         jobs = __reduce_add_sync(~0u, jobs);
         if (lane == 0) {
-            attend_plan made = {sum, min(gridDim.x, sum), 0, 0, sum};
+            attend_plan made = {sum, min(gridDim.x, sum), 0, 0, sum, 0, 0};
             /* Runs that end with jobs save a merge, but idle CTAs when jobs do not divide them evenly: at
              * most one in sixteen, and not for long; and blocks of rows read the same pages side by side. */
-            const uint32_t splits = jobs ? gridDim.x / jobs : 0;
+            const uint32_t splits = jobs ? attend_quotient(gridDim.x, jobs) : 0;
             if (least == most && splits > 0 && splits * jobs * 16 >= gridDim.x * 15 &&
                 (most <= ALIGNED_UNITS * splits || rows_share_pages(p, rows))) {
                 made.units = most;
@@ -123,22 +140,11 @@ static __device__ __forceinline__ void attend_make_plan(const attend_params &p, 
             }
             made.each = made.runs ? made.units / made.runs : 0;
             made.longer = made.units - made.each * made.runs;
+            attend_take_run(&made);
             *plan = made;
         }
     }
     __syncthreads();
-}
-
-/* Where the CTA's run begins and ends in the row of all units. */
-static __device__ __forceinline__ void attend_my_run(const attend_plan &plan, uint32_t *first, uint32_t *end)
-{
-    uint32_t job = 0, run = blockIdx.x;
-    if (plan.units < plan.total) {
-        job = run / plan.runs;
-        run -= job * plan.runs;
-    }
-    *first = job * plan.units + run * plan.each + min(run, plan.longer);
-    *end = run < plan.runs && *first < plan.total ? *first + plan.each + (run < plan.longer) : *first;
 }
 
 /* The run that holds a unit. */
@@ -146,35 +152,45 @@ static __device__ __forceinline__ uint32_t attend_run_of(const attend_plan &plan
 {
     uint32_t job = 0;
     if (plan.units < plan.total) {
-        job = unit / plan.units;
+        job = attend_quotient(unit, plan.units);
         unit -= job * plan.units;
     }
     const uint32_t long_units = plan.longer * (plan.each + 1);
-    const uint32_t run = unit < long_units ? unit / (plan.each + 1)
-                                           : plan.longer + (unit - long_units) / plan.each;
+    const uint32_t run = unit < long_units ? attend_quotient(unit, plan.each + 1)
+                                           : plan.longer + attend_quotient(unit - long_units, plan.each);
     return job * plan.runs + run;
 }
 
-/* The segment that begins at `unit` of a run that ends at `end`; `seq` is where to look from. */
-static __device__ __forceinline__ attend_segment attend_next_segment(const attend_span *spans, int seq,
-                                                                     uint32_t unit, uint32_t end)
+/* The segment of this CTA's run that begins at `unit`; `seq` is where to look from. */
+static __device__ __forceinline__ attend_segment attend_next_segment(const attend_plan &plan,
+                                                                     const attend_span *spans, int seq,
+                                                                     uint32_t unit, int n_warps)
 {
     attend_segment s;
     while (spans[seq].end <= unit) seq++;
     const uint32_t base = seq > 0 ? spans[seq - 1].end : 0, units = spans[seq].units;
-    const uint32_t job = (unit - base) / units;
+    const uint32_t job = attend_quotient(unit - base, units);
     s.seq = seq;
     s.kv_head = (int)job;
     s.block = 0;
     if (spans[seq].blocks > 1) {
-        s.kv_head = (int)(job / (uint32_t)spans[seq].blocks);
+        s.kv_head = (int)attend_quotient(job, (uint32_t)spans[seq].blocks);
         s.block = (int)job - s.kv_head * spans[seq].blocks;
     }
     s.job_units = units;
     s.job_start = base + job * units;
     s.first = unit - s.job_start;
-    s.end = min(units, s.first + (end - unit));
+    s.end = min(units, s.first + (plan.end - unit));
+    const uint32_t before = unit - plan.first;
+    s.turn = (int)(before - attend_quotient(before, (uint32_t)n_warps) * (uint32_t)n_warps);
     return s;
+}
+
+/* Token of the sequence that a row of the job belongs to; n_query and more: padding. */
+static __device__ __forceinline__ int attend_token_of(const attend_params &p, int block, int rows, int row)
+{
+    const int at = block * rows + row;
+    return p.group == 1 ? at : (int)attend_quotient((uint32_t)at, (uint32_t)p.group);
 }
 
 #endif

@@ -22,6 +22,11 @@ static __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+static __device__ __forceinline__ void barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 static __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity)
 {
     asm volatile("{\n"
@@ -34,6 +39,20 @@ static __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t p
                  "}" ::"r"(barrier),
                  "r"(parity)
                  : "memory");
+}
+
+static __device__ __forceinline__ bool barrier_passed(uint32_t barrier, uint32_t parity)
+{
+    uint32_t passed;
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "mbarrier.test_wait.parity.shared.b64 done, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, done;\n"
+                 "}"
+                 : "=r"(passed)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return passed != 0;
 }
 
 static __device__ __forceinline__ uint64_t evict_first_policy()
@@ -57,6 +76,34 @@ static __device__ __forceinline__ void bulk_load(uint32_t to, const void *from, 
                  "[%0], [%1], %2, [%3], %4;" ::"r"(to),
                  "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
                  : "memory");
+}
+
+/* ---- small copies, each waited for by the lane that began it ---- */
+
+static __device__ __forceinline__ void copy_async_16(uint32_t to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+static __device__ __forceinline__ void copy_async_8(uint32_t to, const void *from)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
+}
+
+static __device__ __forceinline__ void copy_async_wait()
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+/* ---- between CTAs ---- */
+
+/* Adds 1 and returns what was there: what this warp has written before is seen by whoever counts later, and
+ * what others wrote before they counted is seen after it. By one lane, between __syncwarp()s. */
+static __device__ __forceinline__ uint32_t count_arrival(uint32_t *counter)
+{
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
 }
 
 /* ---- programmatic dependent launch ---- */

@@ -27,12 +27,19 @@
 template <int D, int R, bool G32> struct attend_state {
     static constexpr int NR = R == 4 ? 1 : 2;        /* rows whose scores this lane holds */
     static constexpr int NG = G32 ? D / 32 : D / 64; /* groups of V at most */
-    __half2 q[D / 32][4];    /* this lane's column: row r / 2 or r; channels 32k + 4i + 0 … 3, then + 16 */
+    uint32_t q;              /* shared address of this lane's part of its column's q (attend_q_at) */
     float gain[NR];          /* of q: true q·scale·log2 e = q · gain */
     float m[NR], l[NR];      /* running maximum (log2), and this lane's part of the sum */
     float o[D / 16][2 * NR]; /* channels 16t + r, then + 8; of each NR rows */
     float zero[NG][NR];      /* what V's zeros add to all channels of a group */
 };
+
+/* Row tiles whose sums are made together: they share the words of their codes and surely a group; with 8 rows
+ * no more than registers hold. */
+static __host__ __device__ constexpr int attend_part(int fields, int rows, bool g32)
+{
+    return fields > 2 && (g32 || rows == 8) ? 2 : fields;
+}
 
 static __device__ __forceinline__ uint4 and4(uint4 a, uint32_t mask)
 {
@@ -64,34 +71,58 @@ static __device__ __forceinline__ float sum_over_rows(float x)
 
 /* ---- q ---- */
 
-/* The factors of one group of K as bytes: w[0] high (R = 8) or this column's term (R = 4), w[1] low. s: NULL
- * for 1. Returns unit / 254. */
-template <int D, int R, bool G32>
-static __device__ __forceinline__ float split_q(attend_state<D, R, G32> &st, const uint4 *s,
+/* q of a job lies in shared memory as fp16 in [−1, 1], 2·D bytes a row; lane (r, i) of column r needs the
+ * channels 32k + 4i + 0 … 3 and + 16, 16 bytes for each k. They are at attend_q_at(row, i) with bits 4 and 5
+ * turned by k, so that the 8 lanes of a phase meet 8 different banks. */
+template <int D> static __device__ __forceinline__ uint32_t attend_q_at(uint32_t rows, int row, int i)
+{
+    const int twist = D == 128 ? (i >> 1) ^ (row & 1) << 1 : row & 1;
+    return rows + (uint32_t)(row * 2 * D + i * (D / 2) + twist * 16);
+}
+
+template <int D> static __device__ __forceinline__ void attend_get_q(uint32_t at, uint4 (&q)[D / 32])
+{
+#pragma unroll
+    for (int k = 0; k < D / 32; k++) q[k] = load_shared(at ^ (uint32_t)(16 * k));
+}
+
+static __device__ __forceinline__ __half2 word_of(const uint4 &v, int x)
+{
+    return half2_of(x == 0 ? v.x : x == 1 ? v.y : x == 2 ? v.z : v.w);
+}
+
+/* Largest |q·s| of a column. */
+template <int D>
+static __device__ __forceinline__ float largest_factor(const uint4 (&q)[D / 32], const uint4 (&s)[D / 32])
+{
+    __half2 m2 = half2_splat(0);
+#pragma unroll
+    for (int k = 0; k < D / 32; k++)
+#pragma unroll
+        for (int x = 0; x < 4; x++) m2 = __hmax2(m2, __habs2(__hmul2(word_of(q[k], x), word_of(s[k], x))));
+    float most = fmaxf(__low2float(m2), __high2float(m2));
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+    return fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+}
+
+/* The factors of one group of K as bytes: w[0] high (R = 8) or this column's term (R = 4), w[1] low. s: ones
+ * where K has no scale a channel. Returns unit / 254. */
+template <int D, int R>
+static __device__ __forceinline__ float split_q(uint32_t q_at, uint4 (&s)[D / 32],
                                                 uint32_t (&w)[R == 4 ? 1 : 2][D / 32][2])
 {
-    const __half2 one = half2_splat(0x3c00);
-    float most;
-    for (int tries = 0;; tries++) {
-        __half2 m2 = half2_splat(0);
-#pragma unroll
-        for (int k = 0; k < D / 32; k++) {
-            const uint32_t sk[4] = {s ? s[k].x : 0, s ? s[k].y : 0, s ? s[k].z : 0, s ? s[k].w : 0};
-#pragma unroll
-            for (int x = 0; x < 4; x++)
-                m2 = __hmax2(m2, __habs2(__hmul2(st.q[k][x], s ? half2_of(sk[x]) : one)));
-        }
-        most = fmaxf(__low2float(m2), __high2float(m2));
-        most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
-        most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-        if (!__any_sync(~0u, most > 3800.f) || tries == 2) break;
-            /* Larger than the magic numbers below reach: shrink q for good. */
+    uint4 q[D / 32];
+    attend_get_q<D>(q_at, q);
+    float most = largest_factor<D>(q, s), more = 1.f / 254;
+    if (__any_sync(~0u, most > 3800.f)) { /* beyond the magic numbers below: a smaller s, all columns alike */
+        const __half2 less = half2_splat(0x2400); /* 2^-6 */
 #pragma unroll
         for (int k = 0; k < D / 32; k++)
-#pragma unroll
-            for (int x = 0; x < 4; x++) st.q[k][x] = __hmul2(st.q[k][x], half2_splat(0x2400)); /* 2^-6 */
-#pragma unroll
-        for (int x = 0; x < (R == 4 ? 1 : 2); x++) st.gain[x] *= 64;
+            s[k] = make_uint4(
+                bits_of(__hmul2(word_of(s[k], 0), less)), bits_of(__hmul2(word_of(s[k], 1), less)),
+                bits_of(__hmul2(word_of(s[k], 2), less)), bits_of(__hmul2(word_of(s[k], 3), less)));
+        most *= 1.f / 64;
+        more = 64.f / 254;
     }
     /* 2^e > most / 120, so |a| / 2^e < 120. 1536·2^e rounds a to a multiple h of 2^e, and its low byte is h;
      * what is left, less than half of 2^e, is exact in fp16, and 254 times it over 2^e is l. */
@@ -105,13 +136,12 @@ static __device__ __forceinline__ float split_q(attend_state<D, R, G32> &st, con
     const __half2 low = half2_splat(R == 4 && !is_low ? 0 : (uint32_t)((17 + e) << 10 | 0x200)); /* 6·2^e */
 #pragma unroll
     for (int k = 0; k < D / 32; k++) {
-        const uint32_t sk[4] = {s ? s[k].x : 0, s ? s[k].y : 0, s ? s[k].z : 0, s ? s[k].w : 0};
         uint32_t h[4], y[4];
 #pragma unroll
         for (int x = 0; x < 4; x++) {
-            const __half2 f = s ? half2_of(sk[x]) : one;
-            const __half2 t = __hfma2(st.q[k][x], f, high);
-            const __half2 rest = __hfma2(st.q[k][x], f, __hfma2(t, take, high));
+            const __half2 a = word_of(q[k], x), f = word_of(s[k], x);
+            const __half2 t = __hfma2(a, f, high);
+            const __half2 rest = __hfma2(a, f, __hfma2(t, take, high));
             h[x] = bits_of(t);
             y[x] = bits_of(__hfma2(rest, grow, low));
         }
@@ -125,7 +155,7 @@ static __device__ __forceinline__ float split_q(attend_state<D, R, G32> &st, con
             w[R == 4 ? 0 : 1][k][1] = __byte_perm(y[2], y[3], 0x6420);
         }
     }
-    return __int_as_float((127 + e) << 23) * (1.f / 254);
+    return __int_as_float((127 + e) << 23) * more;
 }
 
 /* split_q is done per column; scores need the unit of their own rows. */
@@ -185,8 +215,7 @@ static __device__ __forceinline__ void k_scores_per_channel(attend_state<D, R, G
                                                             float (&sc)[8][2 * (R == 4 ? 1 : 2)])
 {
     constexpr int NR = R == 4 ? 1 : 2, F = 8 / KB;
-    constexpr int PART = G32 ? (F < 2 ? F : 2)
-                             : F; /* tiles that surely share a group and the words of their codes */
+    constexpr int PART = attend_part(F, R, G32);
     constexpr bool RAW = F > 1 && PART == F;
     const int lane = threadIdx.x & 31;
     uint32_t w[R == 4 ? 1 : 2][D / 32][2];
@@ -200,7 +229,7 @@ static __device__ __forceinline__ void k_scores_per_channel(attend_state<D, R, G
 #pragma unroll
             for (int k = 0; k < D / 32; k++)
                 s[k] = load_shared(half + l.k_s + group * 2 * D + 64 * k + 16 * (lane & 3));
-            const float unit = split_q<D, R, G32>(st, s, w);
+            const float unit = split_q<D, R>(st.q, s, w);
             k_zeros<D, R, G32>(half + l.k_z + group * 2 * D, w, bias);
             unit_of_rows<R>(unit, factor);
 #pragma unroll
@@ -266,7 +295,10 @@ static __device__ __forceinline__ void k_scores_per_token(attend_state<D, R, G32
     const int lane = threadIdx.x & 31, tiles_of_group = l.k_group / 32;
     uint32_t w[R == 4 ? 1 : 2][D / 32][2];
     float factor[NR];
-    const float unit = split_q<D, R, G32>(st, nullptr, w);
+    uint4 s1[D / 32];
+#pragma unroll
+    for (int k = 0; k < D / 32; k++) s1[k] = make_uint4(0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u);
+    const float unit = split_q<D, R>(st.q, s1, w);
     unit_of_rows<R>(unit, factor);
 #pragma unroll
     for (int x = 0; x < NR; x++) factor[x] *= st.gain[x];
@@ -487,8 +519,7 @@ v_sum(attend_state<D, R, G32> &st, uint32_t half, const bs_cuda_kv_layout &l,
       const float (&p)[8][2 * (R == 4 ? 1 : 2)], const float *weight, uint32_t visible, attend_weights buffer)
 {
     constexpr int NR = R == 4 ? 1 : 2, F = 8 / VB;
-    constexpr int PART = G32 ? (F < 2 ? F : 2)
-                             : F; /* tiles that surely share a group and the words of their codes */
+    constexpr int PART = attend_part(F, R, G32);
     constexpr bool RAW = F > 1 && PART == F;
     const int lane = threadIdx.x & 31;
     uint32_t high[4][2], low[4][2];
@@ -547,11 +578,14 @@ static __device__ __forceinline__ void f16_tile(attend_state<D, R, G32> &st, uin
     float c[4] = {};
     {
         const int row = lane & 15;
+        uint4 q[D / 32];
+        attend_get_q<D>(st.q, q);
 #pragma unroll
         for (int u = 0; u < D / 16; u++) {
             const int chunk = (2 * u + (lane >> 4)) ^ (row & 7);
             const uint4 a = load_matrices(k + (uint32_t)(row * 2 * D + chunk * 16));
-            hmma(c, a, bits_of(st.q[u / 2][u % 2 * 2]), bits_of(st.q[u / 2][u % 2 * 2 + 1]));
+            if (u % 2 == 0) hmma(c, a, q[u / 2].x, q[u / 2].y);
+            else hmma(c, a, q[u / 2].z, q[u / 2].w);
         }
     }
     /* c: [token r, r + 8][columns 2i, 2i + 1]; R = 4: both columns are row i. */
