@@ -7,30 +7,38 @@
  * byte chunk c of a token at c ^ (token % 8), which makes every access below free of bank conflicts or
  * nearly so; a K tile of 32 channels keeps that up with its own exchange of chunks (byte_of).
  * Mapping  one launch; a CTA of 128 threads a tile of one (page, layer, head) and K or V:
- *   V        4096 values: 32 tokens of D 128, 64 of D 64; all groups of a token are inside
- *   K        32 channels x 128 tokens for kc; all of the part for kt and norm, which look along a token
- * A tile is fetched by 16-byte asynchronous copies, all at once. Then groups are measured (a thread reads 16
- * words of 2 values), their parameters go to the slot and, as factors, to shared memory; then codes are made
- * in the slot's order: a thread reads values by words and writes 8 or 16 bytes of codes.
+ *   V        4,096 values: 32 tokens of D 128, 64 of D 64; all groups of a token are inside
+ *   K        per channel without norm 32 channels x 128 tokens; with norm, 2 bits and g ≤ 64 8,192 values: 64
+ *            tokens of D 128, 128 of D 64; the rest (per token; norm with g128 or more bits) all of the part
+ * A tile is fetched by 16-byte asynchronous copies, all at once; with many pages a CTA takes two tiles of V
+ * and fetches the second behind the first. Then groups are measured and their parameters go to shared
+ * memory, as factors for the codes and as the slot wants them; then codes are made in the slot's order, 8 or
+ * 16 bytes a store. At 2 bits with norm a warp keeps 64 tokens of 16 channels of K in registers from the
+ * division to the codes: 8 groups, whose ranges 14 exchanges leave one to a lane, which makes its parameters.
  * Cost     a page and head of D 128 is 65,536 B read and 17,408 (int4 g128) or 12,544 (int2 g32 norm)
- * written: 1,024 pages x 8 heads are 679 MB = 146 us, or 640 MB = 137 us, at 4.66 TB/s. Instructions, from
- * SASS: 440 a thread of 32 values of K or V without norm and search, 14 a value, 124 us of issue slots for
- * these pages: bytes bind, narrowly. K with norm: about 24 a value. The search is 8 a value and range
- * (FMA.SAT, add, min, subtract, two FMAs, square, sum) and 50 a thread and range: 86 a value of V, 390 us for
- * these pages, so it is bound by instructions; one page of 32 layers x 8 heads is 12 us.
- * Numerics exact: order of the sums is the page's (values i and i + n/2, and so on).
+ * written: 1,024 pages x 8 heads are 679 MB = 146 us, or 640 MB = 138 us, at 4.64 TB/s. Instructions, from
+ * SASS, a value: K of 2 bits with norm 19, V 15, with the search 70; issue slots for int2 139 us (364) at 1.95
+ * GHz. The search is 36 a value at the least (nine ranges, 4 operations) = 147 us for these pages, 48 as
+ * compiled: 171 a thread and range, 23 of them the range's levels. Stores count by sectors: parameters stored
+ * one by one cost L2 more than the codes.
+ * Numerics exact: order of the sums is the page's (values i and i + n/2, and so on); quantizer.h says what is
+ * done otherwise, and why the bits are the same.
  * Limits   any K and V widths of 8, 4, 2; D 64, 128; groups 32, 64, 128; 65,535 pages and as many (layer,
  * head) a launch.
  * NaN or infinity: the fault is recorded, what is written of that page and head means nothing.
- * Rejected A K tile of 32 channels for norm too, each reading whole tokens again: 2.5 times the reads of L2.
- * Choosing the range by half2 sums first and by exact ones among the near ones: half of the instructions are
- * still there, and lanes disagree about how many near ones there are.
- * Measured docs/perf/LOG.md. */
+ * Measured one H200, 2026-11-27, 1,024 pages x 8 heads: int4 177 us (82 % of a read of 4.64 TB/s), int2
+ * without the search 179 (77 %), with it 402 (issue slots 84 %); one page x 8 heads 2.9 and 4.7 us.
+ * docs/kernels/quantize.md has the rest, and what was tried and dropped. */
 #include "kernels/cuda/fault.h"
 #include "kernels/cuda/kv_layout.h"
 #include "kernels/cuda/quantize_tile.h"
 
-enum { MAX_GRID_Y = 65535, MAX_GRID_Z = 65535 };
+enum {
+    MAX_GRID_Y = 65535,
+    MAX_GRID_Z = 65535,
+    MANY_HEADS = 2048, /* from so many (page, layer, head) on */
+    V_RUN = 2          /* a CTA of K_SLICES takes so many tiles of V */
+};
 
 typedef struct job {
     bs_cuda_kv_layout layout;
@@ -39,7 +47,9 @@ typedef struct job {
     const uint32_t *f16_slot, *quant_slot;
     bs_cuda_fault fault;
     unsigned k_tiles;          /* of a (page, layer, head); V's follow */
+    unsigned v_run;            /* tiles of V of a CTA */
     unsigned k_shift, v_shift; /* log2 of the groups */
+    float margins[N_RANGES];   /* what a range takes off each end, in half widths */
 } job;
 
 /* One CTA's work. */
@@ -58,9 +68,32 @@ static __device__ __noinline__ void report(const job &j, uint32_t slot, unsigned
 
 /* ---- V ---- */
 
+/* Parameters of V on their way to the slot: for 32 tokens, a group and r = token % 8 the 8 bytes of s and those
+ * of z, token r + 8e at place e, which lie together there. A store of each alone would cost L2 as much as 32
+ * bytes of codes. */
+typedef struct v_params {
+    uint16_t s[4];
+    int8_t z_high[4], z_low[4];
+} v_params;
+
+/* After a barrier. */
+template <unsigned D>
+static __device__ __forceinline__ void store_v_params(const job &j, const tile_job &t, const v_params *params,
+                                                      unsigned first_token)
+{
+    const unsigned half = threadIdx.x % 2, r = threadIdx.x / 2 % 8, set = threadIdx.x / 16,
+                   n_groups = D / 32 >> (j.v_shift - 5), group = set & (n_groups - 1),
+                   token = first_token + set / n_groups * 32 + r;
+    if (set >= TILE_VALUES / D / 32 * n_groups) return;
+    uint8_t *at = t.half + group * 256 +
+                  (half ? j.layout.v_z + bs_cuda_kv_v_z((int)token)
+                        : j.layout.v_s + bs_cuda_kv_token_byte((int)token));
+    *(uint2 *)at = ((const uint2 *)params)[threadIdx.x];
+}
+
 template <unsigned D, int BITS, bool SEARCH>
 static __device__ __forceinline__ void measure_v(const job &j, const tile_job &t, const void *tile,
-                                                 float2 *factors, unsigned first_token)
+                                                 float2 *factors, v_params *params, unsigned first_token)
 {
     const unsigned shift = j.v_shift - 5;
     const row_place<D> at(0);
@@ -69,20 +102,23 @@ static __device__ __forceinline__ void measure_v(const job &j, const tile_job &t
     else read_row<D>(tile, at, words);
     const float2 range = bs_cuda_floats(measure_row(words, shift));
     const float m = range.x, M = -range.y;
-    const bs_cuda_group g = SEARCH ? search_range(words, m, M, shift) : bs_cuda_group_of<BITS>(m, M);
+    const bs_cuda_group g = SEARCH ? search_range(words, m, M, shift, j.margins)
+                                   : bs_cuda_group_of<BITS>(m, M);
     const unsigned token = first_token + at.token, group = at.part >> shift;
     if (at.part != group << shift) return;
     if (!is_finite(m) || !is_finite(M)) report(j, t.slot, token, true);
     factors[(at.token * (D / 32) >> shift) + group] = bs_cuda_code_factors<BITS>(g);
-    uint8_t *z = t.half + j.layout.v_z + group * 256 + bs_cuda_kv_v_z((int)token);
-    *(uint16_t *)(t.half + j.layout.v_s + group * 256 + bs_cuda_kv_token_byte((int)token)) = g.s;
-    z[0] = (uint8_t)bs_cuda_kv_z_high(g.z);
-    z[4] = (uint8_t)bs_cuda_kv_z_low(g.z);
+    v_params *p = params + ((at.token / 32 * (D / 32) >> shift) + group) * 8 + at.token % 8;
+    const unsigned e = at.token / 8 % 4;
+    p->s[e] = g.s;
+    p->z_high[e] = bs_cuda_kv_z_high(g.z);
+    p->z_low[e] = bs_cuda_kv_z_low(g.z);
 }
 
 /* Codes. A thread takes token r + 8e of 32, e = 0 … 3 (the bytes of a word), channels 2a and 2a + 1 of 8, and
- * of both 8 of a row tile (words h; one at 2 bits, which has 4 row tiles in a byte). */
-template <unsigned D, int BITS>
+ * of both 8 of a row tile (words h; one at 2 bits, which has 4 row tiles in a byte: there lanes differ in h and
+ * warps in r's lowest bit, so that a store fills 8 bytes of 16). */
+template <unsigned D, int BITS, bool SEARCH>
 static __device__ __forceinline__ void encode_v(const job &j, const tile_job &t, const void *tile,
                                                 const float2 *factors, unsigned first_token)
 {
@@ -93,11 +129,12 @@ static __device__ __forceinline__ void encode_v(const job &j, const tile_job &t,
         K_TILES = TILE_VALUES / D / 32,
         TURNS = BLOCKS * K_TILES * (2 / HALVES)
     };
-    const unsigned r = threadIdx.x % 8, a = threadIdx.x / 8 % 4, shift = j.v_shift - 5;
+    const unsigned lane = threadIdx.x % 32, a = lane / 8, shift = j.v_shift - 5;
 #pragma unroll
     for (unsigned round = 0; round < TURNS / WARPS; round++) {
         const unsigned turn = threadIdx.x / 32 + round * WARPS;
-        const unsigned block = turn % BLOCKS, k_tile = turn / BLOCKS % K_TILES, h0 = turn / BLOCKS / K_TILES;
+        const unsigned block = turn % BLOCKS, k_tile = turn / BLOCKS % K_TILES, odd = turn / BLOCKS / K_TILES;
+        const unsigned r = HALVES == 2 ? lane % 8 : lane % 4 * 2 + odd, h0 = HALVES == 2 ? 0 : lane / 4 % 2;
         const unsigned first = byte_of<D>(k_tile * 32 + r, block * FIELDS * 2 + h0, a);
         uint32_t out[2][HALVES] = {};
 #pragma unroll
@@ -112,8 +149,8 @@ static __device__ __forceinline__ void encode_v(const job &j, const tile_job &t,
                 for (unsigned h = 0; h < HALVES; h++) {
                     const float2 x = bs_cuda_floats(
                         word_at(tile, (first ^ (field * 2 + h) << 4) + e * 8 * D * 2));
-                    byte[0][h] += bs_cuda_code_bits<BITS>(x.x, f) << field * BITS;
-                    byte[1][h] += bs_cuda_code_bits<BITS>(x.y, f) << field * BITS;
+                    byte[0][h] += bs_cuda_code_bits<BITS, SEARCH>(x.x, f) << field * BITS;
+                    byte[1][h] += bs_cuda_code_bits<BITS, SEARCH>(x.y, f) << field * BITS;
                 }
             }
 #pragma unroll
@@ -135,16 +172,34 @@ static __device__ __forceinline__ void encode_v(const job &j, const tile_job &t,
     }
 }
 
+/* Tiles index·v_run … of V; where they are more than one, each is fetched while the one before is quantized. */
 template <unsigned D, int BITS, bool SEARCH>
-static __device__ __forceinline__ void quantize_v(const job &j, const tile_job &t, uint4 *tile,
-                                                  unsigned first_token)
+static __device__ __forceinline__ void quantize_v(const job &j, const tile_job &t, uint4 *memory,
+                                                  unsigned index)
 {
-    float2 *factors = (float2 *)(tile + TILE_VALUES / 8);
-    fetch<TILE_VALUES / 8>(tile, t.part + first_token * (D / 8));
-    fetched();
-    measure_v<D, BITS, SEARCH>(j, t, tile, factors, first_token);
-    __syncthreads();
-    encode_v<D, BITS>(j, t, tile, factors, first_token);
+    enum : unsigned { CHUNKS = TILE_VALUES / 8, TOKENS = TILE_VALUES / D };
+    const unsigned n = j.v_run;
+    float2 *factors = (float2 *)(memory + (n > 1 ? 2 : 1) * CHUNKS);
+    v_params *params = (v_params *)(factors + TILE_VALUES / 32);
+    const uint4 *from = t.part + index * n * CHUNKS;
+    fetch<CHUNKS>(memory, from);
+#pragma unroll 1
+    for (unsigned i = 0; i < n; i++) {
+        const unsigned first_token = (index * n + i) * TOKENS;
+        const uint4 *tile = memory + i % 2 * CHUNKS;
+        if (i + 1 < n) {
+            __pipeline_commit();
+            fetch<CHUNKS>(memory + (i + 1) % 2 * CHUNKS, from + (i + 1) * CHUNKS);
+            fetched_before();
+        } else {
+            fetched();
+        }
+        measure_v<D, BITS, SEARCH>(j, t, tile, factors, params, first_token);
+        __syncthreads();
+        store_v_params<D>(j, t, params, first_token);
+        encode_v<D, BITS, SEARCH>(j, t, tile, factors, first_token);
+        if (i + 1 < n) __syncthreads();
+    }
 }
 
 /* ---- K ---- */
@@ -184,30 +239,49 @@ static __device__ __forceinline__ void fetch_channels(uint4 *tile, const uint4 *
         __pipeline_memcpy_async(to + i * 32 * 4, from + i * 32 * (D / 8), sizeof *tile);
 }
 
-/* n and 1/n of all tokens. Pair p of a token's channels is word p % 8 / 2 of chunk 2·(p / 8) + p % 2. */
-template <unsigned D>
-static __device__ __forceinline__ void measure_norms(const job &j, const tile_job &t, const k_tile<D> &tile)
+/* n and 1/n of N tokens of a tile, from `first_token` of the page. Two lanes a token: lane q has chunks 2b + q,
+ * in which word i is channels 16b + 4i + 2q and + 1, so that all steps of the sum but one stay in a lane. A
+ * square is exact in fp32, so the first step is one FMA. */
+template <unsigned D, unsigned N>
+static __device__ __forceinline__ void measure_norms(const job &j, const tile_job &t, const uint4 *values,
+                                                     float2 *norms, unsigned first_token)
 {
-    enum : unsigned { LANES = D / 32, SHIFT = LANES / 2 };
+    enum : unsigned { HALF = D / 32, TOKENS_A_TURN = THREADS / 2 };
+    const unsigned lane = threadIdx.x % 32, q = lane / 8 % 2;
 #pragma unroll 1
-    for (unsigned turn = 0; turn < PAGE / row_place<D>::TOKENS_A_TURN; turn++) {
-        const row_place<D> at(turn);
-        const unsigned first = byte_of<D>(at.token, at.part / 8 * 2 + at.part % 2, at.part % 8 / 2);
-        float even[THREAD_WORDS], odd[THREAD_WORDS];
+    for (unsigned turn = 0; turn < N / TOKENS_A_TURN; turn++) {
+        const unsigned token = turn * TOKENS_A_TURN + threadIdx.x / 32 * 16 + lane / 16 * 8 + lane % 8;
+        const unsigned first = byte_of<D>(token, q, 0);
+        float sums[HALF][8];
 #pragma unroll
-        for (unsigned i = 0; i < THREAD_WORDS; i++) {
-            const unsigned p = LANES * i;
-            const float2 x = bs_cuda_floats(
-                word_at(tile.values, first ^ byte_of<D>(0, p / 8 * 2 + p % 2, p % 8 / 2)));
-            even[i] = __fmul_rn(x.x, x.x);
-            odd[i] = __fmul_rn(x.y, x.y);
+        for (unsigned b = 0; b < HALF; b++) {
+            const uint4 low = *(const uint4 *)((const char *)values + (first ^ b << 5)),
+                        high = *(const uint4 *)((const char *)values + (first ^ (b + HALF) << 5));
+            const uint32_t x[4] = {low.x, low.y, low.z, low.w}, y[4] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+            for (unsigned i = 0; i < 4; i++) {
+                const float2 u = bs_cuda_floats(x[i]), v = bs_cuda_floats(y[i]);
+                sums[b][2 * i] = __fmaf_rn(u.x, u.x, __fmul_rn(v.x, v.x));
+                sums[b][2 * i + 1] = __fmaf_rn(u.y, u.y, __fmul_rn(v.y, v.y));
+            }
         }
-        const float sum = finish_sum(halving_sum(even), halving_sum(odd), SHIFT);
-        if (at.part != 0) continue;
-        if (!is_finite(sum)) report(j, t.slot, at.token, false);
+#pragma unroll
+        for (unsigned half = HALF / 2; half > 0; half /= 2)
+#pragma unroll
+            for (unsigned b = 0; b < half; b++)
+#pragma unroll
+                for (unsigned k = 0; k < 8; k++) sums[b][k] = __fadd_rn(sums[b][k], sums[b + half][k]);
+        float *s = sums[0];
+#pragma unroll
+        for (unsigned half = 4; half > 1; half /= 2)
+#pragma unroll
+            for (unsigned k = 0; k < half; k++) s[k] = __fadd_rn(s[k], s[k + half]);
+        const float sum = finish_sum(s[0], s[1], 1);
+        if (q != 0) continue;
+        if (!is_finite(sum)) report(j, t.slot, first_token + token, false);
         const __half n = __float2half_rn(fmaxf(__fsqrt_rn(__fmul_rn(sum, 1.0f / D)), 0x1p-14f));
-        tile.norms[at.token] = make_float2(__half2float(n), bs_cuda_reciprocal(__half2float(n)));
-        *(__half *)(t.half + j.layout.k_n + bs_cuda_kv_token_byte((int)at.token)) = n;
+        norms[token] = make_float2(__half2float(n), bs_cuda_reciprocal(__half2float(n)));
+        *(__half *)(t.half + j.layout.k_n + bs_cuda_kv_token_byte((int)(first_token + token))) = n;
     }
 }
 
@@ -367,9 +441,9 @@ static __device__ __forceinline__ void encode_k(const job &j, const tile_job &t,
                         const float2 x = tile.floats((first ^ (h * 2 + q) << 4) + above_r * (W * 2), token,
                                                      norm);
                         const float4 c = of_channels[h][q];
-                        pair[q] = __byte_perm(bs_cuda_code_bits<BITS>(x.x, KC ? make_float2(c.x, c.y) : f),
-                                              bs_cuda_code_bits<BITS>(x.y, KC ? make_float2(c.z, c.w) : f),
-                                              0x0040);
+                        pair[q] = __byte_perm(
+                            bs_cuda_code_bits<BITS, false>(x.x, KC ? make_float2(c.x, c.y) : f),
+                            bs_cuda_code_bits<BITS, false>(x.y, KC ? make_float2(c.z, c.w) : f), 0x0040);
                     }
                     out[w + 2 * h] |= __byte_perm(pair[0], pair[1], 0x5410) << field * BITS;
                 }
@@ -402,7 +476,7 @@ static __device__ __forceinline__ void quantize_k_whole(const job &j, const tile
     fetch<PAGE * D / 8>(memory, t.part);
     fetched();
     if (j.layout.k_norm) {
-        measure_norms<D>(j, t, tile);
+        measure_norms<D, PAGE>(j, t, tile.values, tile.norms, 0);
         __syncthreads();
     }
     if (!KC) {
@@ -420,19 +494,151 @@ static __device__ __forceinline__ void quantize_k_whole(const job &j, const tile
     }
 }
 
+/* ---- K of 2 bits per channel with norm, groups of at most 64 tokens ---- */
+
+/* One value of a pair, from the lane whose number differs in `bit`: the lane with that bit gives the first and
+ * keeps the second. */
+static __device__ __forceinline__ float exchange(float first, float second, unsigned bit, float *kept)
+{
+    const bool upper = threadIdx.x & bit;
+    *kept = upper ? second : first;
+    return __shfl_xor_sync(0xffffffffu, upper ? first : second, (int)bit);
+}
+
+/* Ranges of 8 groups from each lane's share of them; lane 4·r + i keeps group r. */
+static __device__ __forceinline__ value_range join_ranges(float low[8], float high[8])
+{
+#pragma unroll
+    for (unsigned half = 4; half > 0; half /= 2) {
+#pragma unroll
+        for (unsigned v = 0; v < half; v++) {
+            float kept;
+            const float below = exchange(low[v], low[v + half], 4 * half, &kept);
+            low[v] = fminf(kept, below);
+            const float above = exchange(high[v], high[v + half], 4 * half, &kept);
+            high[v] = fmaxf(kept, above);
+        }
+    }
+    return {low[0], high[0]};
+}
+
+/* 64 tokens of 16 channels by a warp, everything between the division and the codes in registers: lane
+ * 4·r + i has tokens r + 8w + 16f and channels 4i + c, the 8 bytes of codes that it writes. Ranges are of 32
+ * tokens, joined for groups of 64. */
+template <unsigned D>
+static __device__ __forceinline__ uint2 quantize_block(const job &j, const uint4 *values, const float2 *norms,
+                                                       float2 *factors, uint8_t *params, unsigned half,
+                                                       unsigned first_byte)
+{
+    const unsigned lane = threadIdx.x % 32, r = lane / 4, i = lane % 4;
+    float x[4][2][4], low[8], high[8]; /* [field][w][c]; [field / 2][c] */
+#pragma unroll
+    for (unsigned f = 0; f < 4; f++) {
+#pragma unroll
+        for (unsigned w = 0; w < 2; w++) {
+            const float2 n = norms[f * 16 + w * 8 + r];
+#pragma unroll
+            for (unsigned q = 0; q < 2; q++) {
+                const float2 pair = bs_cuda_floats(
+                    word_at(values, (first_byte ^ q << 4) + (f * 16 + w * 8) * D * 2));
+                x[f][w][2 * q] = bs_cuda_divide(pair.x, n.x, n.y);
+                x[f][w][2 * q + 1] = bs_cuda_divide(pair.y, n.x, n.y);
+            }
+        }
+    }
+#pragma unroll
+    for (unsigned v = 0; v < 8; v++) {
+        const unsigned f = v / 4 * 2, c = v % 4;
+        low[v] = fminf(fminf(x[f][0][c], x[f][1][c]), fminf(x[f + 1][0][c], x[f + 1][1][c]));
+        high[v] = fmaxf(fmaxf(x[f][0][c], x[f][1][c]), fmaxf(x[f + 1][0][c], x[f + 1][1][c]));
+    }
+    value_range range = join_ranges(low, high);
+    if (j.k_shift == 6) {
+        range.m = fminf(range.m, __shfl_xor_sync(0xffffffffu, range.m, 16));
+        range.M = fmaxf(range.M, __shfl_xor_sync(0xffffffffu, range.M, 16));
+    }
+    const bs_cuda_group g = bs_cuda_group_of<2>(range.m, range.M);
+    uint8_t *place = params + r / 4 * 128 + i * 16 + half * 8;
+    *(uint16_t *)(place + r % 4 * 2) = g.s;
+    place[64 + r % 4] = (uint8_t)bs_cuda_kv_z_high(g.z);
+    place[68 + r % 4] = (uint8_t)bs_cuda_kv_z_low(g.z);
+    __syncwarp(); /* the factors of the block before are read */
+    factors[i * FACTOR_STRIDE + r] = bs_cuda_code_factors<2>(g);
+    __syncwarp();
+    uint32_t bytes[2][4] = {};
+#pragma unroll
+    for (unsigned f = 0; f < 4; f++) {
+#pragma unroll
+        for (unsigned c = 0; c < 4; c += 2) {
+            const float4 of = *(const float4 *)(factors + i * FACTOR_STRIDE + f / 2 * 4 + c);
+#pragma unroll
+            for (unsigned w = 0; w < 2; w++) {
+                bytes[w][c] += bs_cuda_code_bits<2, false>(x[f][w][c], make_float2(of.x, of.y)) << 2 * f;
+                bytes[w][c + 1] += bs_cuda_code_bits<2, false>(x[f][w][c + 1], make_float2(of.z, of.w))
+                                   << 2 * f;
+            }
+        }
+    }
+    uint32_t words[2];
+#pragma unroll
+    for (unsigned w = 0; w < 2; w++)
+        words[w] = __byte_perm(__byte_perm(bytes[w][0], bytes[w][1], 0x0040),
+                               __byte_perm(bytes[w][2], bytes[w][3], 0x0040), 0x5410);
+    return make_uint2(words[0], words[1]);
+}
+
+/* A slice of K: SLICE_VALUES / D tokens. A warp takes 64 tokens of 32 channels, 16 at a time. */
+template <unsigned D>
+static __device__ __forceinline__ void quantize_k_slice(const job &j, const tile_job &t, uint4 *memory,
+                                                        unsigned index)
+{
+    enum : unsigned { TOKENS = SLICE_VALUES / D };
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = warp % (D / 32),
+                   tokens = warp / (D / 32) * 64, first_token = index * TOKENS,
+                   block = (first_token + tokens) / 64;
+    float2 *norms = (float2 *)(memory + SLICE_VALUES / 8),
+           *factors = norms + TOKENS + warp * 4 * FACTOR_STRIDE;
+    uint4 *params = (uint4 *)(norms + TOKENS + WARPS * 4 * FACTOR_STRIDE) + warp * 16;
+    fetch<SLICE_VALUES / 8>(memory, t.part + first_token * (D / 8));
+    fetched();
+    measure_norms<D, TOKENS>(j, t, memory, norms, first_token);
+    __syncthreads();
+    uint2 words[2];
+#pragma unroll
+    for (unsigned h = 0; h < 2; h++)
+        words[h] = quantize_block<D>(j, memory, norms + tokens, factors, (uint8_t *)params, h,
+                                     byte_of<D>(tokens + lane / 4, part * 4 + 2 * h, lane % 4));
+    *(uint4 *)(t.half + ((block * (D / 32) + part) * 32 + lane) * 16) = make_uint4(words[0].x, words[0].y,
+                                                                                   words[1].x, words[1].y);
+    /* Of each group of 64 or 2 × 32 tokens 4 chunks of s and 4 of z. */
+    const unsigned n_groups = 64 >> j.k_shift, group = lane / 8;
+    if (group < n_groups)
+        *(uint4 *)(t.half + (lane / 4 % 2 ? j.layout.k_z : j.layout.k_s) +
+                   (block * n_groups + group) * 2 * D + part * 64 + lane % 4 * 16) = params[lane];
+}
+
 /* ---- launch ---- */
 
-template <unsigned D, int BITS, bool WHOLE>
+/* How a CTA takes K. */
+enum k_path {
+    K_CHANNELS, /* per channel, no norm: 32 channels of all tokens */
+    K_SLICES,   /* per channel, norm, 2 bits of both, groups of at most 64: SLICE_VALUES / D tokens */
+    K_WHOLE     /* the rest: all of it */
+};
+
+template <unsigned D, int BITS, k_path PATH>
 static __device__ __forceinline__ void quantize_k(const job &j, const tile_job &t, uint4 *memory)
 {
-    if constexpr (!WHOLE) quantize_k_channels<D, BITS>(j, t, memory, blockIdx.x);
+    if constexpr (PATH == K_CHANNELS) quantize_k_channels<D, BITS>(j, t, memory, blockIdx.x);
     else if (j.layout.k_per_channel) quantize_k_whole<D, BITS, true>(j, t, memory);
     else quantize_k_whole<D, BITS, false>(j, t, memory);
 }
 
 /* Grid: tiles of a head, K's first; (layer, head); page. */
-template <unsigned D, bool SEARCH, bool WHOLE>
-static __global__ void __launch_bounds__(THREADS, SEARCH || WHOLE ? 6 : 12)
+template <unsigned D, bool SEARCH, k_path PATH>
+static __global__ void __launch_bounds__(THREADS, PATH == K_SLICES            ? 7
+                                                  : SEARCH || PATH == K_WHOLE ? 6
+                                                                              : 12)
     quantize_kernel(const __grid_constant__ job j)
 {
     extern __shared__ uint4 memory[];
@@ -443,29 +649,40 @@ static __global__ void __launch_bounds__(THREADS, SEARCH || WHOLE ? 6 : 12)
     t.part = (const uint4 *)(j.f16_pool + bs_cuda_kv_f16_at(&j.layout, t.slot, 0, (int)head, is_v));
     t.half = j.quant_pool + bs_cuda_kv_record_at(&j.layout, j.quant_slot[page], 0, (int)head);
     if (!is_v) {
-        if (j.layout.k_bits == 8) quantize_k<D, 8, WHOLE>(j, t, memory);
-        else if (j.layout.k_bits == 4) quantize_k<D, 4, WHOLE>(j, t, memory);
-        else quantize_k<D, 2, WHOLE>(j, t, memory);
+        if (PATH == K_SLICES) quantize_k_slice<D>(j, t, memory, blockIdx.x);
+        else if (j.layout.k_bits == 8) quantize_k<D, 8, PATH>(j, t, memory);
+        else if (j.layout.k_bits == 4) quantize_k<D, 4, PATH>(j, t, memory);
+        else quantize_k<D, 2, PATH>(j, t, memory);
         return;
     }
     t.half += j.layout.k_half;
-    const unsigned first_token = (blockIdx.x - j.k_tiles) * (TILE_VALUES / D);
-    if (SEARCH) quantize_v<D, 2, true>(j, t, memory, first_token);
-    else if (j.layout.v_bits == 8) quantize_v<D, 8, false>(j, t, memory, first_token);
-    else if (j.layout.v_bits == 4) quantize_v<D, 4, false>(j, t, memory, first_token);
-    else quantize_v<D, 2, false>(j, t, memory, first_token);
+    const unsigned index = blockIdx.x - j.k_tiles;
+    if (SEARCH) quantize_v<D, 2, true>(j, t, memory, index);
+    else if (PATH == K_SLICES || j.layout.v_bits == 2) quantize_v<D, 2, false>(j, t, memory, index);
+    else if (j.layout.v_bits == 4) quantize_v<D, 4, false>(j, t, memory, index);
+    else quantize_v<D, 8, false>(j, t, memory, index);
 }
 
-template <unsigned D> static void launch(const job &j, bool search, dim3 grid, cudaStream_t stream)
+template <unsigned D, k_path PATH>
+static void launch(const job &j, bool search, dim3 grid, size_t shared, cudaStream_t stream)
 {
-    /* A tile and its factors: of 32 channels x 4 groups or as many of V; of 128 tokens x 4 groups, and norms.
-     */
-    const size_t small = TILE_VALUES * 2 + PAGE * sizeof(float2),
-                 whole = PAGE * D * 2 + 5 * PAGE * sizeof(float2);
-    if (j.k_tiles == 1 && search) quantize_kernel<D, true, true><<<grid, THREADS, whole, stream>>>(j);
-    else if (j.k_tiles == 1) quantize_kernel<D, false, true><<<grid, THREADS, whole, stream>>>(j);
-    else if (search) quantize_kernel<D, true, false><<<grid, THREADS, small, stream>>>(j);
-    else quantize_kernel<D, false, false><<<grid, THREADS, small, stream>>>(j);
+    if (search) quantize_kernel<D, true, PATH><<<grid, THREADS, shared, stream>>>(j);
+    else quantize_kernel<D, false, PATH><<<grid, THREADS, shared, stream>>>(j);
+}
+
+/* Shared memory: a tile of V, or two, with its factors; or of K, with them (of 4 groups a channel or token) and norms. */
+template <unsigned D>
+static void launch_path(const job &j, bool search, k_path path, cudaStream_t stream, dim3 grid)
+{
+    const size_t factor = sizeof(float2),
+                 v = (j.v_run > 1 ? 2 : 1) * TILE_VALUES * 2 + TILE_VALUES / 32 * factor +
+                     TILE_VALUES / 128 * sizeof(v_params),
+                 slice = SLICE_VALUES * 2 + (SLICE_VALUES / D + WARPS * 4 * FACTOR_STRIDE) * factor +
+                         WARPS * 256,
+                 whole = PAGE * D * 2 + 5 * PAGE * factor;
+    if (path == K_CHANNELS) launch<D, K_CHANNELS>(j, search, grid, v, stream);
+    else if (path == K_SLICES) launch<D, K_SLICES>(j, search, grid, slice, stream); /* v is less */
+    else launch<D, K_WHOLE>(j, search, grid, whole, stream);
 }
 
 static unsigned log2_of(int group)
@@ -489,13 +706,22 @@ bs_status bs_cuda_quantize(bs_stream *stream, const bs_quantize_args *args)
     j.f16_slot = args->f16_slot;
     j.quant_slot = args->quant_slot;
     j.fault = bs_cuda_stream_fault(stream);
-    j.k_tiles = format->k_per_channel && !format->k_norm ? (unsigned)dim / TILE_CHANNELS : 1;
+    const k_path path = !format->k_per_channel                                              ? K_WHOLE
+                        : !format->k_norm                                                   ? K_CHANNELS
+                        : format->k_bits == 2 && format->v_bits == 2 && format->group <= 64 ? K_SLICES
+                                                                                            : K_WHOLE;
     j.k_shift = log2_of(j.layout.k_group);
     j.v_shift = log2_of(j.layout.v_group);
+    static const float shares[N_RANGES] = {1.0f, 0.95f, 0.9f, 0.85f, 0.8f, 0.75f, 0.7f, 0.65f, 0.6f};
+    for (int i = 0; i < N_RANGES; i++) j.margins[i] = 1.0f - shares[i];
     const bool search = format->v_bits == 2 && format->v_encoder == BS_V_ENCODER_LEAST_SQUARES;
-    const dim3 grid(j.k_tiles + (unsigned)(PAGE * dim / TILE_VALUES), (unsigned)heads,
-                    (unsigned)args->n_pages);
-    if (dim == 128) launch<128>(j, search, grid, bs_cuda_stream(stream));
-    else launch<64>(j, search, grid, bs_cuda_stream(stream));
+    const unsigned v_tiles = (unsigned)(PAGE * dim / TILE_VALUES);
+    j.k_tiles = path == K_CHANNELS ? (unsigned)dim / TILE_CHANNELS
+                : path == K_SLICES ? (unsigned)(PAGE * dim / SLICE_VALUES)
+                                   : 1;
+    j.v_run = path == K_SLICES && (size_t)heads * (size_t)args->n_pages >= MANY_HEADS ? V_RUN : 1;
+    const dim3 grid(j.k_tiles + v_tiles / j.v_run, (unsigned)heads, (unsigned)args->n_pages);
+    if (dim == 128) launch_path<128>(j, search, path, bs_cuda_stream(stream), grid);
+    else launch_path<64>(j, search, path, bs_cuda_stream(stream), grid);
     return bs_cuda_launched("quantize");
 }

@@ -1,14 +1,24 @@
 /* quantizer.h: docs/kv-format.md's rules for one group, in device code: parameters, codes, squared errors.
  *
- * Every operation is an intrinsic with its rounding in the name, so nvcc contracts nothing. Three rewritings,
- * each exact, make the rules cheap:
+ * Every operation is an intrinsic with its rounding in the name, so nvcc contracts nothing. Rewritings, each
+ * exact, make the rules cheap:
  *  - Division. With r = 1/b rounded, q = a·r, one correction by the remainder (two FMAs) gives a/b correctly
  *    rounded for all fp32 a where no step underflows and b = 3, 15, 255, 1790 or any normal fp16: tried for
  *    every pair of significands (8.6e9). So one reciprocal serves all divisions by a number.
- *  - clamp(rint(t), 0, N) with t/2^b instead of t: FFMA.SAT clamps to [0, 1] for nothing, adding 1.5·2^(23−b)
- *    rounds to even where rint does, a minimum turns code N + 1 into N. The code is the low bits of the sum.
- *  - s·(c + z/16) is exact where |z| + 48 ≤ 2^13 (11 + 13 bits), so the error's product and difference are
- *    one FMA there. */
+ *  - clamp(rint(t), 0, N) with t/2^b instead of t: adding 1.5·2^(23−b) rounds to even where rint does, and the
+ *    code is the low bits of the sum. Where the group's range is that of its values, nothing needs clamping:
+ *    s ≥ (M − m)/N·(1 − 2^-11) and z is rint of 16·m/s, not clamped (|m|/s ≤ 1790·(1 + 2^-11)), so
+ *    −1/32 ≤ t ≤ N·(1 + 2^-11) + 1/32 but for roundings below 2^-11, and N ≤ 255 leaves that below N + 1/2. For a range
+ *    that is narrower, FFMA.SAT clamps to [0, 1] for nothing and a minimum turns code N + 1 into N.
+ *
+ * The search for V's range at 2 bits needs nine sums of squared errors of which only the least counts. Nearly
+ * the same sums take 4 operations a value, not 9: the four levels lie at middle ± s/2 and ± 3·s/2, so
+ * d = ||x − middle| − s| − s/2 is the distance to the nearest of them, no code is made, and d·d is added by an
+ * FMA. docs/kernels/quantize.md proves how far the root of such a sum may be from the root of the rule's,
+ * whatever the values: √n·2^-23·(reach + 2·width), and 2^-19 of itself. Where the least sum is further than
+ * twice that below another, the rule prefers it too. Where it is not (a group in a thousand; ties), the rule's
+ * own arithmetic decides.
+ */
 #ifndef BS_CUDA_QUANTIZER_H
 #define BS_CUDA_QUANTIZER_H
 
@@ -65,26 +75,67 @@ template <int BITS> static __device__ __forceinline__ float2 bs_cuda_code_factor
     return make_float2(__fmul_rn(g.recip, unit), -__fmul_rn(g.zero, unit));
 }
 
-/* A float whose low 22 bits are the code. */
-template <int BITS> static __device__ __forceinline__ float bs_cuda_code_sum(float x, float2 factors)
+/* A float whose low 22 bits are the code. CLAMP: x may lie outside of the range that the group is of. */
+template <int BITS, bool CLAMP>
+static __device__ __forceinline__ float bs_cuda_code_sum(float x, float2 factors)
 {
     const float round = 1.5f * (1 << (23 - BITS)), last = round + ((1 << BITS) - 1.0f) / (1 << BITS);
-    return fminf(__fadd_rn(__saturatef(__fmaf_rn(x, factors.x, factors.y)), round), last);
+    const float t = __fmaf_rn(x, factors.x, factors.y);
+    if (!CLAMP) return __fadd_rn(t, round);
+    return fminf(__fadd_rn(__saturatef(t), round), last);
 }
 
-template <int BITS> static __device__ __forceinline__ uint32_t bs_cuda_code_bits(float x, float2 factors)
+template <int BITS, bool CLAMP>
+static __device__ __forceinline__ uint32_t bs_cuda_code_bits(float x, float2 factors)
 {
-    return (uint32_t)__float_as_int(bs_cuda_code_sum<BITS>(x, factors));
+    return (uint32_t)__float_as_int(bs_cuda_code_sum<BITS, CLAMP>(x, factors));
 }
 
-/* e·e of one value of a 2-bit group. EXACT: see above. */
-template <bool EXACT>
+/* e·e of one value of a 2-bit group, as the rule has it. */
 static __device__ __forceinline__ float bs_cuda_squared_error(float x, const bs_cuda_group &g, float2 factors)
 {
-    const float quarter = __fsub_rn(bs_cuda_code_sum<2>(x, factors), 1.5f * (1 << 21)); /* code / 4 */
-    const float y = __fmaf_rn(quarter, 4.0f, g.zero);
-    const float e = EXACT ? __fmaf_rn(-g.scale, y, x) : __fsub_rn(x, __fmul_rn(g.scale, y));
+    const float quarter = __fsub_rn(bs_cuda_code_sum<2, true>(x, factors), 1.5f * (1 << 21)); /* code / 4 */
+    const float e = __fsub_rn(x, __fmul_rn(g.scale, __fmaf_rn(quarter, 4.0f, g.zero)));
     return __fmul_rn(e, e);
+}
+
+/* ---- the search ---- */
+
+/* The four values that a 2-bit group can stand for: middle ± step/2, ± 3·step/2. */
+typedef struct bs_cuda_levels {
+    float middle, step, half_step;
+} bs_cuda_levels;
+
+/* Of the range (m, M), where bs_cuda_search_decides has any say: there s is (M − m)/3 and |z| < 2^13 − 48, so
+ * that s·(z/16 + 3/2) is exact (11 + 13 bits). */
+static __device__ __forceinline__ bs_cuda_levels bs_cuda_levels_of(float m, float M)
+{
+    const float round = 1.5f * (1 << 23);
+    bs_cuda_levels l;
+    l.step = __half2float(__float2half_rn(bs_cuda_divide(__fsub_rn(M, m), 3.0f, 1.0f / 3.0f)));
+    l.half_step = __fmul_rn(l.step, 0.5f);
+    const float q = bs_cuda_divide(m, l.step, bs_cuda_reciprocal(l.step));
+    const float z = __fsub_rn(__fmaf_rn(q, 16.0f, round), round);
+    l.middle = __fmul_rn(__fmaf_rn(z, 0.0625f, 1.5f), l.step);
+    return l;
+}
+
+/* ± the distance of x from the nearest level. */
+static __device__ __forceinline__ float bs_cuda_distance(float x, const bs_cuda_levels &l)
+{
+    const float outward = __fsub_rn(fabsf(__fsub_rn(x, l.middle)), l.step);
+    return __fsub_rn(fabsf(outward), l.half_step);
+}
+
+/* Whether the rule prefers the range with the least sum of squared distances to all whose sums are at least
+ * `other`. */
+static __device__ __forceinline__ bool bs_cuda_search_decides(float width, float reach, unsigned n,
+                                                              float least, float other)
+{
+    const float slack = (n > 64 ? 22.63f : n > 32 ? 16.0f : 11.32f) * 0x1p-23f * (reach + 2.0f * width);
+    const bool sure = sqrtf(other) > sqrtf(least) * (1.0f + 0x1p-18f) + slack;
+    const bool applies = width >= fmaxf(reach * 0x1p-6f, 0x1p-11f) && reach < CUDART_INF_F;
+    return width == 0.0f || (applies && sure); /* width 0: all ranges are one, and the first is best */
 }
 
 /* Two fp16 numbers in a word. */
