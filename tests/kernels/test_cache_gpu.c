@@ -126,6 +126,73 @@ static void test_quantize(void **state)
     }
 }
 
+/* A launch of so many pages goes through them otherwise than one of a few: the first two as a CPU has them,
+ * the others, from the same two f16 slots, as those. */
+enum { N_MANY = 2048 / KV_N_KINDS + 2 };
+
+static void check_many(gpu_side *sides, const bs_kv_format *format, int d,
+                       uint16_t k[KV_N_KINDS][PAGE * KV_MAX_D], uint16_t v[KV_N_KINDS][PAGE * KV_MAX_D])
+{
+    static page_bytes bytes[GPU_N_SIDES];
+    const bs_kv_shape shape = {N_LAYERS, N_HEADS, d, *format};
+    uint32_t from[N_MANY], to[N_MANY];
+    for (uint32_t i = 0; i < N_MANY; i++) {
+        from[i] = i % 2;
+        to[i] = i;
+    }
+    for (int s = 0; s < GPU_N_SIDES; s++) {
+        gpu_side *side = &sides[s];
+        const int n = s == GPU_GPU_SIDE ? N_MANY : 2;
+        gpu_open_pools(side, &shape, 2, (uint32_t)n);
+        for (int i = 0; i < 2 * KV_N_KINDS; i++)
+            gpu_fill_page(side, (uint32_t)(i / KV_N_KINDS), i % KV_N_KINDS / N_HEADS, i % N_HEADS,
+                          k[i % KV_N_KINDS], v[(i + 5 * (i / KV_N_KINDS)) % KV_N_KINDS]);
+        gpu_put(side, gpu_stage(side, 0), from, sizeof from);
+        gpu_put(side, gpu_stage(side, sizeof from), to, sizeof to);
+        bs_quantize_args args = {&side->pools, n, gpu_stage(side, 0), gpu_stage(side, sizeof from)};
+        assert_int_equal(bs_op_quantize(side->stream, &args), BS_STATUS_OK);
+        assert_int_equal(bs_stream_check(side->stream), BS_STATUS_OK);
+    }
+    for (int i = 0; i < 2 * KV_N_KINDS; i++) {
+        char what[64];
+        for (int s = 0; s < GPU_N_SIDES; s++)
+            pack_page(&sides[s], (uint32_t)(i / KV_N_KINDS), i % KV_N_KINDS / N_HEADS, i % N_HEADS,
+                      &bytes[s]);
+        snprintf(what, sizeof what, "many, D %d, %d bits, g%d, page and head %d", d, format->k_bits,
+                 format->group, i);
+        assert_same_page(what, &bytes[GPU_CPU_SIDE], &bytes[GPU_GPU_SIDE]);
+    }
+    const size_t slot_bytes = sides[GPU_GPU_SIDE].quant_slot_bytes;
+    uint8_t *pool = gpu_copy_pool(&sides[GPU_GPU_SIDE], true);
+    for (size_t i = 2; i < N_MANY; i++)
+        assert_memory_equal(pool + i * slot_bytes, pool + i % 2 * slot_bytes, slot_bytes);
+    free(pool);
+    for (int s = 0; s < GPU_N_SIDES; s++) gpu_close_pools(&sides[s]);
+}
+
+static void test_quantize_many(void **state)
+{
+    static const bs_kv_format formats[] = {
+        {.k_bits = 2, .v_bits = 2, .k_per_channel = true, .group = 32, .k_norm = true},
+        {.k_bits = 2,
+         .v_bits = 2,
+         .k_per_channel = true,
+         .group = 64,
+         .k_norm = true,
+         .v_encoder = BS_V_ENCODER_PLAIN},
+        {.k_bits = 4, .v_bits = 4, .k_per_channel = true, .group = 128},
+        {.k_bits = 4, .v_bits = 2, .k_per_channel = true, .group = 128, .k_norm = true}};
+    static uint16_t k[KV_N_KINDS][PAGE * KV_MAX_D], v[KV_N_KINDS][PAGE * KV_MAX_D];
+    for (int d = 64; d <= 128; d += 64) {
+        for (int i = 0; i < KV_N_KINDS; i++) {
+            kv_draw_page(i, d, 0, (uint64_t)(7000 + d + i), k[i]);
+            kv_draw_page(i, d, 32, (uint64_t)(8000 + d + i), v[i]);
+        }
+        for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
+            check_many(*state, &formats[i], d, k, v);
+    }
+}
+
 /* What is queued may be captured, and slots are read at each launch: a graph that clears a slot, quantizes a
  * page into it and packs a head gives what the same calls gave. */
 static void test_graph(void **cmocka_state)
@@ -466,8 +533,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_slot_bytes), cmocka_unit_test(test_clear_slots),
         cmocka_unit_test(test_pack),       cmocka_unit_test(test_pack_refuses),
-        cmocka_unit_test(test_quantize),   cmocka_unit_test(test_faults),
-        cmocka_unit_test(test_graph),
+        cmocka_unit_test(test_quantize),   cmocka_unit_test(test_quantize_many),
+        cmocka_unit_test(test_faults),     cmocka_unit_test(test_graph),
     };
     gpu_need_one();
     return cmocka_run_group_tests(tests, gpu_open, gpu_close);
