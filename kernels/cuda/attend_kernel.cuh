@@ -4,16 +4,17 @@
  * Math     O = Σ p_t v_t / Σ p_t, LSE = ln Σ exp(scale·q·k_t) over the tokens a row may see; over quantized
  *          pages with integer tensor cores, as attend_warp.cuh says, over f16 pages with mma.m16n8k16.
  * Layout   kv_layout.h; q [T, H, D], O [T, H, D] f32, LSE [T, H] f32; page lists as kernels.h says.
- * Mapping  one CTA an SM, 8 or 12 warps; a warp owns whole pages (attend_plan.cuh), with a ring of halves of
- *          records that bulk copies fill, and its own (m, l, O); at the end of a segment the CTA merges its
- *          warps through shared memory, and the last CTA of a job merges the CTAs, in a fixed order: the same
- *          bits every time.
+ * Mapping  one CTA an SM, 7 to 15 warps and a dispatcher (attend_load.cuh); a warp owns whole pages, in turn,
+ *          with a ring of a K and a V half that bulk copies fill, and its own (m, l, O); at the end of a segment
+ *          a warp a row merges the warps of the CTA, and in the last CTA of a job the CTAs (attend_merge.cuh),
+ *          in a fixed order: the same bits every time.
  * Cost     reads every byte of the visible pages once a block of rows, nothing else of size: 1M tokens of 8
  *          KV heads, D 128, are 1.14 GB at int4 g128: 246 µs at 4.64 TB/s; 0.61 GB at int2: 131 µs.
  * Numerics factors of codes have 15 and 16 bits, their sums are exact, everything between pages is f32.
  * Limits   q of f32 activations is rounded to fp16 (relative to a row's largest); head size 64 or 128; G and
- *          T any (blocks of 8 rows re-read the pages); compute capability 9.0.
- * Measured H200, those two caches, G = 4: 260 µs (95 % of a read) and 148 µs (88 %); fixed part 9 to 12 µs.
+ *          T any (blocks of 8 rows re-read the pages, and cost their arithmetic again); compute capability 9.0.
+ * Measured 2026-11-27, H200 (a read of 4.54 TB/s), those two caches, G = 4, PDL: 263 µs (95.5 % of a read) and
+ *          146 µs (91.2 %); what does not shrink with the cache is 7 µs, 10 without PDL. 8 rows at 2 bits: 66 %.
  *          docs/perf/LOG.md, docs/kernels/decode-attention.md.
  */
 #ifndef BS_CUDA_ATTEND_KERNEL_CUH

@@ -16,13 +16,11 @@
 enum { UNIT_END = 0, UNIT_F16 = 1, UNIT_QUANT = 2, UNIT_EDGE = 3 };
 
 /* A unit in a warp's queue. */
-typedef struct __align__(16) attend_entry
-{
+struct alignas(16) attend_entry {
     const uint8_t *from; /* its K half */
     int32_t position;    /* global position of its first token */
     uint32_t tag;        /* kind, and 4 × the segments of this warp that end before it */
-}
-attend_entry;
+};
 
 /* A warp's queue, filled by the dispatcher's lane and emptied by the warp. */
 enum { ATTEND_QUEUE = 8 };
@@ -55,8 +53,7 @@ static __device__ __forceinline__ attend_merging attend_plan_merge(const attend_
 
 /* What the dispatcher shares with the warps: q and the segment it belongs to, two and four deep. Segment n
  * may be read from its q_there on until the next one's states have been left. */
-template <int D, int R> struct __align__(128) attend_jobs
-{
+template <int D, int R> struct alignas(128) attend_jobs {
     __half q[2][R * D]; /* of an even and of an odd segment (attend_q_at) */
     uint8_t staging[attend_staging_bytes(D)];
     float gains[2][R];
