@@ -29,6 +29,12 @@ enum { CBLAS_FROM_TOKENS = 1 << 30 };
 
 enum { MAX_BLOCK = 256, TILE_FLOATS = 96 * 1024, MIN_TILE_ROWS = 16, ROWS_PER_PART = 32 };
 
+/* Sums of a row of n elements at most: 16 elements each, the last ones filled up. */
+static int64_t max_sums(int64_t n)
+{
+    return (n / 16 + BS_GEMM_SUMS - 1) / BS_GEMM_SUMS * BS_GEMM_SUMS;
+}
+
 static int64_t padded_cols(int64_t n_cols)
 {
     return (n_cols + 2 * MAX_BLOCK - 1) / MAX_BLOCK * MAX_BLOCK + MAX_BLOCK;
@@ -39,10 +45,10 @@ static int64_t tile_rows(int64_t n_cols)
     return bs_max_i64(MIN_TILE_ROWS, TILE_FLOATS / bs_max_i64(padded_cols(n_cols), 1));
 }
 
-/* x padded to whole blocks, its sums by 32, and one tile. */
+/* x padded to whole blocks and prepared, its sums, and one tile. */
 size_t bs_cpu_gemm_workspace(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens)
 {
-    int64_t cols = padded_cols(n_cols), floats = (int64_t)n_tokens * (cols + cols / 32);
+    int64_t cols = padded_cols(n_cols), floats = (int64_t)n_tokens * (cols + max_sums(cols));
     if (n_tokens >= CBLAS_FROM_TOKENS) floats += bs_min_i64(n_rows, tile_rows(n_cols)) * cols;
     return (size_t)floats * sizeof(float) + 64;
 }
@@ -55,15 +61,11 @@ typedef struct job {
     int64_t ldx, n_blocks, n_padded; /* n_padded = n_blocks × block */
     bs_row_args row;
     bs_row_dot *dot;
+    bs_row_prepare *make_ready; /* NULL: x as it is */
     bs_row_expand *expand;
 } job;
 
-static bool is_float(bs_type type)
-{
-    return bs_type_block(type) == 1;
-}
-
-static float *prepare(job *j, const bs_stream *stream, const bs_gemm_args *a)
+static void prepare(job *j, const bs_stream *stream, const bs_gemm_args *a)
 {
     const bs_weight *w = a->w;
     int64_t block = bs_type_block(w->type), T = a->n_tokens;
@@ -83,20 +85,20 @@ static float *prepare(job *j, const bs_stream *stream, const bs_gemm_args *a)
         }
         j->x = workspace;
         j->ldx = j->n_padded;
-        workspace += T * j->n_padded;
     }
     j->dot = bs_row_dot_scalar;
     j->expand = bs_row_expand_scalar;
 #if defined(__x86_64__)
     if (isa == BS_ISA_AVX2) {
         j->dot = bs_row_dot_avx2;
+        j->make_ready = bs_row_prepare_avx2;
         j->expand = bs_row_expand_avx2;
     } else if (isa == BS_ISA_AVX512) {
         j->dot = bs_row_dot_avx512;
+        j->make_ready = bs_row_prepare_avx512;
         j->expand = bs_row_expand_avx512;
     }
 #endif
-    return workspace;
 }
 
 static void add_bias(const bs_gemm_args *a, int64_t first, int64_t last)
@@ -105,42 +107,42 @@ static void add_bias(const bs_gemm_args *a, int64_t first, int64_t last)
         for (int64_t r = first; r < last; r++) ((float *)a->y)[t * a->ldy + r] += a->bias[r];
 }
 
-static void sum_by_32(const job *j, float *sums, int64_t ld)
-{
-    for (int t = 0; t < j->args->n_tokens; t++)
-        for (int64_t b = 0; b < ld; b++) {
-            const float *x = j->x + t * j->ldx + 32 * b;
-            float s[32];
-            memcpy(s, x, sizeof s);
-            for (int half = 16; half > 0; half /= 2)
-                for (int i = 0; i < half; i++) s[i] += s[i + half];
-            sums[t * ld + b] = s[0];
-        }
-}
-
 static void run_rows(void *context, int part)
 {
     const job *j = context;
     const bs_gemm_args *a = j->args;
     int64_t first = (int64_t)part * ROWS_PER_PART, last = bs_min_i64(first + ROWS_PER_PART, a->w->n_rows);
-    for (int64_t r = first; r < last; r++)
-        j->dot(&j->row, j->data + (size_t)r * a->w->row_bytes, (float *)a->y + r);
+    for (int64_t r = first; r < last; r += BS_GEMM_ROWS)
+        j->dot(&j->row, j->data + (size_t)r * a->w->row_bytes, (int)bs_min_i64(BS_GEMM_ROWS, last - r),
+               (float *)a->y + r);
     add_bias(a, first, last);
 }
 
-static void run_gemv(const bs_stream *stream, job *j, float *workspace)
+/* x in the form that the row kernels want, and its sums, in the workspace, where padded x is already. */
+static void make_ready(job *j)
+{
+    const bs_type type = j->args->w->type;
+    const int64_t ld_sums = max_sums(j->n_padded), T = j->args->n_tokens;
+    float *x = j->args->workspace, *sums = x + T * j->n_padded;
+    for (int64_t t = 0; t < T; t++)
+        j->make_ready(type, j->n_padded, j->x + t * j->ldx, x + t * j->n_padded, sums + t * ld_sums);
+    j->x = x;
+    j->ldx = j->n_padded;
+    j->row.sums = sums;
+    j->row.ld_sums = ld_sums;
+}
+
+static void run_gemv(const bs_stream *stream, job *j)
 {
     const bs_gemm_args *a = j->args;
-    int64_t ld_sums = is_float(a->w->type) ? 0 : j->n_padded / 32;
-    if (ld_sums > 0) sum_by_32(j, workspace, ld_sums);
     j->row = (bs_row_args){.type = a->w->type,
                            .n_blocks = j->n_blocks,
-                           .x = j->x,
-                           .sums = workspace,
-                           .ldx = j->ldx,
-                           .ld_sums = ld_sums,
+                           .row_bytes = a->w->row_bytes,
                            .ldy = a->ldy,
                            .n_tokens = a->n_tokens};
+    if (j->make_ready && bs_type_block(a->w->type) > 1) make_ready(j);
+    j->row.x = j->x;
+    j->row.ldx = j->ldx;
     bs_pool_run(bs_stream_pool(stream), (int)bs_ceil_div(a->w->n_rows, ROWS_PER_PART), run_rows, j);
 }
 
@@ -163,9 +165,10 @@ static void run_expand(void *context, int part)
                   e->tile + (r - e->first) * j->n_padded);
 }
 
-static void run_tiles(const bs_stream *stream, job *j, float *tile)
+static void run_tiles(const bs_stream *stream, job *j)
 {
     const bs_gemm_args *a = j->args;
+    float *tile = (float *)a->workspace + (j->x == a->workspace ? a->n_tokens * j->n_padded : 0);
     int64_t rows = tile_rows(a->w->n_cols);
     for (int64_t first = 0; first < a->w->n_rows; first += rows) {
         int64_t last = bs_min_i64(first + rows, a->w->n_rows);
@@ -188,13 +191,13 @@ bs_status bs_cpu_gemm(bs_stream *stream, const bs_gemm_args *a)
         add_bias(a, 0, a->w->n_rows);
         return BS_STATUS_OK;
     }
-    float *workspace = prepare(&j, stream, a);
+    prepare(&j, stream, a);
 #ifdef HAVE_CBLAS
     if (a->n_tokens >= CBLAS_FROM_TOKENS) {
-        run_tiles(stream, &j, workspace);
+        run_tiles(stream, &j);
         return BS_STATUS_OK;
     }
 #endif
-    run_gemv(stream, &j, workspace);
+    run_gemv(stream, &j);
     return BS_STATUS_OK;
 }

@@ -4,27 +4,35 @@
 
 #include "kernels/kernels.h"
 
-/* Dot products of whole blocks of one row with n_tokens rows of x.
- *   row     n_blocks blocks of `type`
- *   x       [n_tokens, ldx] f32, whole blocks (zeros where the view ends inside one)
- *   sums    [n_tokens, ld_sums] sum of x over each 32 elements: what a format's minimum multiplies
- *   y       [n_tokens] results, ldy apart */
+enum {
+    BS_GEMM_ROWS = 4,  /* rows of W that are multiplied side by side */
+    BS_GEMM_SUMS = 16, /* sums of a row of x come in whole multiples of this, the last ones 0 */
+};
+
+/* Operands of row kernels, all in whole blocks.
+ *   x       [n_tokens, ldx] f32 (zeros where the view ends inside a block), as bs_row_prepare left it
+ *   sums    [n_tokens, ld_sums] sum of x over each bs_quant_width elements: what minimum and bias multiply
+ *   y       [n_tokens] results, ldy apart, of each of the rows, which stand side by side */
 typedef struct bs_row_args {
     bs_type type;
     int64_t n_blocks;
+    size_t row_bytes; /* from a row of W to the next */
     const float *x, *sums;
     int64_t ldx, ld_sums, ldy;
     int n_tokens;
 } bs_row_args;
-typedef void bs_row_dot(const bs_row_args *args, const uint8_t *row, float *y);
+
+/* Dot products of n_rows ≤ BS_GEMM_ROWS rows with all tokens. */
+typedef void bs_row_dot(const bs_row_args *args, const uint8_t *rows, int n_rows, float *y);
+/* One token's x as this instruction set wants it (out may equal x), and its sums; sums NULL: a type without
+ * blocks. */
+typedef void bs_row_prepare(bs_type type, int64_t n, const float *x, float *out, float *sums);
+/* Whole blocks to f32, the bits of bs_dequantize_row. */
 typedef void bs_row_expand(bs_type type, const uint8_t *row, int64_t n_blocks, float *out);
 
-void bs_row_dot_scalar(const bs_row_args *args, const uint8_t *row, float *y);
-void bs_row_dot_avx2(const bs_row_args *args, const uint8_t *row, float *y);
-void bs_row_dot_avx512(const bs_row_args *args, const uint8_t *row, float *y);
-/* Whole blocks to f32, the bits of bs_dequantize_row. */
-void bs_row_expand_scalar(bs_type type, const uint8_t *row, int64_t n_blocks, float *out);
-void bs_row_expand_avx2(bs_type type, const uint8_t *row, int64_t n_blocks, float *out);
-void bs_row_expand_avx512(bs_type type, const uint8_t *row, int64_t n_blocks, float *out);
+bs_row_dot bs_row_dot_scalar, bs_row_dot_avx2, bs_row_dot_avx512;
+bs_row_prepare bs_row_prepare_avx2,
+    bs_row_prepare_avx512; /* the scalar path takes x as it is, without sums */
+bs_row_expand bs_row_expand_scalar, bs_row_expand_avx2, bs_row_expand_avx512;
 
 #endif

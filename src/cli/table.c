@@ -144,7 +144,7 @@ const bs_option bs_cli_options[] = {
     INT("ffn", 0, "N", NULL, 32, 1 << 20, "Shape", "width of the FFN", MAKE_MODEL),
     INT("vocab", 0, "N", NULL, 259, 475513, "Shape", "tokens of the vocabulary", MAKE_MODEL),
     SCALED("context-length", 0, "N", NULL, 1, INT32_MAX, "Shape", "context written into the file", MAKE_MODEL),
-    CHOICE("weight-type", "TYPE", NULL, "F32|F16|BF16|Q8_0|Q4_0|Q4_1|Q4_K|Q6_K", "Shape", "type of the matrices", MAKE_MODEL),
+    CHOICE("weight-type", "TYPE", NULL, "F32|F16|BF16|Q8_0|Q5_0|Q5_1|Q4_0|Q4_1|MXFP4|Q2_K|Q3_K|Q4_K|Q5_K|Q6_K", "Shape", "type of the matrices", MAKE_MODEL),
     FLAG("tied-output", "Shape", "the output head is the embedding table", MAKE_MODEL),
     FLAG("rope-freqs", "Shape", "write rope_freqs.weight, as Llama 3.1 has it", MAKE_MODEL),
     FLOAT("rope-theta", "X", NULL, 1, 1e12, "Shape", "base of RoPE's frequencies", MAKE_MODEL),

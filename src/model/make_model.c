@@ -5,8 +5,8 @@
  * machines, and then so would the file. Each tensor draws from its own stream, so a longer model begins with
  * the shorter one's layers.
  *
- * Q4_K and Q6_K are not quantized but drawn: random codes under scales of the right size are as valid a
- * random matrix as any, and no encoder for them is needed. */
+ * The formats of 256 elements (Q2_K … Q6_K) are not quantized but drawn: random codes under scales of the
+ * right size are as valid a random matrix as any, and no encoder for them is needed. */
 #include "config.h"
 #include "src/model/make_model.h"
 #include "src/model/gguf_write.h"
@@ -78,12 +78,14 @@ static void fill_random(stream *s, uint8_t *out, size_t n)
     for (size_t i = 0; i < n; i++) out[i] = (uint8_t)(next(s) >> 56);
 }
 
-/* Q4_K: fp16 d and dmin, eight 6-bit (scale, min) packed in 12 bytes, 4-bit codes; x = d·scale·code −
- * dmin·min. With min = scale and dmin = 7.5 d the mean is 0 and the deviation 4.61·d·scale. */
-static void draw_q4_k(stream *s, float std, uint8_t *block)
+/* Q4_K, Q5_K: fp16 d and dmin, eight 6-bit (scale, min) packed in 12 bytes, 4-bit codes (behind 32 bytes of
+ * fifth bits); x = d·scale·code − dmin·min. With min = scale and dmin = the middle code × d the mean is 0 and
+ * the deviation that of a code × d·scale. */
+static void draw_q45_k(stream *s, bs_type type, float std, uint8_t *block)
 {
-    float d = std / (4.61f * 47.5f);
-    bs_f16 d16 = bs_f32_to_f16(d), dmin16 = bs_f32_to_f16(7.5f * d);
+    const bool five = type == BS_TYPE_Q5_K;
+    float d = std / ((five ? 9.23f : 4.61f) * 47.5f);
+    bs_f16 d16 = bs_f32_to_f16(d), dmin16 = bs_f32_to_f16((five ? 15.5f : 7.5f) * d);
     memcpy(block, &d16, 2);
     memcpy(block + 2, &dmin16, 2);
     uint8_t *packed = block + 4;
@@ -94,7 +96,35 @@ static void draw_q4_k(stream *s, float std, uint8_t *block)
         packed[i + 4] = packed[i];
         packed[i + 8] = (uint8_t)((scale[i + 4] & 15) * 0x11);
     }
-    fill_random(s, block + 16, 128);
+    fill_random(s, block + 16, five ? 160 : 128);
+}
+
+/* Q2_K: sixteen bytes of scale and min, 2-bit codes, fp16 d and dmin; x = d·scale·code − dmin·min, and again
+ * min = scale. */
+static void draw_q2_k(stream *s, float std, uint8_t *block)
+{
+    float d = std / (1.118f * 11.73f);
+    bs_f16 d16 = bs_f32_to_f16(d), dmin16 = bs_f32_to_f16(1.5f * d);
+    for (int i = 0; i < 16; i++) block[i] = (uint8_t)(draw(s, 8, 15) * 0x11);
+    fill_random(s, block + 16, 64);
+    memcpy(block + 80, &d16, 2);
+    memcpy(block + 82, &dmin16, 2);
+}
+
+/* Q3_K: 32 bytes of high bits, 64 of two low bits, sixteen 6-bit scales + 32 in 12 bytes, fp16 d; x =
+ * d·scale·(code − 4): deviation 2.345·d·|scale|. */
+static void draw_q3_k(stream *s, float std, uint8_t *block)
+{
+    bs_f16 d16 = bs_f32_to_f16(std / (2.345f * 23.95f));
+    uint8_t *packed = block + 96;
+    fill_random(s, block, 96);
+    memset(packed, 0, 12);
+    for (int i = 0; i < 16; i++) {
+        int scale = draw(s, 16, 31), biased = draw(s, 0, 1) ? 32 + scale : 32 - scale;
+        packed[i % 8] |= (uint8_t)((biased & 15) << 4 * (i / 8));
+        packed[8 + i % 4] |= (uint8_t)(biased >> 4 << 2 * (i / 4));
+    }
+    memcpy(block + 108, &d16, 2);
 }
 
 /* Q6_K: 4 low bits, 2 high bits, sixteen int8 scales, fp16 d; x = d·scale·(code − 32):
@@ -113,13 +143,13 @@ static void draw_q6_k(stream *s, float std, uint8_t *block)
 /* One row of a matrix of this standard deviation, in blocks. */
 static bs_status draw_row(stream *s, bs_type type, float std, int64_t n, float *scratch, uint8_t *blocks)
 {
-    if (type == BS_TYPE_Q4_K || type == BS_TYPE_Q6_K) {
-        for (int64_t i = 0; i < n; i += 256, blocks += bs_type_block_bytes(type)) {
-            if (type == BS_TYPE_Q4_K) draw_q4_k(s, std, blocks);
-            else draw_q6_k(s, std, blocks);
-        }
-        return BS_STATUS_OK;
+    for (int64_t i = 0; i < n && bs_type_block(type) == 256; i += 256, blocks += bs_type_block_bytes(type)) {
+        if (type == BS_TYPE_Q2_K) draw_q2_k(s, std, blocks);
+        else if (type == BS_TYPE_Q3_K) draw_q3_k(s, std, blocks);
+        else if (type == BS_TYPE_Q6_K) draw_q6_k(s, std, blocks);
+        else draw_q45_k(s, type, std, blocks);
     }
+    if (bs_type_block(type) == 256) return BS_STATUS_OK;
     for (int64_t i = 0; i < n; i++) scratch[i] = std * normal(s);
     return bs_quantize_row(type, scratch, blocks, n);
 }

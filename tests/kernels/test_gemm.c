@@ -24,7 +24,7 @@ static float noise(void)
 static void fill_blocks(bs_type type, uint8_t *row, int64_t n)
 {
     int block = bs_type_block(type), bytes = bs_type_block_bytes(type);
-    if (type != BS_TYPE_Q4_K && type != BS_TYPE_Q6_K) {
+    if (block < 256) {
         for (int64_t i = 0; i < n; i += block) {
             float x[32];
             for (int j = 0; j < block; j++) x[j] = noise() + 0.3f;
@@ -32,11 +32,13 @@ static void fill_blocks(bs_type type, uint8_t *row, int64_t n)
         }
         return;
     }
-    for (int64_t i = 0; i < n; i += block, row += bytes) {
+    for (int64_t i = 0; i < n; i += block, row += bytes) { /* fp16 scales at the end, or at the start */
         bs_f16 d = bs_f32_to_f16(0.01f + 0.01f * noise());
+        const bool two = type == BS_TYPE_Q2_K || type == BS_TYPE_Q4_K || type == BS_TYPE_Q5_K;
+        const bool first = type == BS_TYPE_Q4_K || type == BS_TYPE_Q5_K;
         for (int j = 0; j < bytes; j++) row[j] = (uint8_t)(noise() * 127);
-        memcpy(row + (type == BS_TYPE_Q6_K ? 208 : 0), &d, 2);
-        if (type == BS_TYPE_Q4_K) memcpy(row + 2, &d, 2);
+        memcpy(first ? row : row + bytes - 2, &d, 2);
+        if (two) memcpy(first ? row + 2 : row + bytes - 4, &d, 2);
     }
 }
 

@@ -87,8 +87,9 @@ static void test_encoders(void **state)
     const struct {
         bs_type type;
         float relative; /* to the block's range 2 · 3 or 2 · 0.01 */
-    } cases[] = {{BS_TYPE_F32, 0},      {BS_TYPE_F16, 5e-4f},   {BS_TYPE_BF16, 4e-3f},
-                 {BS_TYPE_Q8_0, 3e-3f}, {BS_TYPE_Q4_0, 0.075f}, {BS_TYPE_Q4_1, 0.036f}};
+    } cases[] = {{BS_TYPE_F32, 0},       {BS_TYPE_F16, 5e-4f},    {BS_TYPE_BF16, 4e-3f},
+                 {BS_TYPE_Q8_0, 3e-3f},  {BS_TYPE_Q4_0, 0.075f},  {BS_TYPE_Q4_1, 0.036f},
+                 {BS_TYPE_Q5_0, 0.037f}, {BS_TYPE_Q5_1, 0.0175f}, {BS_TYPE_MXFP4, 0.17f}};
     for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
         assert_int_equal(bs_quantize_row(cases[c].type, x, blocks, 256), BS_STATUS_OK);
         assert_int_equal(bs_dequantize_row(cases[c].type, blocks, y, 256), BS_STATUS_OK);
@@ -99,7 +100,7 @@ static void test_encoders(void **state)
     memset(x, 0, sizeof x);
     for (bs_type t = 0; t < BS_TYPE_COUNT; t++) {
         if (bs_quantize_row(t, x, blocks, 256) != BS_STATUS_OK) {
-            assert_true(t == BS_TYPE_Q4_K || t == BS_TYPE_Q6_K);
+            assert_int_equal(bs_type_block(t), 256);
             bs_error_clear();
             continue;
         }
