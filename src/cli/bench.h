@@ -4,7 +4,7 @@
  *   bench_cases.c     which cases there are, and which were asked for
  *   bench_data.c      a cache of gigabytes from a few pages of random numbers
  *   bench_reference.c attention in fp64 over the dequantized pages
- *   bench_attend.c, bench_quantize.c, bench_read.c    one case of each op
+ *   bench_attend.c, bench_quantize.c, bench_gemv.c, bench_read.c    one case of each op
  *   bench_time.c      graph replays on a GPU, a plain loop on a CPU; medians
  *   bench_report.c    table, CSV, JSON
  */
@@ -25,7 +25,13 @@
 
 enum { BS_BENCH_MAX_LAYERS = 256, BS_BENCH_SHAPE_NAME = 64 };
 
-typedef enum bs_bench_op { BS_BENCH_ATTEND, BS_BENCH_QUANTIZE, BS_BENCH_READ, BS_BENCH_N_OPS } bs_bench_op;
+typedef enum bs_bench_op {
+    BS_BENCH_ATTEND,
+    BS_BENCH_QUANTIZE,
+    BS_BENCH_GEMV,
+    BS_BENCH_READ,
+    BS_BENCH_N_OPS
+} bs_bench_op;
 
 typedef struct bs_bench_case {
     bs_bench_op op;
@@ -35,6 +41,8 @@ typedef struct bs_bench_case {
     bool plain_v;    /* quantize: the plain encoder of V */
     int n_query, window, n_layers; /* n_layers: 0 as many as the rotation needs; quantize: pages of so many */
     const char *kv;
+    bs_type type; /* gemv: of W [n_rows, n_cols], times n_query tokens */
+    int64_t n_rows, n_cols;
 } bs_bench_case;
 
 /* The cases of this kind of device that --case and the operand ask for, or the shape that its options
@@ -109,10 +117,11 @@ bs_status bs_bench_report_failure(bs_bench *bench, const bs_bench_case *item, in
 /* Each checks, times and reports its case; a wrong answer is BS_STATUS_MISMATCH. */
 bs_status bs_bench_attend(bs_bench *bench, const bs_bench_case *item, int number);
 bs_status bs_bench_quantize(bs_bench *bench, const bs_bench_case *item, int number);
+bs_status bs_bench_gemv(bs_bench *bench, const bs_bench_case *item, int number);
 bs_status bs_bench_read(bs_bench *bench, const bs_bench_case *item, int number);
 /* Sets read_gb_s. */
 bs_status bs_bench_read_ceiling(bs_bench *bench);
-/* Bytes of one call. For attend K and V as stored, parameters counted: quantized pages whole, f16 ones by the
+/* Bytes of one call: of gemv the blocks of W. For attend K and V as stored, parameters counted: quantized pages whole, f16 ones by the
  * token. */
 double bs_bench_bytes(const bs_bench_case *item, const bs_kv_format *format);
 

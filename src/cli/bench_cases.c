@@ -21,16 +21,20 @@
 
 #define ATTEND(b, hq, hkv, s, t, d, kv)                                                                      \
     {                                                                                                        \
-        BS_BENCH_ATTEND, b, hq, hkv, d, s, false, false, t, 0, 0, kv                                         \
+        BS_BENCH_ATTEND, b, hq, hkv, d, s, false, false, t, 0, 0, kv, 0, 0, 0                                \
     }
 #define BOTH(b, hq, hkv, s) ATTEND(b, hq, hkv, s, 1, 128, "int4"), ATTEND(b, hq, hkv, s, 1, 128, INT2)
 #define RAGGED(b, hq, hkv, sum, kv)                                                                          \
     {                                                                                                        \
-        BS_BENCH_ATTEND, b, hq, hkv, 128, sum, true, false, 1, 0, 0, kv                                      \
+        BS_BENCH_ATTEND, b, hq, hkv, 128, sum, true, false, 1, 0, 0, kv, 0, 0, 0                             \
     }
 #define QUANTIZE(tokens, heads, layers, plain, kv)                                                           \
     {                                                                                                        \
-        BS_BENCH_QUANTIZE, 1, heads, heads, 128, tokens, false, plain, 0, 0, layers, kv                      \
+        BS_BENCH_QUANTIZE, 1, heads, heads, 128, tokens, false, plain, 0, 0, layers, kv, 0, 0, 0             \
+    }
+#define GEMV(rows, cols, weights, tokens)                                                                    \
+    {                                                                                                        \
+        BS_BENCH_GEMV, .n_query = (tokens), .type = BS_TYPE_##weights, .n_rows = (rows), .n_cols = (cols)    \
     }
 #define READ(bytes)                                                                                          \
     {                                                                                                        \
@@ -63,12 +67,17 @@ static const bs_bench_case cpu_cases[] = {
     RAGGED(16, 32, 8, 16 * Ki, "int4"),
     QUANTIZE(4 * Ki, 8, 1, false, "int4"), QUANTIZE(4 * Ki, 8, 1, false, "int2"), QUANTIZE(4 * Ki, 8, 1, true, "int2"),
     QUANTIZE(128, 8, 32, false, "int4"),
+    GEMV(1536, 576, Q4_1, 1), GEMV(576, 1536, Q4_1, 1), GEMV(49152, 576, Q8_0, 1),
+    GEMV(4096, 4096, Q4_1, 1), GEMV(4096, 4096, Q4_1, 2), GEMV(4096, 4096, Q4_1, 4), GEMV(4096, 4096, Q4_1, 8),
+    GEMV(4096, 4096, Q4_0, 1), GEMV(4096, 4096, Q5_0, 1), GEMV(4096, 4096, Q5_1, 1), GEMV(4096, 4096, Q8_0, 1),
+    GEMV(4096, 4096, MXFP4, 1), GEMV(4096, 4096, Q2_K, 1), GEMV(4096, 4096, Q3_K, 1), GEMV(4096, 4096, Q4_K, 1),
+    GEMV(4096, 4096, Q5_K, 1), GEMV(4096, 4096, Q6_K, 1), GEMV(4096, 4096, F16, 1),
 };
 /* clang-format on */
 
 const char *bs_bench_op_name(bs_bench_op op)
 {
-    static const char *const names[] = {"attend", "quantize", "read"};
+    static const char *const names[] = {"attend", "quantize", "gemv", "read"};
     return names[op];
 }
 
@@ -90,6 +99,10 @@ void bs_bench_shape_name(const bs_bench_case *c, char name[BS_BENCH_SHAPE_NAME])
     count_name(c->context, count, sizeof count);
     if (c->op == BS_BENCH_READ) {
         snprintf(name, BS_BENCH_SHAPE_NAME, "%sB", count);
+    } else if (c->op == BS_BENCH_GEMV) {
+        if (c->n_query != 1) snprintf(more, sizeof more, " T%d", c->n_query);
+        snprintf(name, BS_BENCH_SHAPE_NAME, "%lldx%lld %s%s", (long long)c->n_rows, (long long)c->n_cols,
+                 bs_type_name(c->type), more);
     } else if (c->op == BS_BENCH_QUANTIZE) {
         snprintf(more, sizeof more, " L%d", c->n_layers);
         snprintf(name, BS_BENCH_SHAPE_NAME, "%sx%d%s%s", count, c->n_kv_heads, c->n_layers > 1 ? more : "",
@@ -242,7 +255,7 @@ static bs_status select_free(const bs_options *options, const char *given, bs_de
 
 bs_status bs_bench_select(const bs_options *options, bs_device_kind kind, bs_bench_list *out)
 {
-    static const char *const ops[] = {"all", "attend", "quantize", "read"};
+    static const char *const ops[] = {"all", "attend", "quantize", "gemv", "read"};
     bs_bench_list list = {0};
     if (strcmp(bs_options_operand(options, 0), "kernel") != 0)
         return bs_fail(BS_STATUS_USAGE, "bench %s: must be kernel", bs_options_operand(options, 0));
@@ -250,7 +263,7 @@ bs_status bs_bench_select(const bs_options *options, bs_device_kind kind, bs_ben
         size_t i = 0;
         while (i < sizeof ops / sizeof *ops && strcmp(ops[i], bs_options_operand(options, 1)) != 0) i++;
         if (i == sizeof ops / sizeof *ops)
-            return bs_fail(BS_STATUS_USAGE, "bench kernel %s: must be attend, quantize, read or all",
+            return bs_fail(BS_STATUS_USAGE, "bench kernel %s: must be attend, quantize, gemv, read or all",
                            bs_options_operand(options, 1));
     }
     const char *given = given_shape_option(options);

@@ -78,6 +78,9 @@ void bs_bench_visible(const bs_bench_case *c, const bs_kv_format *format, int64_
 double bs_bench_bytes(const bs_bench_case *c, const bs_kv_format *format)
 {
     if (c->op == BS_BENCH_READ) return (double)c->context;
+    if (c->op == BS_BENCH_GEMV)
+        return (double)c->n_rows * (double)(c->n_cols / bs_type_block(c->type)) *
+               bs_type_block_bytes(c->type);
     const bs_kv_page_bytes page = bs_kv_canonical_bytes(format, c->head_dim);
     const double quant = format->k_bits == 16 ? 0 : (double)(page.k + page.k_meta + page.v + page.v_meta),
                  f16_token = 4.0 * c->head_dim;

@@ -41,7 +41,7 @@ static void set_real(json_t *row, const char *name, bool applies, double x)
 static void describe(json_t *row, const bs_bench *b, const bs_bench_row *r, const char *check)
 {
     const bs_bench_case *c = r->item;
-    const bool attend = c->op == BS_BENCH_ATTEND, read = c->op == BS_BENCH_READ;
+    const bool attend = c->op == BS_BENCH_ATTEND, cache = attend || c->op == BS_BENCH_QUANTIZE;
     char shape[BS_BENCH_SHAPE_NAME], kv[BS_KV_FORMAT_NAME];
     bs_bench_shape_name(c, shape);
     set_text(row, "op", bs_bench_op_name(c->op));
@@ -53,10 +53,10 @@ static void describe(json_t *row, const bs_bench *b, const bs_bench_row *r, cons
     set_whole(row, "number", true, r->number);
     set_whole(row, "batch", attend, c->n_seqs);
     set_whole(row, "heads", attend, c->n_heads);
-    set_whole(row, "kv_heads", !read, c->n_kv_heads);
-    set_whole(row, "head_dim", !read, c->head_dim);
-    set_whole(row, "context", !read, (double)c->context);
-    set_whole(row, "tokens", attend, c->n_query);
+    set_whole(row, "kv_heads", cache, c->n_kv_heads);
+    set_whole(row, "head_dim", cache, c->head_dim);
+    set_whole(row, "context", cache, (double)c->context);
+    set_whole(row, "tokens", attend || c->op == BS_BENCH_GEMV, c->n_query);
     set_whole(row, "window", attend, c->window);
     set_whole(row, "layers", c->op == BS_BENCH_QUANTIZE, c->n_layers);
 }

@@ -33,6 +33,7 @@ static bs_status run_cases(bs_bench *b, const bs_bench_list *list)
     static bs_status (*const run[BS_BENCH_N_OPS])(bs_bench *, const bs_bench_case *,
                                                   int) = {[BS_BENCH_ATTEND] = bs_bench_attend,
                                                           [BS_BENCH_QUANTIZE] = bs_bench_quantize,
+                                                          [BS_BENCH_GEMV] = bs_bench_gemv,
                                                           [BS_BENCH_READ] = bs_bench_read};
     const double start = bs_now_s();
     BS_TRY(bs_bench_open_report(b));

@@ -154,6 +154,12 @@ static bs_status draw_row(stream *s, bs_type type, float std, int64_t n, float *
     return bs_quantize_row(type, scratch, blocks, n);
 }
 
+bs_status bs_make_model_row(uint64_t seed, bs_type type, float std, int64_t n, float *scratch, void *blocks)
+{
+    stream s = {seed};
+    return draw_row(&s, type, std, n, scratch, blocks);
+}
+
 /* ---- the tokenizer ----------------------------------------------------------------------------------------
  */
 

@@ -35,4 +35,7 @@ bs_status bs_make_model_shape(const char *name, bs_make_model_config *out);
  * (475,513). */
 bs_status bs_make_model(const bs_make_model_config *config, const char *path);
 
+/* A row of n random weights of this type, n whole blocks; the same seed gives the same row. scratch: [n]. */
+bs_status bs_make_model_row(uint64_t seed, bs_type type, float std, int64_t n, float *scratch, void *blocks);
+
 #endif

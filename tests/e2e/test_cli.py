@@ -202,6 +202,11 @@ def test_bench():
     each = 2 * (128 * 64 // 2 + (64 + 128) * 2)  # codes of K and V; 4 bytes a channel of K and a token of V
     c.check(float(table[0]["bytes"]) == 2 * (tokens - low) * 256 and float(table[1]["bytes"]) == 2 * (each + (tokens - 3 * 128) * 256),
             f"bytes count what is visible: {table[0]['bytes']}, {table[1]['bytes']}")
+    done = bitshard("bench", "kernel", "gemv", "--device", "cpu", "--case", "x576 Q4_1,4096 Q2_K", "--json")
+    rows = json.loads(done.stdout) if done.returncode == 0 else []
+    c.check([(row["op"], row["shape"], row["check"], row["bytes"], row["tokens"], row["context"]) for row in rows]
+            == [("gemv", "1536x576 Q4_1", "passed", 1536 * 18 * 20, 1, None), ("gemv", "4096x4096 Q2_K", "passed", 4096 * 16 * 84, 1, None)]
+            and all(row["gb_s"] > 0 and row["percent"] > 0 for row in rows), f"bench kernel gemv: {done.stdout} {done.stderr}")
     done = bitshard("bench", "kernel", "--device", "cpu", "--dry-run", "--case", "1-3,quantize")
     listed = done.stdout.splitlines()
     c.check(done.returncode == 0 and [line.split()[1] for line in listed[:3]] == ["read", "attend", "attend"] and len(listed) > 3
