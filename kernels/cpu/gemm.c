@@ -1,10 +1,13 @@
 /* gemm.c: y = x Wᵀ (+ bias) with W in the file's blocks.
  *
  * Few tokens: each row of W is read once from memory and multiplied with all of them, codes expanded in
- * registers (gemm_simd.h). Many tokens: a tile of rows is expanded to f32 in the workspace, small enough to
- * stay in the second cache, and CBLAS multiplies; without a CBLAS the row kernels go on serving. The
- * crossover is where expanding a row once costs less than expanding its codes for every four tokens:
- * measured, docs/perf/LOG.md.
+ * registers (gemm_simd.h). Many tokens: a panel of rows is expanded to f32 in a thread's own part of the
+ * workspace, small enough to stay in the second cache, and multiplied with all tokens, some of them at a time,
+ * whose x stays in the first. The crossover is where expanding a row once costs less than expanding its codes
+ * for every four tokens: measured, docs/perf/LOG.md.
+ *
+ * Not a CBLAS where there are vector kernels of ours (docs/adr/0010): OpenBLAS takes a CPU that is younger than
+ * itself for one of 2004, and its threads are not ours. Machines without such kernels use it.
  *
  * A view that begins or ends inside a block (a cut at a head) is made whole by padding x with zeros instead
  * of cutting the block: weights of the file are finite, so a foreign weight times zero adds nothing.
@@ -22,12 +25,19 @@
 
 #ifdef HAVE_CBLAS
 #include <cblas.h>
-enum { CBLAS_FROM_TOKENS = 12 };
-#else
-enum { CBLAS_FROM_TOKENS = 1 << 30 };
 #endif
+#include <stdatomic.h>
 
-enum { MAX_BLOCK = 256, TILE_FLOATS = 96 * 1024, MIN_TILE_ROWS = 16, ROWS_PER_PART = 32 };
+enum {
+    MAX_BLOCK = 256,
+    ROWS_PER_PART = 32,
+    TILES_FROM_TOKENS = 12,
+    PANEL_ROWS = 32,         /* of W that a thread expands and multiplies at a time */
+    MAX_DEPTH = 640,         /* elements of a row that are multiplied at a time */
+    X_FLOATS = 8 * 1024,     /* of x beside them in the first cache */
+    TILE_FLOATS = 96 * 1024, /* of W for a CBLAS */
+    MIN_TILE_ROWS = 16,
+};
 
 /* Sums of a row of n elements at most: 16 elements each, the last ones filled up. */
 static int64_t max_sums(int64_t n)
@@ -49,7 +59,9 @@ static int64_t tile_rows(int64_t n_cols)
 size_t bs_cpu_gemm_workspace(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens)
 {
     int64_t cols = padded_cols(n_cols), floats = (int64_t)n_tokens * (cols + max_sums(cols));
-    if (n_tokens >= CBLAS_FROM_TOKENS) floats += bs_min_i64(n_rows, tile_rows(n_cols)) * cols;
+    if (n_tokens >= TILES_FROM_TOKENS)
+        floats += bs_max_i64(device->info.n_threads * PANEL_ROWS, bs_min_i64(n_rows, tile_rows(n_cols))) *
+                  cols;
     return (size_t)floats * sizeof(float) + 64;
 }
 
@@ -58,34 +70,19 @@ typedef struct job {
     const bs_gemm_args *args;
     const uint8_t *data;
     const float *x;
-    int64_t ldx, n_blocks, n_padded; /* n_padded = n_blocks × block */
+    int64_t ldx, n_blocks, n_padded; /* n_padded: n_blocks × block, for panels at least a multiple of 32 */
     bs_row_args row;
     bs_row_dot *dot;
     bs_row_prepare *make_ready; /* NULL: x as it is */
     bs_row_expand *expand;
+    bs_tile_multiply *multiply; /* NULL: a CBLAS, or dot */
+    float *panels;
+    int n_panels;
+    atomic_int n_taken;
 } job;
 
-static void prepare(job *j, const bs_stream *stream, const bs_gemm_args *a)
+static void choose_kernels(job *j, bs_isa isa)
 {
-    const bs_weight *w = a->w;
-    int64_t block = bs_type_block(w->type), T = a->n_tokens;
-    bs_isa isa = stream->device->info.isa; /* never more than this machine has */
-    float *workspace = a->workspace;
-    j->args = a;
-    j->data = w->data;
-    j->n_blocks = (w->first_col + w->n_cols + block - 1) / block;
-    j->n_padded = j->n_blocks * block;
-    j->x = a->x;
-    j->ldx = a->ldx;
-    if (w->n_cols != j->n_padded) {
-        for (int64_t t = 0; t < T; t++) {
-            float *to = workspace + t * j->n_padded;
-            memset(to, 0, (size_t)j->n_padded * sizeof *to);
-            memcpy(to + w->first_col, (const float *)a->x + t * a->ldx, (size_t)w->n_cols * sizeof *to);
-        }
-        j->x = workspace;
-        j->ldx = j->n_padded;
-    }
     j->dot = bs_row_dot_scalar;
     j->expand = bs_row_expand_scalar;
 #if defined(__x86_64__)
@@ -93,12 +90,35 @@ static void prepare(job *j, const bs_stream *stream, const bs_gemm_args *a)
         j->dot = bs_row_dot_avx2;
         j->make_ready = bs_row_prepare_avx2;
         j->expand = bs_row_expand_avx2;
+        j->multiply = bs_tile_multiply_avx2;
     } else if (isa == BS_ISA_AVX512) {
         j->dot = bs_row_dot_avx512;
         j->make_ready = bs_row_prepare_avx512;
         j->expand = bs_row_expand_avx512;
+        j->multiply = bs_tile_multiply_avx512;
     }
 #endif
+}
+
+static void prepare(job *j, const bs_gemm_args *a)
+{
+    const bs_weight *w = a->w;
+    int64_t block = bs_type_block(w->type), T = a->n_tokens;
+    j->args = a;
+    j->data = w->data;
+    j->n_blocks = (w->first_col + w->n_cols + block - 1) / block;
+    j->n_padded = j->n_blocks * block;
+    if (T >= TILES_FROM_TOKENS && j->multiply) j->n_padded = (j->n_padded + 31) / 32 * 32;
+    j->x = a->x;
+    j->ldx = a->ldx;
+    if (w->n_cols == j->n_padded) return;
+    for (int64_t t = 0; t < T; t++) {
+        float *to = (float *)a->workspace + t * j->n_padded;
+        memset(to, 0, (size_t)j->n_padded * sizeof *to);
+        memcpy(to + w->first_col, (const float *)a->x + t * a->ldx, (size_t)w->n_cols * sizeof *to);
+    }
+    j->x = a->workspace;
+    j->ldx = j->n_padded;
 }
 
 static void add_bias(const bs_gemm_args *a, int64_t first, int64_t last)
@@ -146,6 +166,46 @@ static void run_gemv(const bs_stream *stream, job *j)
     bs_pool_run(bs_stream_pool(stream), (int)bs_ceil_div(a->w->n_rows, ROWS_PER_PART), run_rows, j);
 }
 
+/* One thread's scratch, one panel of W after the other. */
+static void run_panels(void *context, int part)
+{
+    job *j = context;
+    const bs_gemm_args *a = j->args;
+    float *panel = j->panels + (int64_t)part * PANEL_ROWS * j->n_padded;
+    const int64_t n_depths = bs_ceil_div(j->n_padded, MAX_DEPTH);
+    const int64_t depth = (bs_ceil_div(j->n_padded, n_depths) + 31) / 32 * 32;
+    const int64_t tokens = bs_max_i64(6, X_FLOATS / depth / 6 * 6),
+                  filled = j->n_blocks * bs_type_block(a->w->type);
+    for (int64_t i; (i = atomic_fetch_add(&j->n_taken, 1)) < j->n_panels;) {
+        const int64_t first = i * PANEL_ROWS, n_rows = bs_min_i64(PANEL_ROWS, a->w->n_rows - first);
+        for (int64_t r = 0; r < n_rows; r++) {
+            float *row = panel + r * j->n_padded;
+            j->expand(a->w->type, j->data + (size_t)(first + r) * a->w->row_bytes, j->n_blocks, row);
+            memset(row + filled, 0, (size_t)(j->n_padded - filled) * sizeof *row);
+        }
+        for (int64_t k = 0; k < j->n_padded; k += depth)
+            for (int64_t t = 0; t < a->n_tokens; t += tokens)
+                j->multiply(panel + k, j->n_padded, (int)n_rows, j->x + t * j->ldx + k, j->ldx,
+                            (int)bs_min_i64(tokens, a->n_tokens - t), bs_min_i64(depth, j->n_padded - k),
+                            k > 0, (float *)a->y + t * a->ldy + first, a->ldy);
+        add_bias(a, first, first + n_rows);
+    }
+}
+
+/* Where tiles begin: behind x, if that was padded. */
+static float *tiles_of(const job *j)
+{
+    return (float *)j->args->workspace + (j->x == j->args->workspace ? j->args->n_tokens * j->n_padded : 0);
+}
+
+static void run_gemm(const bs_stream *stream, job *j)
+{
+    bs_pool *pool = bs_stream_pool(stream);
+    j->panels = tiles_of(j);
+    j->n_panels = (int)bs_ceil_div(j->args->w->n_rows, PANEL_ROWS);
+    bs_pool_run(pool, bs_pool_threads(pool), run_panels, j);
+}
+
 #ifdef HAVE_CBLAS
 typedef struct expansion {
     const job *j;
@@ -168,7 +228,7 @@ static void run_expand(void *context, int part)
 static void run_tiles(const bs_stream *stream, job *j)
 {
     const bs_gemm_args *a = j->args;
-    float *tile = (float *)a->workspace + (j->x == a->workspace ? a->n_tokens * j->n_padded : 0);
+    float *tile = tiles_of(j);
     int64_t rows = tile_rows(a->w->n_cols);
     for (int64_t first = 0; first < a->w->n_rows; first += rows) {
         int64_t last = bs_min_i64(first + rows, a->w->n_rows);
@@ -191,9 +251,14 @@ bs_status bs_cpu_gemm(bs_stream *stream, const bs_gemm_args *a)
         add_bias(a, 0, a->w->n_rows);
         return BS_STATUS_OK;
     }
-    prepare(&j, stream, a);
+    choose_kernels(&j, stream->device->info.isa); /* never more than this machine has */
+    prepare(&j, a);
+    if (a->n_tokens >= TILES_FROM_TOKENS && j.multiply) {
+        run_gemm(stream, &j);
+        return BS_STATUS_OK;
+    }
 #ifdef HAVE_CBLAS
-    if (a->n_tokens >= CBLAS_FROM_TOKENS) {
+    if (a->n_tokens >= TILES_FROM_TOKENS) {
         run_tiles(stream, &j);
         return BS_STATUS_OK;
     }

@@ -30,9 +30,15 @@ typedef void bs_row_prepare(bs_type type, int64_t n, const float *x, float *out,
 /* Whole blocks to f32, the bits of bs_dequantize_row. */
 typedef void bs_row_expand(bs_type type, const uint8_t *row, int64_t n_blocks, float *out);
 
+/* y[t][r] = Σ_k x[t][k]·w[r][k], or that added to y: n_tokens rows of x with n_rows rows of floats, n a
+ * multiple of 32. */
+typedef void bs_tile_multiply(const float *w, int64_t ld_w, int n_rows, const float *x, int64_t ld_x,
+                              int n_tokens, int64_t n, bool add, float *y, int64_t ld_y);
+
 bs_row_dot bs_row_dot_scalar, bs_row_dot_avx2, bs_row_dot_avx512;
 bs_row_prepare bs_row_prepare_avx2,
     bs_row_prepare_avx512; /* the scalar path takes x as it is, without sums */
 bs_row_expand bs_row_expand_scalar, bs_row_expand_avx2, bs_row_expand_avx512;
+bs_tile_multiply bs_tile_multiply_avx2, bs_tile_multiply_avx512;
 
 #endif

@@ -9,6 +9,7 @@
 #define W               8
 #define NAME(f)         f##_avx2
 #define ROWS_OF(tokens) ((tokens) == 1 ? 4 : (tokens) == 2 ? 2 : 1)
+#define TILE_TOKENS     3
 typedef __m256 vec;
 typedef int32_t vi __attribute__((vector_size(32)));
 

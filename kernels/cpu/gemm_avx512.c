@@ -9,6 +9,7 @@
 #define W               16
 #define NAME(f)         f##_avx512
 #define ROWS_OF(tokens) ((tokens) == 1 ? 4 : 2)
+#define TILE_TOKENS     6
 typedef __m512 vec;
 typedef int32_t vi __attribute__((vector_size(64)));
 
@@ -92,19 +93,27 @@ static inline __attribute__((always_inline)) void scales_avx512(bs_type type, co
         for (int k = 0; k < n; k++) d[k] = bs_quant_half_power(blocks[17 * k]);
         return;
     }
-    const __m512i block = _mm512_cvtepu8_epi16(_mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13,
-                                                                14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,
-                                                                12, 13, 14, 15));
-    __m512i word = _mm512_mullo_epi16(block, _mm512_set1_epi16((short)stride)),
-            found = _mm512_setzero_si512();
-    word = _mm512_mask_add_epi16(word, 0xffff0000, word, _mm512_set1_epi16(1)); /* the upper half takes m */
-    const __m512i holder = _mm512_srli_epi16(word, 5);
+    /* Word 0 of blocks 0 … 15, then word 1, where m is, by its place; `found` collects what stands there. */
+    const __m512i place = _mm512_set_epi16(
+        15 * stride + 1, 14 * stride + 1, 13 * stride + 1, 12 * stride + 1, 11 * stride + 1, 10 * stride + 1,
+        9 * stride + 1, 8 * stride + 1, 7 * stride + 1, 6 * stride + 1, 5 * stride + 1, 4 * stride + 1,
+        3 * stride + 1, 2 * stride + 1, stride + 1, 1, 15 * stride, 14 * stride, 13 * stride, 12 * stride,
+        11 * stride, 10 * stride, 9 * stride, 8 * stride, 7 * stride, 6 * stride, 5 * stride, 4 * stride,
+        3 * stride, 2 * stride, stride, 0);
+    const __m512i holder = _mm512_srli_epi16(place, 5); /* place is taken modulo 32 */
     const int n_words = n * stride;
-    for (int v = 0; 32 * v < n_words; v++) {
-        __mmask32 within = n_words - 32 * v >= 32 ? 0xffffffffu : (1u << (n_words - 32 * v)) - 1;
-        __m512i words = _mm512_maskz_loadu_epi16(within, blocks + 64 * v);
-        found = _mm512_mask_permutexvar_epi16(
-            found, _mm512_cmpeq_epi16_mask(holder, _mm512_set1_epi16((short)v)), word, words);
+    __m512i found = _mm512_setzero_si512();
+#pragma GCC unroll 9
+    for (int v = 0; 32 * v < 16 * stride; v++) {
+        __mmask32 wanted = _mm512_cmpeq_epi16_mask(holder, _mm512_set1_epi16((short)v));
+        if (n_words >= 32 * (v + 1)) {
+            found = _mm512_mask_permutexvar_epi16(found, wanted, place, _mm512_loadu_si512(blocks + 64 * v));
+        } else {
+            __mmask32 within = n_words > 32 * v ? (1u << (n_words - 32 * v)) - 1 : 0;
+            __m512i words = _mm512_maskz_loadu_epi16(within, blocks + 64 * v);
+            found = _mm512_mask_permutexvar_epi16(found, wanted, place, words);
+            if (n_words <= 32 * (v + 1)) break;
+        }
     }
     __m512 scale = _mm512_cvtph_ps(_mm512_castsi512_si256(found));
     _mm512_store_ps(d, scale);

@@ -1,5 +1,5 @@
 /* gemm_simd.h: row kernels over vectors of W floats, compiled once for each instruction set by gemm_avx2.c
- * and gemm_avx512.c, which define: W, vec and vi (W floats, W int32), NAME(f), ROWS_OF(tokens), the
+ * and gemm_avx512.c, which define: W, vec and vi (W floats, W int32), NAME(f), ROWS_OF(tokens), TILE_TOKENS, the
  * primitives v_zero v_set1 v_load v_store v_add v_mul v_fma v_sum (horizontal) v_sum4 (of four, side by side)
  * v_zx v_sx (W bytes to int32) v_cvt (int32 to floats) v_fp4 (MXFP4's numbers, doubled, of codes) v_lo16
  * (floats of the low nibbles) v_f16 v_bf16 v_lanes (0 1 2 …), and NAME(scales).
@@ -18,8 +18,11 @@
  */
 #include "kernels/quants.h"
 
-#define ALWAYS  static inline __attribute__((always_inline))
-#define CHUNKS  (32 / W)     /* vectors of 32 elements */
+#define ALWAYS static inline __attribute__((always_inline))
+#define CHUNKS (32 / W) /* vectors of 32 elements */
+#ifndef PREFETCH
+#define PREFETCH 8192
+#endif
 #define N_SCALE BS_GEMM_SUMS /* blocks whose scales are converted together */
 
 /* bs_type_block and bs_type_block_bytes, known when this is compiled. */
@@ -126,7 +129,9 @@ ALWAYS void NAME(dot_rows)(bs_type type, const int n_rows, const int n_tokens, c
         _Alignas(64) float d[4][N_SCALE], m[4][N_SCALE];
 #pragma GCC unroll 4
         for (int r = 0; r < n_rows; r++) {
-            NAME(scales)(type, rows + (size_t)r * a->row_bytes + b0 * bytes, n, d[r], m[r]);
+            const uint8_t *blocks = rows + (size_t)r * a->row_bytes + b0 * bytes;
+            NAME(scales)(type, blocks, n, d[r], m[r]);
+            for (int i = 0; i < n * bytes; i += 64) __builtin_prefetch(blocks + PREFETCH + i, 0, 3);
             for (int t = 0; t < n_tokens && shifted; t++)
 #pragma GCC unroll 2
                 for (int i = 0; i < N_SCALE; i += W)
@@ -324,5 +329,84 @@ void NAME(bs_row_expand)(bs_type type, const uint8_t *row, int64_t n_blocks, flo
         BS_TYPE_LIST(X)
 #undef X
     default: break;
+    }
+}
+
+/* ---- floats by floats ---- */
+
+/* R rows of w by T rows of x: dot products along k, so that neither is packed or transposed; R × T sums in
+ * registers. */
+ALWAYS void NAME(multiply)(const int R, const int T, const float *w, int64_t ld_w, const float *x,
+                           int64_t ld_x, int64_t n, bool add, float *y, int64_t ld_y)
+{
+    vec acc[TILE_TOKENS][4];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) acc[t][r] = v_zero();
+    for (int64_t k = 0; k < n; k += W) {
+        vec wk[4];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) wk[r] = v_load(w + r * ld_w + k);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) {
+            vec xk = v_load(x + t * ld_x + k);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) acc[t][r] = v_fma(wk[r], xk, acc[t][r]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) {
+        float sums[4], *out = y + t * ld_y;
+        if (R == 4) v_sum4(sums, acc[t][0], acc[t][1], acc[t][2], acc[t][3]);
+        else sums[0] = v_sum(acc[t][0]);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) out[r] = add ? out[r] + sums[r] : sums[r];
+    }
+}
+
+#define MULTIPLY(R, T)                                                                                       \
+    static void NAME(multiply_##R##_##T)(const float *w, int64_t ld_w, const float *x, int64_t ld_x,         \
+                                         int64_t n, bool add, float *y, int64_t ld_y)                        \
+    {                                                                                                        \
+        NAME(multiply)(R, T, w, ld_w, x, ld_x, n, add, y, ld_y);                                             \
+    }
+typedef void NAME(multiply_fn)(const float *w, int64_t ld_w, const float *x, int64_t ld_x, int64_t n,
+                               bool add, float *y, int64_t ld_y);
+MULTIPLY(1, 1)
+MULTIPLY(1, 2)
+MULTIPLY(1, 3)
+MULTIPLY(4, 1)
+MULTIPLY(4, 2)
+MULTIPLY(4, 3)
+#if TILE_TOKENS > 3
+MULTIPLY(1, 4)
+MULTIPLY(1, 5)
+MULTIPLY(1, 6)
+MULTIPLY(4, 4)
+MULTIPLY(4, 5)
+MULTIPLY(4, 6)
+#endif
+
+void NAME(bs_tile_multiply)(const float *w, int64_t ld_w, int n_rows, const float *x, int64_t ld_x,
+                            int n_tokens, int64_t n, bool add, float *y, int64_t ld_y)
+{
+    static NAME(multiply_fn) *const table[2][TILE_TOKENS] = {
+#if TILE_TOKENS > 3
+        {NAME(multiply_1_1), NAME(multiply_1_2), NAME(multiply_1_3), NAME(multiply_1_4), NAME(multiply_1_5),
+         NAME(multiply_1_6)},
+        {NAME(multiply_4_1), NAME(multiply_4_2), NAME(multiply_4_3), NAME(multiply_4_4), NAME(multiply_4_5),
+         NAME(multiply_4_6)},
+#else
+        {NAME(multiply_1_1), NAME(multiply_1_2), NAME(multiply_1_3)},
+        {NAME(multiply_4_1), NAME(multiply_4_2), NAME(multiply_4_3)},
+#endif
+    };
+    for (int r = 0, step; r < n_rows; r += step) {
+        step = n_rows - r >= 4 ? 4 : 1;
+        for (int t = 0; t < n_tokens; t += TILE_TOKENS) {
+            int T = n_tokens - t < TILE_TOKENS ? n_tokens - t : TILE_TOKENS;
+            table[step == 4][T - 1](w + r * ld_w, ld_w, x + t * ld_x, ld_x, n, add, y + t * ld_y + r, ld_y);
+        }
     }
 }
