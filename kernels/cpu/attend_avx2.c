@@ -18,35 +18,6 @@ VEC vf v_load_i16(const int16_t *x)
     return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)x)));
 }
 
-VEC vf v_mul(vf a, vf b)
-{
-    return _mm256_mul_ps(a, b);
-}
-
-VEC vf v_add(vf a, vf b)
-{
-    return _mm256_add_ps(a, b);
-}
-
-/* b where either is NaN. */
-VEC vf v_max(vf a, vf b)
-{
-    return _mm256_max_ps(a, b);
-}
-
-/* x·2^n for a normal result. */
-VEC vf v_scale2(vf x, vf n)
-{
-    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(
-                                _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
-}
-
-/* 0 where a < b. */
-VEC vf v_zero_below(vf x, vf a, vf b)
-{
-    return _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ), x);
-}
-
 /* x in the lanes whose token t + lane lies in lo … hi − 1, else `other`. */
 VEC vf v_keep_range(vf x, int t, int lo, int hi, vf other)
 {

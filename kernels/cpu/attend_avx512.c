@@ -18,34 +18,6 @@ VEC vf v_load_i16(const int16_t *x)
     return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)x)));
 }
 
-VEC vf v_mul(vf a, vf b)
-{
-    return _mm512_mul_ps(a, b);
-}
-
-VEC vf v_add(vf a, vf b)
-{
-    return _mm512_add_ps(a, b);
-}
-
-/* b where either is NaN. */
-VEC vf v_max(vf a, vf b)
-{
-    return _mm512_max_ps(a, b);
-}
-
-/* x·2^n */
-VEC vf v_scale2(vf x, vf n)
-{
-    return _mm512_scalef_ps(x, n);
-}
-
-/* 0 where a < b. */
-VEC vf v_zero_below(vf x, vf a, vf b)
-{
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), x);
-}
-
 /* x in the lanes whose token t + lane lies in lo … hi − 1, else `other`. */
 VEC vf v_keep_range(vf x, int t, int lo, int hi, vf other)
 {

@@ -15,6 +15,10 @@ bs_status bs_cpu_unpack(bs_stream *stream, const bs_pack_args *args);
 bs_status bs_cpu_mark_seen(bs_stream *stream, uint64_t *bitmap, const int32_t *ids, int n);
 bs_status bs_cpu_stream_read(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink);
 
+/* One token of silu_mul: gate, up, out [n]; out may equal gate. */
+void bs_cpu_silu_row_avx2(const float *gate, const float *up, int64_t n, float *out);
+void bs_cpu_silu_row_avx512(const float *gate, const float *up, int64_t n, float *out);
+
 bs_status bs_cpu_slot_bytes(const bs_device *device, const bs_kv_shape *shape, size_t *f16, size_t *quant);
 size_t bs_cpu_gemm_workspace(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens);
 size_t bs_cpu_attend_workspace(const bs_device *device, const bs_kv_shape *shape, int n_heads, int max_seqs,

@@ -35,11 +35,6 @@ VEC vf v_min(vf a, vf b)
     return _mm256_min_ps(a, b);
 }
 
-VEC vf v_max(vf a, vf b)
-{
-    return _mm256_max_ps(a, b);
-}
-
 VEC vf v_abs(vf x)
 {
     return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
@@ -48,11 +43,6 @@ VEC vf v_abs(vf x)
 VEC vi v_cvt(vf x)
 {
     return (vi)_mm256_cvtps_epi32(x);
-}
-
-VEC vf v_pick_less(vf a, vf b, vf x, vf y)
-{
-    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
 
 VEC vf v_low(vf a, vf b)

@@ -33,11 +33,6 @@ VEC vf v_min(vf a, vf b)
     return _mm512_min_ps(a, b);
 }
 
-VEC vf v_max(vf a, vf b)
-{
-    return _mm512_max_ps(a, b);
-}
-
 VEC vf v_abs(vf x)
 {
     return _mm512_abs_ps(x);
@@ -46,11 +41,6 @@ VEC vf v_abs(vf x)
 VEC vi v_cvt(vf x)
 {
     return (vi)_mm512_cvtps_epi32(x);
-}
-
-VEC vf v_pick_less(vf a, vf b, vf x, vf y)
-{
-    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }
 
 VEC vf v_low(vf a, vf b)

@@ -36,6 +36,41 @@ VEC vf v_fma(vf a, vf b, vf c)
     return _mm256_fmadd_ps(a, b, c);
 }
 
+VEC vf v_mul(vf a, vf b)
+{
+    return _mm256_mul_ps(a, b);
+}
+
+VEC vf v_add(vf a, vf b)
+{
+    return _mm256_add_ps(a, b);
+}
+
+/* b where either is NaN. */
+VEC vf v_max(vf a, vf b)
+{
+    return _mm256_max_ps(a, b);
+}
+
+/* x·2^n for a normal result. */
+VEC vf v_scale2(vf x, vf n)
+{
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(
+                                _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)));
+}
+
+/* 0 where a < b. */
+VEC vf v_zero_below(vf x, vf a, vf b)
+{
+    return _mm256_and_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ), x);
+}
+
+/* a < b ? x : y, lane by lane. */
+VEC vf v_pick_less(vf a, vf b, vf x, vf y)
+{
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+
 VEC vf v_rint(vf x)
 {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

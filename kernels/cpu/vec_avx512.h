@@ -36,6 +36,40 @@ VEC vf v_fma(vf a, vf b, vf c)
     return _mm512_fmadd_ps(a, b, c);
 }
 
+VEC vf v_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+
+VEC vf v_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+
+/* b where either is NaN. */
+VEC vf v_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+
+/* x·2^n */
+VEC vf v_scale2(vf x, vf n)
+{
+    return _mm512_scalef_ps(x, n);
+}
+
+/* 0 where a < b. */
+VEC vf v_zero_below(vf x, vf a, vf b)
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), x);
+}
+
+/* a < b ? x : y, lane by lane. */
+VEC vf v_pick_less(vf a, vf b, vf x, vf y)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+
 VEC vf v_rint(vf x)
 {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
