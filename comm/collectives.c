@@ -1,4 +1,4 @@
-/* collectives.c: all-reduce and all-gather of device buffers over `self` and `mpi`.
+/* collectives.c: all-reduce and all-gather of device buffers over `self`, shared memory (shared.c) and MPI.
  *
  * On a CPU a device address is host memory and MPI works on it directly. On a GPU data goes through a host
  * copy: never a device pointer to MPI (Debian's OpenMPI has no CUDA support, and MPI beside NCCL on one
@@ -31,13 +31,18 @@ static bs_status stage(bs_comm *comm, size_t bytes)
     return BS_STATUS_OK;
 }
 
-static bs_status reduce_host(MPI_Comm group, float *data, size_t n, MPI_Op op)
+static bs_status reduce_host(bs_comm *comm, bs_group group, float *data, size_t n, MPI_Op op)
 {
+    if (bs_shared_fits(comm, n * sizeof *data)) {
+        bs_shared_reduce(comm, group, data, n, op == MPI_MAX);
+        return BS_STATUS_OK;
+    }
     const size_t piece = (size_t)1 << 28; /* MPI counts in int */
     for (size_t at = 0; at < n; at += piece) {
         int count = (int)(n - at < piece ? n - at : piece);
-        BS_TRY(bs_comm_mpi_status(MPI_Allreduce(MPI_IN_PLACE, data + at, count, MPI_FLOAT, op, group),
-                                  "MPI_Allreduce"));
+        BS_TRY(bs_comm_mpi_status(
+            MPI_Allreduce(MPI_IN_PLACE, data + at, count, MPI_FLOAT, op, group_comm(comm, group)),
+            "MPI_Allreduce"));
     }
     return BS_STATUS_OK;
 }
@@ -46,11 +51,11 @@ static bs_status all_reduce(bs_comm *comm, bs_group group, bs_stream *stream, fl
                             MPI_Op op)
 {
     if (bs_comm_group_size(comm, group) == 1 || n == 0) return BS_STATUS_OK;
-    if (!on_gpu(stream)) return reduce_host(group_comm(comm, group), data, n, op);
+    if (!on_gpu(stream)) return reduce_host(comm, group, data, n, op);
     BS_TRY(stage(comm, n * sizeof *data));
     BS_TRY(bs_copy_to_host(stream, comm->staging, data, n * sizeof *data));
     BS_TRY(bs_stream_sync(stream));
-    BS_TRY(reduce_host(group_comm(comm, group), comm->staging, n, op));
+    BS_TRY(reduce_host(comm, group, comm->staging, n, op));
     BS_TRY(bs_copy_to_device(stream, data, comm->staging, n * sizeof *data));
     return bs_stream_sync(stream);
 }
@@ -65,8 +70,14 @@ bs_status bs_comm_allreduce_max(bs_comm *comm, bs_group group, bs_stream *stream
     return all_reduce(comm, group, stream, data, n, MPI_MAX);
 }
 
-static bs_status gather_host(MPI_Comm group, const void *send, void *recv, size_t bytes, int rank)
+static bs_status gather_host(bs_comm *comm, bs_group which, const void *send, void *recv, size_t bytes)
 {
+    if (bs_shared_fits(comm, bytes)) {
+        bs_shared_gather(comm, which, send, recv, bytes);
+        return BS_STATUS_OK;
+    }
+    const MPI_Comm group = group_comm(comm, which);
+    const int rank = bs_comm_group_rank(comm, which);
     bool in_place = send == (char *)recv + (size_t)rank * bytes;
     /* Whole floats are what travels here; counting in them keeps 4× as much within an int. */
     MPI_Datatype type = bytes % sizeof(float) == 0 ? MPI_FLOAT : MPI_BYTE;
@@ -85,12 +96,12 @@ bs_status bs_comm_allgather(bs_comm *comm, bs_group group, bs_stream *stream, co
         return bs_fail(BS_STATUS_RANGE, "all-gather of %zu bytes: at most 1 GiB", bytes);
     if (bytes == 0) return BS_STATUS_OK;
     if (n == 1) return send == recv ? BS_STATUS_OK : bs_copy_on_device(stream, recv, send, bytes);
-    if (!on_gpu(stream)) return gather_host(group_comm(comm, group), send, recv, bytes, rank);
+    if (!on_gpu(stream)) return gather_host(comm, group, send, recv, bytes);
     BS_TRY(stage(comm, (size_t)n * bytes));
     char *mine = (char *)comm->staging + (size_t)rank * bytes;
     BS_TRY(bs_copy_to_host(stream, mine, send, bytes));
     BS_TRY(bs_stream_sync(stream));
-    BS_TRY(gather_host(group_comm(comm, group), mine, comm->staging, bytes, rank));
+    BS_TRY(gather_host(comm, group, mine, comm->staging, bytes));
     BS_TRY(bs_copy_to_device(stream, recv, comm->staging, (size_t)n * bytes));
     return bs_stream_sync(stream);
 }

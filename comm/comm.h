@@ -101,6 +101,10 @@ bs_status bs_comm_allreduce_max(bs_comm *comm, bs_group group, bs_stream *stream
 bs_status bs_comm_allgather(bs_comm *comm, bs_group group, bs_stream *stream, const void *send, void *recv,
                             size_t bytes);
 
+/* Whether small ones (32 KiB a rank) go through memory that the ranks share, as they do where all of 16 at most
+ * are on one machine, or all through MPI. For tests and benches. The same on all ranks. */
+void bs_comm_set_shared(bs_comm *comm, bool on);
+
 /* ---- watchdog ---------------------------------------------------------------------------------------------
  */
 

@@ -40,6 +40,15 @@ typedef struct bs_watchdog {
     bool running, stop;
 } bs_watchdog;
 
+/* Memory for collectives between ranks that all share a machine: comm/shared.c. */
+typedef struct bs_shared_rank bs_shared_rank;
+typedef struct bs_shared {
+    bool on;
+    bs_shared_rank *rank; /* [size], NULL without */
+    MPI_Win window;
+    int spins;
+} bs_shared;
+
 struct bs_comm {
     bool mpi; /* MPI runs: several ranks, or one started by a launcher */
     int rank, size, local_rank, local_size;
@@ -51,12 +60,23 @@ struct bs_comm {
     bool plan_open;
     void *staging; /* host copy of device data when the device is a GPU; grows on first use */
     size_t staging_bytes;
+    bs_shared shared;
     bs_watchdog watchdog;
 };
 
 /* BS_STATUS_COMM with MPI's own words when code is not MPI_SUCCESS. */
 bs_status bs_comm_mpi_status(int code, const char *what);
 void bs_watchdog_stop(bs_comm *comm);
+
+/* Nothing where ranks are on several machines, or more than shared.c is for. Collective; close takes what open
+ * left. */
+bs_status bs_shared_open(bs_comm *comm);
+void bs_shared_close(bs_comm *comm);
+bs_status bs_shared_reset(bs_comm *comm, bs_group group);
+/* Whether a collective of so many bytes a rank goes this way, and those that do, over a group of two or more. */
+bool bs_shared_fits(const bs_comm *comm, size_t bytes);
+void bs_shared_reduce(bs_comm *comm, bs_group group, float *data, size_t n, bool max);
+void bs_shared_gather(bs_comm *comm, bs_group group, const void *send, void *recv, size_t bytes);
 
 /* The slot to blame for a hang, of the n slots of this machine: the one whose watchdog thread has been silent
  * longest (2 s or more; never `self`, whose thread is asking), else the one furthest behind. beats: [n], when

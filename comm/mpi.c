@@ -59,7 +59,7 @@ static bs_status start_mpi(bs_comm *comm, int *argc, char ***argv)
         "MPI_Comm_split_type"));
     MPI_Comm_rank(comm->local, &comm->local_rank);
     MPI_Comm_size(comm->local, &comm->local_size);
-    return BS_STATUS_OK;
+    return bs_shared_open(comm);
 }
 
 bs_status bs_comm_init(int *argc, char ***argv, bs_comm **out)
@@ -86,6 +86,7 @@ void bs_comm_finalize(bs_comm *comm)
     bs_watchdog_stop(comm);
     MPI_Comm *all[] = {&comm->all, &comm->seq, &comm->host, &comm->plan, &comm->local};
     if (comm->mpi) {
+        bs_shared_close(comm);
         for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
             if (*all[i] != MPI_COMM_NULL) MPI_Comm_free(all[i]);
         MPI_Finalize();
@@ -130,6 +131,7 @@ bs_status bs_comm_set_grid(bs_comm *comm, const bs_grid *grid)
     if (grid->size != comm->size || grid->rank != comm->rank || grid->heads * grid->seq != comm->size)
         return bs_fail(BS_STATUS_INTERNAL, "grid %dx%d for rank %d of %d does not belong to rank %d of %d",
                        grid->heads, grid->seq, grid->rank, grid->size, comm->rank, comm->size);
+    BS_TRY(bs_shared_reset(comm, BS_GROUP_SEQ));
     comm->grid = *grid;
     if (!comm->mpi) return BS_STATUS_OK;
     if (comm->seq != MPI_COMM_NULL) MPI_Comm_free(&comm->seq);
@@ -137,6 +139,11 @@ bs_status bs_comm_set_grid(bs_comm *comm, const bs_grid *grid)
                               "MPI_Comm_split"));
     return bs_comm_mpi_status(MPI_Comm_set_errhandler(comm->seq, MPI_ERRORS_RETURN),
                               "MPI_Comm_set_errhandler");
+}
+
+void bs_comm_set_shared(bs_comm *comm, bool on)
+{
+    comm->shared.on = on && comm->shared.rank;
 }
 
 const bs_grid *bs_comm_grid(const bs_comm *comm)

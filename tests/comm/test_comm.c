@@ -131,6 +131,20 @@ static void test_grid_choice(void)
     bs_error_clear();
 }
 
+static void test_collectives(void)
+{
+    size_t sizes[] = {0, 1, 2, 127, 4099, 8192, 8193, 300001}; /* up to 8192 floats through shared memory */
+    for (int group = BS_GROUP_ALL; group <= BS_GROUP_SEQ; group++)
+        for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+            test_reduce((bs_group)group, sizes[i]);
+            test_gather((bs_group)group, sizes[i], false);
+            test_gather((bs_group)group, sizes[i], true);
+        }
+    test_same_bits(17);
+    test_same_bits(5000);
+    test_same_bits(300007);
+}
+
 int main(int argc, char **argv)
 {
     bs_device *device;
@@ -146,16 +160,10 @@ int main(int argc, char **argv)
         snprintf(text, sizeof text, "%dx%d", heads, size / heads);
         CHECK(bs_grid_choose(bs_comm_rank(comm), size, heads, text, &grid) == BS_STATUS_OK);
         CHECK(bs_comm_set_grid(comm, &grid) == BS_STATUS_OK);
-        size_t sizes[] = {0, 1, 2, 127, 4099, 300001};
-        for (int group = BS_GROUP_ALL; group <= BS_GROUP_SEQ; group++)
-            for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-                test_reduce((bs_group)group, sizes[i]);
-                test_gather((bs_group)group, sizes[i], false);
-                test_gather((bs_group)group, sizes[i], true);
-            }
-        test_same_bits(17);
-        test_same_bits(5000);
-        test_same_bits(300007);
+        for (int shared = 0; shared <= 1; shared++) {
+            bs_comm_set_shared(comm, shared);
+            test_collectives();
+        }
     }
     test_host_messages();
     test_agree();
