@@ -13,4 +13,5 @@ endif
 include tests/comm/comm.mk
 include tests/kernels/gpu.mk
 include tests/e2e/e2e.mk
+include tests/fuzz/fuzz.mk
 include tests/lint/lint.mk

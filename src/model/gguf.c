@@ -440,21 +440,35 @@ static bs_status map_file(const char *path, bs_gguf *gguf)
     return status;
 }
 
-bs_status bs_gguf_open(const char *path, bs_gguf **out)
+/* bytes NULL: maps the file. */
+static bs_status open_any(const char *path, const uint8_t *bytes, uint64_t n, bs_gguf **out)
 {
-    bs_status status;
+    bs_status status = BS_STATUS_OK;
     bs_gguf *gguf = calloc(1, sizeof *gguf);
     if (!gguf || !(gguf->path = strdup(path))) {
         free(gguf);
         return bs_fail(BS_STATUS_NOMEM, "%s: no memory to open it", path);
     }
-    BS_TRY_GOTO(map_file(path, gguf), err_close);
+    gguf->map = bytes;
+    gguf->bytes = n;
+    gguf->borrowed = bytes != NULL;
+    if (!bytes) BS_TRY_GOTO(map_file(path, gguf), err_close);
     BS_TRY_GOTO(parse(gguf), err_close);
     *out = gguf;
     return BS_STATUS_OK;
 err_close:
     bs_gguf_close(gguf);
     return status;
+}
+
+bs_status bs_gguf_open(const char *path, bs_gguf **out)
+{
+    return open_any(path, NULL, 0, out);
+}
+
+bs_status bs_gguf_open_bytes(const char *path, const uint8_t *bytes, uint64_t n, bs_gguf **out)
+{
+    return open_any(path, bytes, n, out);
 }
 
 void bs_gguf_close(bs_gguf *gguf)
@@ -464,7 +478,7 @@ void bs_gguf_close(bs_gguf *gguf)
         free(gguf->pairs[i].strings);
         free(gguf->pairs[i].ints);
     }
-    if (gguf->map) munmap((void *)gguf->map, gguf->bytes);
+    if (gguf->map && !gguf->borrowed) munmap((void *)gguf->map, gguf->bytes);
     free(gguf->pairs);
     free(gguf->tensors);
     free(gguf->pair_order);

@@ -22,12 +22,16 @@ struct bs_gguf {
     char *path;
     const uint8_t *map;
     uint64_t bytes;
+    bool borrowed; /* map is the caller's */
     int64_t n_pairs, n_tensors;
     bs_gguf_pair *pairs;     /* in file order */
     bs_gguf_tensor *tensors; /* in file order */
     uint32_t *pair_order;    /* [n_pairs], [n_tensors]: by name, for bsearch and to find duplicates */
     uint32_t *tensor_order;
 };
+
+/* The same as bs_gguf_open on a file that is in memory already and stays there; `path` names it in error lines. */
+bs_status bs_gguf_open_bytes(const char *path, const uint8_t *bytes, uint64_t n, bs_gguf **out);
 
 /* Bytes of one scalar of this type; 0 for strings and arrays. */
 int bs_gguf_scalar_bytes(bs_gguf_type type);

@@ -322,12 +322,16 @@ static bs_status read_rope(bs_model *model)
 /* ---- opening ----------------------------------------------------------------------------------------------
  */
 
-bs_status bs_model_open(const char *path, bs_model **out)
+bs_status bs_model_open_gguf(bs_gguf *gguf, bs_model **out)
 {
     bs_status status;
     bs_model *model = calloc(1, sizeof *model);
-    if (!model) return bs_fail(BS_STATUS_NOMEM, "%s: no memory to open it", path);
-    BS_TRY_GOTO(bs_gguf_open(path, &model->gguf), err_close);
+    if (!model) {
+        status = bs_fail(BS_STATUS_NOMEM, "%s: no memory to open it", bs_gguf_path(gguf));
+        bs_gguf_close(gguf);
+        return status;
+    }
+    model->gguf = gguf;
     model->desc.file_bytes = bs_gguf_file_bytes(model->gguf);
     BS_TRY_GOTO(read_names(model), err_close);
     BS_TRY_GOTO(read_sizes(model), err_close);
@@ -339,6 +343,13 @@ bs_status bs_model_open(const char *path, bs_model **out)
 err_close:
     bs_model_close(model);
     return status;
+}
+
+bs_status bs_model_open(const char *path, bs_model **out)
+{
+    bs_gguf *gguf;
+    BS_TRY(bs_gguf_open(path, &gguf));
+    return bs_model_open_gguf(gguf, out);
 }
 
 void bs_model_close(bs_model *model)

@@ -17,6 +17,9 @@ struct bs_model {
     bs_model_layer *layers;                                 /* [n_layers] */
 };
 
+/* The model of an open file, which it takes over, also on failure. */
+bs_status bs_model_open_gguf(bs_gguf *gguf, bs_model **out);
+
 /* What the cuts depend on: bs_shard_compute without a model. The blocks are elements of the weight types;
  * where the layers differ, their least common multiple. */
 typedef struct bs_shard_shape {

@@ -82,13 +82,9 @@ bs_status bs_tokenizer_create(const bs_tokenizer_source *source, bs_tokenizer **
                 err_close);
     BS_TRY_GOTO(bs_bpe_create(&tokenizer->vocab, source->merges, source->n_merges, &tokenizer->bpe),
                 err_close);
-    tokenizer->chat_template = calloc(1, source->chat_template.bytes + 1);
-    if (!tokenizer->chat_template) {
-        status = bs_fail(BS_STATUS_NOMEM, "tokenizer: out of memory");
-        goto err_close;
-    }
-    if (source->chat_template.bytes)
-        memcpy(tokenizer->chat_template, source->chat_template.text, source->chat_template.bytes);
+    BS_TRY_GOTO(
+        bs_tokenizer_set_chat_template(tokenizer, source->chat_template.text, source->chat_template.bytes),
+        err_close);
     tokenizer->ignore_merges = bs_pretokenizer_ignores_merges(tokenizer->pretokenizer);
     tokenizer->add_bos = source->add_bos < 0 ? bs_pretokenizer_adds_bos(tokenizer->pretokenizer)
                                              : source->add_bos != 0;
@@ -215,6 +211,16 @@ const char *bs_tokenizer_token_bytes(const bs_tokenizer *tokenizer, int32_t id, 
 bool bs_tokenizer_is_special(const bs_tokenizer *tokenizer, int32_t id)
 {
     return id >= 0 && id < tokenizer->vocab.n && tokenizer->vocab.kind[id] == BS_TOKEN_CONTROL;
+}
+
+bs_status bs_tokenizer_set_chat_template(bs_tokenizer *tokenizer, const char *text, size_t bytes)
+{
+    char *copy = calloc(1, bytes + 1);
+    if (!copy) return bs_fail(BS_STATUS_NOMEM, "tokenizer: out of memory");
+    if (bytes) memcpy(copy, text, bytes);
+    free(tokenizer->chat_template);
+    tokenizer->chat_template = copy;
+    return BS_STATUS_OK;
 }
 
 const char *bs_tokenizer_chat_template(const bs_tokenizer *tokenizer)

@@ -23,6 +23,8 @@ typedef struct bs_tokenizer_source {
 bs_status bs_tokenizer_create(const bs_tokenizer_source *source, bs_tokenizer **out);
 bs_status bs_tokenizer_open_gguf(const bs_gguf *gguf, bs_tokenizer **out);
 
+/* Another template than the file's; copied. */
+bs_status bs_tokenizer_set_chat_template(bs_tokenizer *tokenizer, const char *text, size_t bytes);
 /* 0-terminated; "" when the file has none. */
 const char *bs_tokenizer_chat_template(const bs_tokenizer *tokenizer);
 

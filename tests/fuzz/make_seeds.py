@@ -1,0 +1,151 @@
+"""make_seeds.py [DIR]: the hand-made seeds of the fuzz corpus: small whole inputs of every kind, to mutate from.
+
+Inputs that broke something once are beside them in corpus/ under other names and are not made here.
+"""
+import os
+import struct
+import sys
+
+TOP = sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(os.path.abspath(__file__)), "corpus")
+U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
+SCALAR = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", I64: "q", F64: "d"}
+BLOCK = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 8: (32, 34)}  # GGUF's type: elements, bytes
+
+
+def string(text):
+    data = text if isinstance(text, bytes) else text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def value(kind, item):
+    return string(item) if kind == STRING else struct.pack("<" + SCALAR[kind], item)
+
+
+def pair(key, kind, item, of=None):
+    head = string(key) + struct.pack("<I", kind)
+    if kind != ARRAY:
+        return head + value(kind, item)
+    return head + struct.pack("<IQ", of, len(item)) + b"".join(value(of, one) for one in item)
+
+
+def gguf(pairs, tensors, alignment=32):
+    """tensors: (name, type, dims); data is a pattern."""
+    offset, table, data = 0, b"", b""
+    for name, kind, dims in tensors:
+        elements = 1
+        for dim in dims:
+            elements *= dim
+        block, size = BLOCK[kind]
+        n = elements // block * size
+        table += string(name) + struct.pack("<I", len(dims)) + b"".join(struct.pack("<Q", d) for d in dims)
+        table += struct.pack("<IQ", kind, offset)
+        data += bytes((i * 7) % 61 for i in range(n)).ljust(-(-n // alignment) * alignment, b"\0")
+        offset = len(data)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs) + table
+    return head.ljust(-(-len(head) // alignment) * alignment, b"\0") + data
+
+
+def letters(text):
+    """GPT-2's alphabet."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table = {b: chr(b) for b in printable}
+    for n, b in enumerate(b for b in range(256) if b not in printable):
+        table[b] = chr(256 + n)
+    return "".join(table[b] for b in text.encode())
+
+
+def model(tied=True, freqs=False, template="{{'<|im_start|>system\\nBe.<|im_end|>\\n'}}{{bos_token}}", pre="smollm", kind=2):
+    tokens = ["<|im_start|>", "<|im_end|>"] + [letters(c) for c in "abTh e12\n"] + [letters("ab")]
+    hidden, ffn, vocab = 64, 64, len(tokens)
+    pairs = [pair("general.architecture", STRING, "llama"), pair("general.name", STRING, "seed"),
+             pair("llama.block_count", U32, 1), pair("llama.context_length", U32, 64), pair("llama.embedding_length", U32, hidden),
+             pair("llama.feed_forward_length", U32, ffn), pair("llama.attention.head_count", U32, 1),
+             pair("llama.attention.layer_norm_rms_epsilon", F32, 1e-5), pair("llama.rope.freq_base", F32, 1e4),
+             pair("tokenizer.ggml.model", STRING, "gpt2"), pair("tokenizer.ggml.pre", STRING, pre),
+             pair("tokenizer.ggml.tokens", ARRAY, tokens, STRING),
+             pair("tokenizer.ggml.token_type", ARRAY, [3, 3] + [1] * (vocab - 2), I32),
+             pair("tokenizer.ggml.merges", ARRAY, ["a b"], STRING), pair("tokenizer.ggml.eos_token_id", U32, 1),
+             pair("tokenizer.ggml.bos_token_id", U32, 0), pair("tokenizer.chat_template", STRING, template)]
+    tensors = [("token_embd.weight", kind, [hidden, vocab]), ("output_norm.weight", 0, [hidden])]
+    if not tied:
+        tensors.append(("output.weight", kind, [hidden, vocab]))
+    if freqs:
+        tensors.append(("rope_freqs.weight", 0, [hidden // 2]))
+    tensors += [("blk.0." + name, 0 if "norm" in name else kind, [hidden] if "norm" in name else [hidden, hidden])
+                for name in ("attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
+                             "ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")]
+    return gguf(pairs, tensors)
+
+
+def ggufs():
+    scalars = [pair(f"k.{kind}", kind, 1) for kind in SCALAR] + [pair("k.s", STRING, "text")]
+    arrays = [pair(f"a.{kind}", ARRAY, [1, 0], kind) for kind in SCALAR] + [pair("a.s", ARRAY, ["x", ""], STRING)]
+    yield "empty", gguf([], [])
+    yield "scalars", gguf(scalars, [])
+    yield "arrays", gguf(arrays, [])
+    yield "tensors", gguf([pair("general.alignment", U32, 8)], [("a", 0, [3, 2]), ("b", 8, [32]), ("c", 1, [1, 1, 1, 5])], 8)
+    yield "model", model()
+    yield "model-untied", model(tied=False, freqs=True, pre="llama-bpe", kind=3,
+                                template="<|start_header_id|><|eot_id|>")
+    yield "cut", model()[:700]
+
+
+TEXTS = ("The 12 ab ab\n\n  it's in the end", "Grüße, 世界! 🎉 ñ", "<|im_start|>user\n<tool> hi<|im_end|>", "a\u2028b\u00a0 \t c", "\0\x01\x7f")
+
+
+def tokenizers():
+    for i, text in enumerate(TEXTS):
+        for mode in range(8):
+            yield f"text-{i}-{mode}", bytes([mode]) + text.encode()
+    yield "broken", b"\x01ab\xff\xc3"
+    yield "ids", b"\x14" + bytes(range(0, 120))
+    yield "vocabulary", b"\x18" + "3<s>\n4<t>\n1a\n1b\n1ab\n1\u0120a\nma b\nabab<s>x\n".encode()
+    yield "vocabulary-empty", b"\x18"
+
+
+TEMPLATES = ("{% for m in messages %}{{'<|im_start|>' + m.role}}{% endfor %}",
+             "{{ '<|im_start|>system\\nYou are.<|im_end|>\\n' }}{{bos_token}} {{ message['content'] | trim }}",
+             "<|start_header_id|>x<|eot_id|>{{bos_token}}",
+             "<|start_header_id|>\"Cutting Knowledge Date: December 2023\\n\" {% set date_string = \"26 Jul 2024\" %}<|eot_id|>",
+             "<|im_start|><|im_sep|>", "")
+
+
+def chats():
+    for i, template in enumerate(TEMPLATES):
+        for j, messages in enumerate(((b"\1hi",), (b"\0 Be. ", b"\1 a \xc2\xa0", b"\2b"), (b"\3x",), ())):
+            for pad in range(2):
+                yield f"chat-{i}-{j}-{pad}", template.encode() + b" " * pad + b"\0" + b"\0".join(messages)
+
+
+def lines():
+    chat = '{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"model":"m","messages":[%s]%s}}'
+    text = '{"custom_id":"b","method":"POST","url":"/v1/completions","body":{"model":"m","prompt":%s%s}}'
+    user = '{"role":"user","content":"hi"}'
+    for i, more in enumerate(("", ',"max_tokens":3,"temperature":0.5,"top_p":0.9,"seed":-7,"stop":["x","yy"],"n":1',
+                              ',"max_completion_tokens":9,"stop":"z","top_k":4,"min_p":0.1,"repeat_penalty":1.1,"user":"u"',
+                              ',"stream":true', ',"logit_bias":{},"frequency_penalty":0,"response_format":{"type":"text"}',
+                              ',"temperature":1e400', ',"unknown":null')):
+        yield f"chat-{i}", chat % (user, more)
+        yield f"text-{i}", text % ('"The 12"', more)
+    for i, prompt in enumerate(('[1,2,3]', '["one"]', '["one","two"]', '[[4,5]]', '[]', '""', '[1e3]', '"\\u0000"', '"\\ud800"', '7')):
+        yield f"prompt-{i}", text % (prompt, "")
+    yield "parts", chat % ('{"role":"system","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},' + user, "")
+    yield "image", chat % ('{"role":"user","content":[{"type":"image_url"}]}', "")
+    yield "roles", chat % ('{"role":"developer","content":"d"},{"role":"assistant","content":null},{"role":"tool"}', "")
+    yield "answer", ('{"id":"batch_req_3","custom_id":"a","response":{"status_code":200,"request_id":"req_3","body":{}},"error":null}')
+    yield "error", ('{"id":"batch_req_4","custom_id":null,"response":null,"error":{"code":"invalid_line","message":"x","line":4}}')
+    for i, line in enumerate(("", "{", "[]", '{"custom_id":1}', '{"custom_id":""}', '{"custom_id":"a","custom_id":"b"}',
+                              '{"custom_id":"c","method":"GET"}', '{"custom_id":"d","method":"POST","url":"/v1/embeddings","body":{}}', "null")):
+        yield f"bad-{i}", line
+
+
+def main():
+    for name, make in (("gguf", ggufs), ("tokenizer", tokenizers), ("chat", chats), ("batch", lines)):
+        directory = os.path.join(TOP, name)
+        os.makedirs(directory, exist_ok=True)
+        for seed, data in make():
+            with open(os.path.join(directory, "seed-" + seed), "wb") as file:
+                file.write(data if isinstance(data, bytes) else data.encode())
+
+
+main()
