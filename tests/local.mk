@@ -7,6 +7,7 @@ include tests/unit/model.mk
 include tests/unit/tokenizer.mk
 include tests/unit/cache.mk
 include tests/unit/engine.mk
+include tests/unit/serve.mk
 include tests/kernels/dense.mk
 include tests/kernels/cache.mk
 endif

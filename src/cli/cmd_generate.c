@@ -5,6 +5,8 @@
  * long the sequence may become. While the engine runs nothing can be agreed (the others may wait inside a
  * collective), so an error there ends the job.
  *
+ * With --batch the requests of a file take the place of the prompt (generate_batch.c); the stages are the same.
+ *
  * The answer's text is written piece by piece from the scheduler's callbacks. These cannot fail, so a write
  * error is kept in g->output and stops the scheduler. When the answer is complete the scheduler is stopped,
  * too: otherwise it would still free the sequence's pages, and cache_bytes would be of nothing.
@@ -37,9 +39,10 @@ static void on_signal(int number)
 
 /* The first SIGINT or SIGTERM ends the answer (the launcher sends it to all ranks; rank 0's counts), a second
  * one the process. */
-static void catch_signals(bs_sched *sched)
+void bs_generate_catch_signals(bs_sched *sched)
 {
     signalled_sched = sched;
+    if (!sched) return;
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND | SA_RESTART};
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, NULL);
@@ -58,6 +61,7 @@ static bs_status check_options(const bs_options *options)
     if (bs_options_int(options, "chunk-tokens") % BS_PAGE_TOKENS != 0)
         return bs_fail(BS_STATUS_USAGE, "--chunk-tokens %lld: must be a multiple of %d",
                        (long long)bs_options_int(options, "chunk-tokens"), BS_PAGE_TOKENS);
+    BS_TRY(bs_generate_batch_check(options));
     for (int i = 0; i < bs_options_count(options, "stop"); i++)
         if (bs_options_item(options, "stop", i)[0] == 0)
             return bs_fail(BS_STATUS_USAGE, "--stop: must not be empty");
@@ -72,8 +76,8 @@ static bs_status read_config(generate *g)
     BS_TRY(bs_cli_read_kv(g->options, &g->config.kv));
     BS_TRY(bs_cli_read_merge(g->options, &g->config.merge));
     g->config.stripe_pages = (int)bs_options_int(g->options, "stripe-pages");
-    g->config.chunk_tokens = g->config.max_step_tokens = (int)bs_options_int(g->options, "chunk-tokens");
-    g->config.max_seqs = g->config.max_prefill_seqs = 1;
+    g->config.chunk_tokens = (int)bs_options_int(g->options, "chunk-tokens");
+    g->is_batch = bs_options_given(g->options, "batch");
     return BS_STATUS_OK;
 }
 
@@ -139,6 +143,7 @@ static bs_status choose_context(generate *g)
         bs_log_warn("prompt and answer may reach %lld tokens: the model was trained for %d", (long long)need,
                     trained);
     g->config.max_context = g->config.total_tokens = context;
+    g->config.max_seqs = 1;
     return BS_STATUS_OK;
 }
 
@@ -146,6 +151,7 @@ static bs_status read_prompt(generate *g)
 {
     for (int i = 0; i < bs_options_count(g->options, "stop-token"); i++)
         BS_TRY(read_stop_token(g, bs_options_item(g->options, "stop-token", i)));
+    if (g->is_batch) return bs_generate_batch_read(g);
     /* A dry run needs the prompt for its length only. */
     if (!(bs_options_flag(g->options, "dry-run") && bs_options_given(g->options, "context"))) {
         char *text;
@@ -165,10 +171,21 @@ static bs_status read_prompt(generate *g)
 
 /* What must be the same on all ranks for their collectives to match. */
 typedef struct common_ground {
-    int64_t context, heads, seq, merge, stripe_pages, chunk_tokens, v_encoder;
+    int64_t context, total_tokens, max_seqs; /* rank 0's count */
+    int64_t heads, seq, merge, stripe_pages, chunk_tokens, v_encoder;
     uint64_t file_bytes;
     char kv[BS_KV_FORMAT_NAME];
 } common_ground;
+
+/* What follows from the number of sequences. Prompts of at most four are computed at once: each of them holds f16 pages
+ * of two chunks. A step has room for a whole chunk beside everybody else's token. */
+static void size_steps(bs_engine_config *config)
+{
+    enum { MOST_PREFILLS = 4, MOST_STEP_TOKENS = 65536 };
+    int tokens = config->chunk_tokens + config->max_seqs - 1;
+    config->max_prefill_seqs = config->max_seqs < MOST_PREFILLS ? config->max_seqs : MOST_PREFILLS;
+    config->max_step_tokens = tokens < MOST_STEP_TOKENS ? tokens : MOST_STEP_TOKENS;
+}
 
 /* Tells all ranks the context; a rank whose environment or file says otherwise than rank 0's fails. */
 static bs_status share_ground(generate *g)
@@ -176,6 +193,8 @@ static bs_status share_ground(generate *g)
     common_ground mine, rank0;
     memset(&mine, 0, sizeof mine); /* compared as bytes */
     mine.context = g->config.max_context;
+    mine.total_tokens = g->config.total_tokens;
+    mine.max_seqs = g->config.max_seqs;
     mine.heads = g->grid.heads;
     mine.seq = g->grid.seq;
     mine.merge = g->config.merge;
@@ -186,7 +205,11 @@ static bs_status share_ground(generate *g)
     bs_kv_format_name(&g->config.kv, mine.kv);
     rank0 = mine;
     BS_TRY(bs_comm_bcast_host(g->comm, &rank0, sizeof rank0, 0));
-    mine.context = g->config.max_context = g->config.total_tokens = rank0.context;
+    mine.context = g->config.max_context = rank0.context;
+    mine.total_tokens = g->config.total_tokens = rank0.total_tokens;
+    mine.max_seqs = rank0.max_seqs;
+    g->config.max_seqs = (int)rank0.max_seqs;
+    size_steps(&g->config);
     if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
     return bs_fail(BS_STATUS_MISMATCH,
                    "model, --kv, --grid, --merge, --stripe-pages or --chunk-tokens is not what "
@@ -259,12 +282,7 @@ static bs_status submit(generate *g)
         .prompt = g->prompt.ids,
         .n_prompt = (int64_t)g->prompt.n,
         .max_tokens = bs_options_int(o, "max-tokens"),
-        .sampling = {.temperature = (float)bs_options_float(o, "temperature"),
-                     .top_k = (int32_t)bs_options_int(o, "top-k"),
-                     .top_p = (float)bs_options_float(o, "top-p"),
-                     .min_p = (float)bs_options_float(o, "min-p"),
-                     .repeat_penalty = (float)bs_options_float(o, "repeat-penalty"),
-                     .seed = (uint64_t)bs_options_int(o, "seed")},
+        .sampling = bs_cli_read_sampling(o),
         .ignore_end = bs_options_flag(o, "ignore-eos"),
         .show_special = bs_options_flag(o, "show-special"),
         .stop = stop,
@@ -295,7 +313,7 @@ static bs_status end_job(generate *g, bs_status status)
 /* Rank 0: closes the answer, also one that was cut short. */
 static bs_status finish_answer(generate *g)
 {
-    signalled_sched = NULL;
+    bs_generate_catch_signals(NULL);
     bs_sched_close(g->sched); /* calls on_text and on_finish of what it cancels, which use g->sched */
     g->sched = NULL;
     BS_TRY(g->output);
@@ -326,25 +344,36 @@ static bs_status sum_cache_bytes(generate *g)
 
 static bs_status run(generate *g)
 {
-    BS_TRY(bs_comm_agree(g->comm, g->leader ? submit(g) : BS_STATUS_OK));
+    bs_status (*begin)(generate *) = g->is_batch ? bs_generate_batch_begin : submit;
+    bs_status (*finish)(generate *) = g->is_batch ? bs_generate_batch_finish : finish_answer;
+    BS_TRY(bs_comm_agree(g->comm, g->leader ? begin(g) : BS_STATUS_OK));
     double watchdog_s = bs_options_float(g->options, "watchdog-s");
     if (watchdog_s > 0) BS_TRY(bs_comm_agree(g->comm, bs_comm_watchdog_start(g->comm, watchdog_s)));
-    bs_progress_begin(&g->prefill, "prefill", "tokens", g->prompt.n,
-                      g->leader && bs_log_get_level() > BS_LOG_QUIET);
-    catch_signals(g->sched);
+    if (!g->is_batch)
+        bs_progress_begin(&g->prefill, "prefill", "tokens", g->prompt.n,
+                          g->leader && bs_log_get_level() > BS_LOG_QUIET);
+    bs_generate_catch_signals(g->sched);
     bs_driver driver = {0};
     if (g->leader) driver = bs_sched_driver(g->sched);
     bs_status status = bs_engine_run(g->engine, g->leader ? &driver : NULL);
     if (status != BS_STATUS_OK) return end_job(g, status);
     g->signal = caught_signal;
-    BS_TRY(bs_comm_agree(g->comm, sum_cache_bytes(g)));
-    return bs_comm_agree(g->comm, g->leader ? finish_answer(g) : BS_STATUS_OK);
+    if (!g->is_batch) BS_TRY(bs_comm_agree(g->comm, sum_cache_bytes(g)));
+    return bs_comm_agree(g->comm, g->leader ? finish(g) : BS_STATUS_OK);
+}
+
+/* Rank 0: a batch of which nothing is left to decode. */
+static bs_status finish_undecoded(generate *g)
+{
+    if (bs_options_flag(g->options, "dry-run")) return bs_cli_print("nothing to decode\n");
+    return bs_generate_batch_finish(g);
 }
 
 static void clean_up(generate *g)
 {
     bs_sched_close(g->sched);
     if (g->request) bs_request_free(g->request);
+    bs_generate_batch_free(g);
     bs_engine_close(g->engine);
     bs_tokens_free(&g->stop_tokens);
     bs_tokens_free(&g->prompt);
@@ -357,7 +386,9 @@ bs_status bs_cli_generate(const bs_options *options, bs_comm *comm)
 {
     generate g = {.options = options, .comm = comm, .leader = bs_comm_rank(comm) == 0};
     bs_status status = set_up(&g);
-    if (status == BS_STATUS_OK && bs_options_flag(options, "dry-run")) {
+    if (status == BS_STATUS_OK && g.config.max_context == 0) {
+        status = bs_comm_agree(comm, g.leader ? finish_undecoded(&g) : BS_STATUS_OK);
+    } else if (status == BS_STATUS_OK && bs_options_flag(options, "dry-run")) {
         status = bs_generate_dry_run(&g);
     } else if (status == BS_STATUS_OK) {
         status = open_engine(&g);

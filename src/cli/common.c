@@ -79,6 +79,16 @@ bs_status bs_cli_read_merge(const bs_options *options, bs_merge_method *out)
     return bs_merge_method_parse(bs_options_string(options, "merge"), out);
 }
 
+bs_sampling bs_cli_read_sampling(const bs_options *o)
+{
+    return (bs_sampling){.temperature = (float)bs_options_float(o, "temperature"),
+                         .top_k = (int32_t)bs_options_int(o, "top-k"),
+                         .top_p = (float)bs_options_float(o, "top-p"),
+                         .min_p = (float)bs_options_float(o, "min-p"),
+                         .repeat_penalty = (float)bs_options_float(o, "repeat-penalty"),
+                         .seed = (uint64_t)bs_options_int(o, "seed")};
+}
+
 /* ---- text in
  * ------------------------------------------------------------------------------------------------ */
 
@@ -105,11 +115,14 @@ static bs_status read_all(FILE *file, const char *name, char **text, size_t *byt
     return BS_STATUS_OK;
 }
 
-static bs_status read_file(const char *path, char **text, size_t *bytes)
+bs_status bs_cli_read_file(const char *option, const char *path, char **text, size_t *bytes)
 {
+    if (strcmp(path, "-") == 0) return read_all(stdin, "standard input", text, bytes);
+    char name[512];
+    snprintf(name, sizeof name, "--%s %s", option, path);
     FILE *file = fopen(path, "rb");
-    if (!file) return bs_fail(BS_STATUS_IO, "--prompt-file %s: %s", path, strerror(errno));
-    bs_status status = read_all(file, path, text, bytes);
+    if (!file) return bs_fail(BS_STATUS_IO, "%s: %s", name, strerror(errno));
+    bs_status status = read_all(file, name, text, bytes);
     fclose(file);
     return status;
 }
@@ -126,8 +139,8 @@ bs_status bs_cli_read_text(const bs_options *options, char **text, size_t *bytes
         *bytes = strlen(copy);
         return BS_STATUS_OK;
     }
-    if (path && strcmp(path, "-") != 0) return read_file(path, text, bytes);
-    if (!path && isatty(STDIN_FILENO) == 1)
+    if (path) return bs_cli_read_file("prompt-file", path, text, bytes);
+    if (isatty(STDIN_FILENO) == 1)
         return bs_fail(BS_STATUS_USAGE, "no text: give --prompt TEXT, --prompt-file FILE, or standard input");
     return read_all(stdin, "standard input", text, bytes);
 }

@@ -19,10 +19,14 @@ bs_status bs_cli_open_device(const bs_options *options, const bs_comm *comm, bs_
 bs_status bs_cli_read_kv(const bs_options *options, bs_kv_format *out);
 bs_status bs_cli_read_merge(const bs_options *options, bs_merge_method *out);
 const char *bs_isa_name(bs_isa isa);
+/* --temperature, --top-k, --top-p, --min-p, --repeat-penalty, --seed. */
+bs_sampling bs_cli_read_sampling(const bs_options *options);
 
 /* --prompt, --prompt-file, or standard input when it is not a terminal; byte for byte, with a 0 behind. The
  * caller frees *text. */
 bs_status bs_cli_read_text(const bs_options *options, char **text, size_t *bytes);
+/* A whole file, or standard input for "-", the same way; `option` names it in an error. */
+bs_status bs_cli_read_file(const char *option, const char *path, char **text, size_t *bytes);
 
 /* To standard output and out of its buffer: a full disk or a reader that left is BS_STATUS_IO. */
 bs_status bs_cli_write(const void *data, size_t bytes);

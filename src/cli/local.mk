@@ -1,7 +1,7 @@
 # The program, and bitshard(1) from its own table of options.
 bin_PROGRAMS += bitshard
 bitshard_SOURCES = src/cli/main.c src/cli/table.h src/cli/table.c src/cli/common.h src/cli/common.c \
-    src/cli/generate.h src/cli/cmd_generate.c src/cli/generate_report.c src/cli/cmd_tokenize.c \
+    src/cli/generate.h src/cli/cmd_generate.c src/cli/generate_batch.c src/cli/generate_report.c src/cli/cmd_tokenize.c \
     src/cli/cmd_make_model.c src/cli/cmd_info.c src/cli/cmd_bench.c src/cli/bench.h src/cli/bench_data.h \
     src/cli/bench_cases.c src/cli/bench_data.c src/cli/bench_reference.c src/cli/bench_attend.c \
     src/cli/bench_quantize.c src/cli/bench_gemv.c src/cli/bench_read.c src/cli/bench_time.c src/cli/bench_report.c
@@ -13,5 +13,6 @@ CLEANFILES += docs/man/bitshard.1
 docs/man/bitshard.1: bitshard$(EXEEXT)
 	$(AM_V_GEN)$(MKDIR_P) docs/man && ./bitshard$(EXEEXT) --man > $@.tmp && mv $@.tmp $@
 
-TESTS += tests/e2e/test_cli.py
-EXTRA_DIST += tests/e2e/test_cli.py tests/bench/plot.py tests/bench/torch_attend.py tests/bench/compare_llama.py
+TESTS += tests/e2e/test_cli.py tests/e2e/test_batch.py tests/faults/test_batch_kills.py
+EXTRA_DIST += tests/e2e/test_cli.py tests/e2e/test_batch.py tests/faults/test_batch_kills.py
+EXTRA_DIST += tests/bench/plot.py tests/bench/torch_attend.py tests/bench/compare_llama.py

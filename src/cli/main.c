@@ -70,7 +70,8 @@ static bs_status run_plain(const char *argument)
 
 int main(int argc, char **argv)
 {
-    signal(SIGPIPE, SIG_IGN); /* a write says EPIPE instead */
+    signal(SIGPIPE, SIG_IGN); /* a write says EPIPE instead, and EFBIG */
+    signal(SIGXFSZ, SIG_IGN);
     int command = argc > 1 ? find_command(argv[1]) : -1;
     bs_comm *comm = NULL;
     bs_status status = BS_STATUS_OK;

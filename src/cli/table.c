@@ -21,6 +21,9 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "give the same text every time.\n\n"
          "Under mpirun all ranks work on the one answer: the KV heads and the cache's pages are divided "
          "over them (--grid). --dry-run prints each rank's memory and stops.\n\n"
+         "With --batch FILE and -o FILE it answers a file of requests instead, --batch-size of them at a time; when one "
+         "is done the next takes its place. An answer is a whole line on the disk or is not there, so a job that was "
+         "killed is started again with the same command and goes on. What a request leaves out is as the options say.\n\n"
          "SIGINT and SIGTERM end the answer after the step that runs."},
     [BS_CLI_TOKENIZE] =
         {"tokenize", "", 0, 0, "Turns text into a model's token ids, or back",
@@ -109,6 +112,10 @@ const bs_option bs_cli_options[] = {
     FLOAT("top-p", "X", "1", 1e-6, 1, "Sampling", "draw from the best tokens that have this probability together", GENERATE),
     FLOAT("min-p", "X", "0", 0, 1, "Sampling", "drop tokens with less than this share of the best one's probability", GENERATE),
     FLOAT("repeat-penalty", "X", "1", 1e-3, 1000, "Sampling", "above 1: tokens of prompt and answer become less likely", GENERATE),
+
+    STRING("batch", 0, "FILE", NULL, "Batch", "answer the requests of this file, OpenAI batch lines (docs/cli.md); - is standard input", GENERATE),
+    STRING("output", 'o', "FILE", NULL, "Batch", "append the answers to this file; what it answers already is not done again", GENERATE),
+    INT("batch-size", 0, "N", "8", 1, 1024, "Batch", "requests decoded together", GENERATE),
 
     STRING("kv", 0, "FORMAT", "int4", "Cache", "KV format: f16, int8, int4, k4v2, int2, or one with fields, as int4:g64 (docs/kv-format.md)", GENERATE | INFO),
     CHOICE("v-encoder", "NAME", "least-squares", "least-squares|plain", "Cache", "range of a 2-bit group of V, the best one or from min to max", GENERATE),

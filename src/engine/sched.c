@@ -211,11 +211,16 @@ static int count_prefills(const bs_sched *s)
     return n;
 }
 
-/* Whether n_tokens are sure to fit, and on which shard they should begin: where the cache has most room,
- * further on for each start it does not know of. */
-static bool find_room(bs_sched *s, int64_t n_tokens, int n_unknown, int *start_s)
+/* Whether the request's n_tokens are sure to fit, and on which shard they begin: where it asks for, else where the
+ * cache has most room, further on for each start it does not know of. */
+static bool find_room(bs_sched *s, const bs_request *r, int64_t n_tokens, int n_unknown, int *start_s)
 {
-    int n_shards = s->engine->grid->seq, best = (int)(s->next_start++ % (unsigned)n_shards);
+    int n_shards = s->engine->grid->seq;
+    if (r->config.start_number > 0) {
+        *start_s = (int)((r->config.start_number - 1) % n_shards);
+        return s->n_reserved + n_tokens <= s->total_tokens;
+    }
+    int best = (int)(s->next_start++ % (unsigned)n_shards);
     bool fits = bs_cache_fits(bs_engine_cache(s->engine), n_tokens, &best);
     *start_s = (best + n_unknown) % n_shards;
     return s->n_reserved + n_tokens <= s->total_tokens || (fits && n_unknown == 0);
@@ -229,7 +234,7 @@ static void plan_starts(bs_sched *s, bs_plan *plan, const flight *before)
         int slot = find_slot(s), start_s;
         if (!r || slot < 0 || count_prefills(s) >= s->max_prefill_seqs) return;
         int64_t n_tokens = r->config.n_prompt + r->config.max_tokens;
-        if (!find_room(s, n_tokens, before->n_starts + plan->n_starts, &start_s)) return;
+        if (!find_room(s, r, n_tokens, before->n_starts + plan->n_starts, &start_s)) return;
         bs_plan_starts(plan)[plan->n_starts++] = (bs_plan_start){.seq = slot,
                                                                  .start_s = start_s,
                                                                  .n_tokens = n_tokens,

@@ -28,6 +28,9 @@ typedef struct bs_request_config {
     int n_stop;
     const int32_t *stop_tokens; /* copied */
     int n_stop_tokens;
+    /* 0: the scheduler chooses the sequence shard that the first pages go to. n > 0: shard (n − 1) mod seq, whoever
+     * ran before, so that the same request alone gives the same bits in any run. */
+    int64_t start_number;
     void *context;
     /* Called on rank 0, in order: newly decoded text (whole UTF-8 characters, nothing that may still turn out to be the
      * beginning of a stop string) with the token that completed it. text may be "" and id −1 at the end. */

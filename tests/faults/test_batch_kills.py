@@ -1,0 +1,114 @@
+"""generate --batch killed with -9 at any moment, mpirun or a rank or the one process, and started again, until it is done:
+every id is answered once, in whole lines, and with one request at a time the file is that of an uninterrupted run to the
+byte. make check kills a few times; BITSHARD_KILLS=100 and BITSHARD_BIG=1 more often."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "e2e"))
+import common as c
+
+KILLS = int(os.environ.get("BITSHARD_KILLS", "100" if c.BIG else "5"))
+SEED = int(os.environ.get("BITSHARD_SEED", "1"))
+MODEL = os.path.join(c.WORK, "kills.gguf")
+IN = os.path.join(c.WORK, "kills.in.jsonl")
+OUT = os.path.join(c.WORK, "kills.out.jsonl")
+N = 24 if KILLS > 20 else 10
+
+
+def line(i):
+    body = {"max_tokens": 30 + i * 7 % 90, "temperature": i % 2, "ignore_eos": True}
+    if i % 3 == 0:
+        body["messages"] = [{"role": "user", "content": "abc " * (i + 1)}]
+    else:
+        body["prompt"] = "abc " * (40 * (i % 4) + 1)
+    return json.dumps({"custom_id": f"k{i}", "method": "POST", "url": "/v1/chat/completions" if i % 3 == 0 else "/v1/completions",
+                       "body": body})
+
+
+def command(ranks, size, out):
+    return ([] if ranks == 0 else ["sh", c.LAUNCH, str(ranks)]) + [c.BITSHARD, "generate", "--model", MODEL, "--batch", IN, "-o", out, "--quiet",
+                                                                   "--batch-size", str(size), "--stripe-pages", "1"]
+
+
+def ranks_of(launcher):
+    """Pids of the program's processes that this launcher started."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{entry}/stat") as file:
+                head, tail = file.read().rsplit(")", 1)
+        except (OSError, ValueError):
+            continue
+        if entry.isdigit() and head.endswith("(bitshard") and int(tail.split()[1]) == launcher:
+            found.append(int(entry))
+    return found
+
+
+def kill_one(process, ranks, random_source):
+    """-9 to the launcher or a rank; what was hit."""
+    pids = ranks_of(process.pid) if ranks else []
+    victim = random_source.choice([process.pid, *pids])
+    try:
+        os.kill(victim, signal.SIGKILL)
+    except ProcessLookupError:
+        return "nobody"
+    return "the launcher" if victim == process.pid and ranks else "a rank"
+
+
+def check_output(what, whole, size):
+    with open(OUT, "rb") as file:
+        data = file.read()
+    ids = [json.loads(text)["custom_id"] for text in data.splitlines()]
+    c.check(data.endswith(b"\n") and sorted(ids) == sorted(f"k{i}" for i in range(N)), f"{what}: each id once, in whole lines ({len(ids)} lines)")
+    if size == 1:
+        c.check(data == whole, f"{what}: and byte for byte as an uninterrupted run")
+
+
+def uninterrupted(ranks):
+    if os.path.exists(OUT):
+        os.unlink(OUT)
+    start = time.monotonic()
+    done = subprocess.run(command(ranks, 1, OUT), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+    c.check(done.returncode == 0, f"{ranks} ranks, uninterrupted: exit {done.returncode} {done.stderr[-200:]}")
+    with open(OUT, "rb") as file:
+        return file.read(), time.monotonic() - start
+
+
+def main():
+    source = random.Random(SEED)
+    print(f"seed {SEED}, {KILLS} kills")
+    done = c.run(0, [c.BITSHARD, "make-model", "tiny", MODEL, "--layers", "2"])
+    assert done.returncode == 0, done.stderr
+    with open(IN, "w", encoding="utf-8") as file:
+        file.writelines(line(i) + "\n" for i in range(N))
+    kills, hit, runs = 0, {}, 0
+    whole = {ranks: uninterrupted(ranks) for ranks in (0, 3)}
+    while kills < KILLS:
+        ranks, size = source.choice((0, 3, 3)), source.choice((1, 1, 4))
+        if os.path.exists(OUT):
+            os.unlink(OUT)
+        runs += 1
+        for _ in range(3):  # killed up to three times, then left to end
+            if kills == KILLS:
+                break
+            process = subprocess.Popen(command(ranks, size, OUT), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(source.uniform(0, whole[ranks][1]))
+            if process.poll() is not None:
+                break  # it was done before
+            what = kill_one(process, ranks, source)
+            process.wait(timeout=60)
+            hit[what] = hit.get(what, 0) + 1
+            kills += 1
+        done = subprocess.run(command(ranks, size, OUT), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
+        c.check(done.returncode == 0, f"{ranks} ranks, {size} at a time, after kills: exit {done.returncode} {done.stderr[-300:]}")
+        check_output(f"{ranks} ranks, {size} at a time", whole[ranks][0], size)
+    print(f"{kills} kills in {runs} jobs: {hit}")
+
+
+main()
+c.finish()
