@@ -17,22 +17,24 @@ SEED = int(os.environ.get("BITSHARD_SEED", "1"))
 MODEL = os.path.join(c.WORK, "kills.gguf")
 IN = os.path.join(c.WORK, "kills.in.jsonl")
 OUT = os.path.join(c.WORK, "kills.out.jsonl")
-N = 24 if KILLS > 20 else 10
+N = 24 if KILLS > 20 else 6
 
 
 def line(i):
-    body = {"max_tokens": 30 + i * 7 % 90, "temperature": i % 2, "ignore_eos": True}
+    """Some are long enough, drawn and in 2 bits, that another order of the sums over sequence shards would draw others."""
+    draw = random.Random(i)
+    body = {"max_tokens": 180 if i % 4 == 1 else 10 + i, "temperature": 1, "ignore_eos": True}
     if i % 3 == 0:
         body["messages"] = [{"role": "user", "content": "abc " * (i + 1)}]
     else:
-        body["prompt"] = "abc " * (40 * (i % 4) + 1)
+        body["prompt"] = [draw.randrange(3, 500) for _ in range(800 if i % 4 == 1 else 20 * i)]
     return json.dumps({"custom_id": f"k{i}", "method": "POST", "url": "/v1/chat/completions" if i % 3 == 0 else "/v1/completions",
                        "body": body})
 
 
 def command(ranks, size, out):
     return ([] if ranks == 0 else ["sh", c.LAUNCH, str(ranks)]) + [c.BITSHARD, "generate", "--model", MODEL, "--batch", IN, "-o", out, "--quiet",
-                                                                   "--batch-size", str(size), "--stripe-pages", "1"]
+                                                                   "--batch-size", str(size), "--stripe-pages", "1", "--kv", "int2"]
 
 
 def ranks_of(launcher):
