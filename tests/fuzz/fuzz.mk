@@ -1,5 +1,5 @@
 # Fuzz targets. make check replays the corpus; ../configure --enable-fuzzers CC=…/tests/fuzz/cc.sh and tests/fuzz/run.sh fuzz.
-BS_FUZZ_TARGETS = tests/fuzz/fuzz_gguf tests/fuzz/fuzz_tokenizer tests/fuzz/fuzz_chat
+BS_FUZZ_TARGETS = tests/fuzz/fuzz_gguf tests/fuzz/fuzz_tokenizer tests/fuzz/fuzz_chat tests/fuzz/fuzz_batch
 BS_FUZZ_SOURCES = tests/fuzz/fuzz.h tests/fuzz/fuzz_vocab.c
 if BS_FUZZERS
 BS_LIBFUZZER = $(AM_LDFLAGS) -fsanitize=fuzzer
@@ -18,4 +18,7 @@ tests_fuzz_fuzz_tokenizer_LDADD = $(BS_LIBS) $(BS_SYSLIBS)
 tests_fuzz_fuzz_chat_SOURCES = tests/fuzz/fuzz_chat.c $(BS_FUZZ_SOURCES)
 tests_fuzz_fuzz_chat_LDFLAGS = $(BS_LIBFUZZER)
 tests_fuzz_fuzz_chat_LDADD = $(BS_LIBS) $(BS_SYSLIBS)
+tests_fuzz_fuzz_batch_SOURCES = tests/fuzz/fuzz_batch.c $(BS_FUZZ_SOURCES)
+tests_fuzz_fuzz_batch_LDFLAGS = $(BS_LIBFUZZER)
+tests_fuzz_fuzz_batch_LDADD = $(BS_LIBS) $(BS_SYSLIBS)
 EXTRA_DIST += tests/fuzz/corpus tests/fuzz/run.sh tests/fuzz/cc.sh tests/fuzz/make_seeds.py

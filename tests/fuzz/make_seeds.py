@@ -21,7 +21,7 @@ def value(kind, item):
     return string(item) if kind == STRING else struct.pack("<" + SCALAR[kind], item)
 
 
-def pair(key, kind, item, of=None):
+def pack_pair(key, kind, item, of=None):
     head = string(key) + struct.pack("<I", kind)
     if kind != ARRAY:
         return head + value(kind, item)
@@ -29,7 +29,7 @@ def pair(key, kind, item, of=None):
 
 
 def gguf(pairs, tensors, alignment=32):
-    """tensors: (name, type, dims); data is a pattern."""
+    """pairs: (key, type, value, type of an array's items); tensors: (name, type, dims); data is a pattern."""
     offset, table, data = 0, b"", b""
     for name, kind, dims in tensors:
         elements = 1
@@ -41,7 +41,7 @@ def gguf(pairs, tensors, alignment=32):
         table += struct.pack("<IQ", kind, offset)
         data += bytes((i * 7) % 61 for i in range(n)).ljust(-(-n // alignment) * alignment, b"\0")
         offset = len(data)
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs) + table
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pack_pair(*one) for one in pairs) + table
     return head.ljust(-(-len(head) // alignment) * alignment, b"\0") + data
 
 
@@ -54,18 +54,18 @@ def letters(text):
     return "".join(table[b] for b in text.encode())
 
 
-def model(tied=True, freqs=False, template="{{'<|im_start|>system\\nBe.<|im_end|>\\n'}}{{bos_token}}", pre="smollm", kind=2):
+def model_parts(tied=True, freqs=False, template="{{'<|im_start|>system\\nBe.<|im_end|>\\n'}}{{bos_token}}", pre="smollm", kind=2):
     tokens = ["<|im_start|>", "<|im_end|>"] + [letters(c) for c in "abTh e12\n"] + [letters("ab")]
     hidden, ffn, vocab = 64, 64, len(tokens)
-    pairs = [pair("general.architecture", STRING, "llama"), pair("general.name", STRING, "seed"),
-             pair("llama.block_count", U32, 1), pair("llama.context_length", U32, 64), pair("llama.embedding_length", U32, hidden),
-             pair("llama.feed_forward_length", U32, ffn), pair("llama.attention.head_count", U32, 1),
-             pair("llama.attention.layer_norm_rms_epsilon", F32, 1e-5), pair("llama.rope.freq_base", F32, 1e4),
-             pair("tokenizer.ggml.model", STRING, "gpt2"), pair("tokenizer.ggml.pre", STRING, pre),
-             pair("tokenizer.ggml.tokens", ARRAY, tokens, STRING),
-             pair("tokenizer.ggml.token_type", ARRAY, [3, 3] + [1] * (vocab - 2), I32),
-             pair("tokenizer.ggml.merges", ARRAY, ["a b"], STRING), pair("tokenizer.ggml.eos_token_id", U32, 1),
-             pair("tokenizer.ggml.bos_token_id", U32, 0), pair("tokenizer.chat_template", STRING, template)]
+    pairs = [("general.architecture", STRING, "llama"), ("general.name", STRING, "seed"),
+             ("llama.block_count", U32, 1), ("llama.context_length", U32, 64), ("llama.embedding_length", U32, hidden),
+             ("llama.feed_forward_length", U32, ffn), ("llama.attention.head_count", U32, 1),
+             ("llama.attention.layer_norm_rms_epsilon", F32, 1e-5), ("llama.rope.freq_base", F32, 1e4),
+             ("tokenizer.ggml.model", STRING, "gpt2"), ("tokenizer.ggml.pre", STRING, pre),
+             ("tokenizer.ggml.tokens", ARRAY, tokens, STRING),
+             ("tokenizer.ggml.token_type", ARRAY, [3, 3] + [1] * (vocab - 2), I32),
+             ("tokenizer.ggml.merges", ARRAY, ["a b"], STRING), ("tokenizer.ggml.eos_token_id", U32, 1),
+             ("tokenizer.ggml.bos_token_id", U32, 0), ("tokenizer.chat_template", STRING, template)]
     tensors = [("token_embd.weight", kind, [hidden, vocab]), ("output_norm.weight", 0, [hidden])]
     if not tied:
         tensors.append(("output.weight", kind, [hidden, vocab]))
@@ -74,16 +74,20 @@ def model(tied=True, freqs=False, template="{{'<|im_start|>system\\nBe.<|im_end|
     tensors += [("blk.0." + name, 0 if "norm" in name else kind, [hidden] if "norm" in name else [hidden, hidden])
                 for name in ("attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight",
                              "ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")]
-    return gguf(pairs, tensors)
+    return pairs, tensors
+
+
+def model(**options):
+    return gguf(*model_parts(**options))
 
 
 def ggufs():
-    scalars = [pair(f"k.{kind}", kind, 1) for kind in SCALAR] + [pair("k.s", STRING, "text")]
-    arrays = [pair(f"a.{kind}", ARRAY, [1, 0], kind) for kind in SCALAR] + [pair("a.s", ARRAY, ["x", ""], STRING)]
+    scalars = [(f"k.{kind}", kind, 1) for kind in SCALAR] + [("k.s", STRING, "text")]
+    arrays = [(f"a.{kind}", ARRAY, [1, 0], kind) for kind in SCALAR] + [("a.s", ARRAY, ["x", ""], STRING)]
     yield "empty", gguf([], [])
     yield "scalars", gguf(scalars, [])
     yield "arrays", gguf(arrays, [])
-    yield "tensors", gguf([pair("general.alignment", U32, 8)], [("a", 0, [3, 2]), ("b", 8, [32]), ("c", 1, [1, 1, 1, 5])], 8)
+    yield "tensors", gguf([("general.alignment", U32, 8)], [("a", 0, [3, 2]), ("b", 8, [32]), ("c", 1, [1, 1, 1, 5])], 8)
     yield "model", model()
     yield "model-untied", model(tied=False, freqs=True, pre="llama-bpe", kind=3,
                                 template="<|start_header_id|><|eot_id|>")
@@ -134,6 +138,9 @@ def lines():
     yield "roles", chat % ('{"role":"developer","content":"d"},{"role":"assistant","content":null},{"role":"tool"}', "")
     yield "answer", ('{"id":"batch_req_3","custom_id":"a","response":{"status_code":200,"request_id":"req_3","body":{}},"error":null}')
     yield "error", ('{"id":"batch_req_4","custom_id":null,"response":null,"error":{"code":"invalid_line","message":"x","line":4}}')
+    answer = '{"id":"batch_req_1","custom_id":"a","response":{},"error":null}'
+    yield "answers-torn", answer + "\n" + answer[:30]
+    yield "answers-whole", answer + "\n" + answer
     for i, line in enumerate(("", "{", "[]", '{"custom_id":1}', '{"custom_id":""}', '{"custom_id":"a","custom_id":"b"}',
                               '{"custom_id":"c","method":"GET"}', '{"custom_id":"d","method":"POST","url":"/v1/embeddings","body":{}}', "null")):
         yield f"bad-{i}", line
@@ -148,4 +155,5 @@ def main():
                 file.write(data if isinstance(data, bytes) else data.encode())
 
 
-main()
+if __name__ == "__main__":
+    main()
