@@ -92,15 +92,20 @@ bs_sampling bs_cli_read_sampling(const bs_options *o)
 /* ---- text in
  * ------------------------------------------------------------------------------------------------ */
 
-/* The whole file, into a buffer that doubles. */
+/* The whole file, into a buffer that doubles; a device that never ends is an error. */
 static bs_status read_all(FILE *file, const char *name, char **text, size_t *bytes)
 {
+    const size_t most = (size_t)1 << 30;
     size_t capacity = 1 << 16, n = 0;
     char *buffer = malloc(capacity);
     while (buffer) {
         n += fread(buffer + n, 1, capacity - 1 - n, file);
         if (n < capacity - 1) break; /* the end, or an error */
-        char *larger = capacity > SIZE_MAX / 2 ? NULL : realloc(buffer, capacity *= 2);
+        if (capacity == most) {
+            free(buffer);
+            return bs_fail(BS_STATUS_RANGE, "%s: more than %zu bytes of text", name, most - 2);
+        }
+        char *larger = realloc(buffer, capacity *= 2);
         if (!larger) free(buffer);
         buffer = larger;
     }

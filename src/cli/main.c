@@ -10,6 +10,7 @@
 #include "src/cli/table.h"
 #include "src/base/log.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
 
@@ -68,8 +69,17 @@ static bs_status run_plain(const char *argument)
     return bs_cli_write("", 0);
 }
 
+/* A standard stream that the parent closed must not become a file that is opened later: error lines would go into it.
+ * What is opened instead cannot be used the way the stream would be, so that its use is an error. */
+static void hold_standard_streams(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) < 0) continue;
+}
+
 int main(int argc, char **argv)
 {
+    hold_standard_streams();
     signal(SIGPIPE, SIG_IGN); /* a write says EPIPE instead, and EFBIG */
     signal(SIGXFSZ, SIG_IGN);
     int command = argc > 1 ? find_command(argv[1]) : -1;

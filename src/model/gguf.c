@@ -419,7 +419,7 @@ static bs_status map_file(const char *path, bs_gguf *gguf)
 {
     bs_status status = BS_STATUS_OK;
     struct stat info;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO without a writer is not waited for */
     if (fd < 0) return bs_fail(BS_STATUS_IO, "%s: %s", path, strerror(errno));
     if (fstat(fd, &info) != 0) {
         status = bs_fail(BS_STATUS_IO, "%s: %s", path, strerror(errno));
