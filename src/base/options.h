@@ -80,5 +80,8 @@ void bs_options_print_help(const bs_option *table, int n_options, const bs_comma
 /* The man page bitshard(1) in man(7). */
 void bs_options_print_man(const bs_option *table, int n_options, const bs_command *commands, int n_commands,
                           const char *version, FILE *out);
+/* Completion for bash: a script that defines it. */
+void bs_options_print_bash(const bs_option *table, int n_options, const bs_command *commands, int n_commands,
+                           FILE *out);
 
 #endif

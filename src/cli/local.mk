@@ -8,11 +8,19 @@ bitshard_SOURCES = src/cli/main.c src/cli/table.h src/cli/table.c src/cli/common
 bitshard_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
 bitshard_LDADD = $(BS_LIBS) $(BS_SYSLIBS)
 
+# Read by the bash-completion package, or by ". FILE".
+bashcompletiondir = $(datadir)/bash-completion/completions
+bashcompletion_DATA = docs/man/bitshard
+CLEANFILES += docs/man/bitshard
+docs/man/bitshard: bitshard$(EXEEXT)
+	$(AM_V_GEN)$(MKDIR_P) docs/man && ./bitshard$(EXEEXT) --bash-completion > $@.tmp && mv $@.tmp $@
+
 man1_MANS = docs/man/bitshard.1
 CLEANFILES += docs/man/bitshard.1
 docs/man/bitshard.1: bitshard$(EXEEXT)
 	$(AM_V_GEN)$(MKDIR_P) docs/man && ./bitshard$(EXEEXT) --man > $@.tmp && mv $@.tmp $@
 
-BS_CLI_TESTS = tests/e2e/test_cli.py tests/e2e/test_batch.py tests/faults/test_batch_kills.py tests/faults/test_hostile.py
+BS_CLI_TESTS = tests/e2e/test_cli.py tests/e2e/test_batch.py tests/e2e/test_pages.py
+BS_CLI_TESTS += tests/faults/test_batch_kills.py tests/faults/test_hostile.py
 TESTS += $(BS_CLI_TESTS)
 EXTRA_DIST += $(BS_CLI_TESTS) tests/bench/batch.py tests/bench/compare_llama.py tests/bench/plot.py tests/bench/torch_attend.py

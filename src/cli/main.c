@@ -50,7 +50,7 @@ err_options:
     return status;
 }
 
-/* bitshard without a subcommand: --help, --version, --man (for the build, so not in --help). */
+/* bitshard without a subcommand: --help, --version, --man and --bash-completion (for the build, so not in --help). */
 static bs_status run_plain(const char *argument)
 {
     if (argument && (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0)) {
@@ -61,6 +61,8 @@ static bs_status run_plain(const char *argument)
     } else if (argument && strcmp(argument, "--man") == 0) {
         bs_options_print_man(bs_cli_options, bs_cli_n_options, bs_cli_commands, BS_CLI_N_COMMANDS,
                              PACKAGE_VERSION, stdout);
+    } else if (argument && strcmp(argument, "--bash-completion") == 0) {
+        bs_options_print_bash(bs_cli_options, bs_cli_n_options, bs_cli_commands, BS_CLI_N_COMMANDS, stdout);
     } else if (argument) {
         return bs_fail(BS_STATUS_USAGE, "%s: not a command; see bitshard --help", argument);
     } else {
