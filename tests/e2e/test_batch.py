@@ -251,18 +251,18 @@ def test_usage():
 
 
 def test_signal():
-    write([line(f"s{i}", TEXT, prompt="abc", max_tokens=400, ignore_eos=True) for i in range(40)])
+    write([line(f"s{i}", TEXT, prompt="abc", max_tokens=100, ignore_eos=True) for i in range(160)])
     if os.path.exists(OUT):
         os.unlink(OUT)
     process = subprocess.Popen([c.BITSHARD, "generate", "--model", MODEL, "--batch", IN, "-o", OUT, "--batch-size", "2"], stdin=subprocess.DEVNULL,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 90
     while time.monotonic() < until and not (os.path.exists(OUT) and os.path.getsize(OUT) > 0):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     err = process.communicate(timeout=30)[1]
     there = len(answers())
-    c.check(process.returncode == 1 and f"stopped by SIGTERM with {40 - there} lines to go" in err and 0 < there < 40,
+    c.check(process.returncode == 1 and f"stopped by SIGTERM with {160 - there} lines to go" in err and 0 < there < 160,
             f"SIGTERM: exit {process.returncode}, {there} lines, {err[-160:]!r}")
 
 
