@@ -172,7 +172,7 @@ static bs_status read_prompt(generate *g)
 /* What must be the same on all ranks for their collectives to match. */
 typedef struct common_ground {
     int64_t context, total_tokens, max_seqs; /* rank 0's count */
-    int64_t heads, seq, merge, stripe_pages, chunk_tokens, v_encoder;
+    int64_t batch, dry_run, heads, seq, merge, stripe_pages, chunk_tokens, v_encoder;
     uint64_t file_bytes;
     char kv[BS_KV_FORMAT_NAME];
 } common_ground;
@@ -195,6 +195,8 @@ static bs_status share_ground(generate *g)
     mine.context = g->config.max_context;
     mine.total_tokens = g->config.total_tokens;
     mine.max_seqs = g->config.max_seqs;
+    mine.batch = g->is_batch;
+    mine.dry_run = bs_options_flag(g->options, "dry-run");
     mine.heads = g->grid.heads;
     mine.seq = g->grid.seq;
     mine.merge = g->config.merge;
@@ -211,9 +213,10 @@ static bs_status share_ground(generate *g)
     g->config.max_seqs = (int)rank0.max_seqs;
     size_steps(&g->config);
     if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_MISMATCH,
-                   "model, --kv, --grid, --merge, --stripe-pages or --chunk-tokens is not what "
-                   "rank 0 has: look at the environment of this machine");
+    return bs_fail(
+        BS_STATUS_MISMATCH,
+        "model, --batch, --dry-run, --kv, --grid, --merge, --stripe-pages or --chunk-tokens is not what "
+        "rank 0 has: look at the environment of this machine");
 }
 
 static void on_load(void *context, uint64_t done, uint64_t total)

@@ -242,6 +242,15 @@ def test_usage():
                               (("--batch", IN, "-o", "/nowhere/x"), "/nowhere/x: No such", 1)):
         done = c.run(2 if words[0] == "--batch" else 0, [*base, *words])
         c.check(done.returncode == code and len(said(done)) == 1 and part in said(done)[0], f"{words}: exit {done.returncode} {said(done)}")
+    wrapper = os.path.join(c.WORK, "batch-one-differs.sh")
+    for words in (f"--batch {IN} -o {OUT}", "-p x --dry-run"):
+        with open(wrapper, "w", encoding="utf-8") as file:
+            file.write(f'#!/bin/sh\nset -- -p x\n[ "$OMPI_COMM_WORLD_RANK" != 1 ] || set -- {words}\n'
+                       f'exec {c.BITSHARD} generate --model {MODEL} "$@"\n')
+        os.chmod(wrapper, 0o755)
+        done = c.run(2, [wrapper], timeout=60)
+        c.check(done.returncode == 1 and len(said(done)) == 1 and "rank 1" in said(done)[0] and "--batch" in said(done)[0],
+                f"rank 1 alone has {words.split()[-1]}: exit {done.returncode} {said(done)}")
     done = c.run(2, [*base, "--batch", IN, "--dry-run"])
     c.check(done.returncode == 0 and "quantized pages" in done.stdout, f"--dry-run: {done.stdout}")
     with open(IN, encoding="utf-8") as stdin:
