@@ -53,6 +53,8 @@
 #define TOL_ENGINE_LOSS_INT2 0.45
 /* log-softmax in f32 against f64 over 600 ids. */
 #define TOL_ENGINE_LOGPROB 1e-5
+/* Log-sum-exp of 1,000 f32 logits in f64, relative: a thousand roundings of 1e-16. KL has ten times the terms' size. */
+#define TOL_SCORE 1e-13
 
 /* ---- tests/kernels: attention ---- */
 /* Worst (token, head) over the dequantized cache: relative L2 of O, absolute LSE. f32 sums of scores up to 100 in size

@@ -78,42 +78,11 @@ static void add_figures(json_t *row, const bs_bench *b, const bs_bench_row *r, b
 
 /* ---- where they go ---- */
 
-static void write_csv_value(FILE *file, const json_t *value)
-{
-    if (json_is_integer(value)) {
-        fprintf(file, "%lld", (long long)json_integer_value(value));
-    } else if (json_is_real(value)) {
-        fprintf(file, "%.9g", json_real_value(value));
-    } else if (json_is_string(value)) {
-        fputc('"', file);
-        for (const char *c = json_string_value(value); *c; c++) {
-            if (*c == '"') fputc('"', file);
-            fputc(*c, file);
-        }
-        fputc('"', file);
-    }
-}
-
 static bs_status write_csv(bs_bench *b, json_t *row)
 {
-    const char *key, *comma = "";
-    json_t *value;
-    if (!b->csv_begun) json_object_foreach(row, key, value)
-        {
-            fprintf(b->csv, "%s%s", comma, key);
-            comma = ",";
-        }
-    if (!b->csv_begun) fputc('\n', b->csv);
+    const bool head = !b->csv_begun;
     b->csv_begun = true;
-    comma = "";
-    json_object_foreach(row, key, value)
-    {
-        fputs(comma, b->csv);
-        write_csv_value(b->csv, value);
-        comma = ",";
-    }
-    if (fputc('\n', b->csv) != EOF && fflush(b->csv) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_IO, "--csv %s: %s", bs_options_string(b->options, "csv"), strerror(errno));
+    return bs_cli_write_csv(b->csv, bs_options_string(b->options, "csv"), row, head);
 }
 
 static bs_status flush_table(const bs_bench *b, int printed)

@@ -23,7 +23,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* ---- signals
  * ------------------------------------------------------------------------------------------------ */
@@ -303,16 +302,6 @@ static bs_status submit(generate *g)
     return status;
 }
 
-/* Ends the job from within a step. Rank 0 speaks first; if the error is another rank's alone, rank 0 waits in
- * a collective meanwhile, and that rank speaks a little later. */
-static bs_status end_job(generate *g, bs_status status)
-{
-    if (bs_comm_size(g->comm) == 1) return status;
-    if (!g->leader) nanosleep(&(struct timespec){.tv_nsec = 500 * 1000 * 1000}, NULL);
-    bs_error_flush();
-    bs_comm_abort(g->comm, bs_status_exit_code(status));
-}
-
 /* Rank 0: closes the answer, also one that was cut short. */
 static bs_status finish_answer(generate *g)
 {
@@ -359,7 +348,7 @@ static bs_status run(generate *g)
     bs_driver driver = {0};
     if (g->leader) driver = bs_sched_driver(g->sched);
     bs_status status = bs_engine_run(g->engine, g->leader ? &driver : NULL);
-    if (status != BS_STATUS_OK) return end_job(g, status);
+    if (status != BS_STATUS_OK) return bs_cli_end_job(g->comm, status);
     g->signal = caught_signal;
     if (!g->is_batch) BS_TRY(bs_comm_agree(g->comm, sum_cache_bytes(g)));
     return bs_comm_agree(g->comm, g->leader ? finish(g) : BS_STATUS_OK);

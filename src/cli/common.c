@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- model, device, formats
@@ -57,12 +58,12 @@ bs_status bs_cli_open_device(const bs_options *options, const bs_comm *comm, bs_
     return bs_device_open(&config, out);
 }
 
-bs_status bs_cli_read_kv(const bs_options *options, bs_kv_format *out)
+bs_status bs_cli_parse_kv(const bs_options *options, const char *text, bs_kv_format *out)
 {
     bs_kv_format format;
-    bs_status status = bs_kv_format_parse(bs_options_string(options, "kv"), &format);
+    bs_status status = bs_kv_format_parse(text, &format);
     if (status != BS_STATUS_OK) {
-        /* The parser serves eval and the service too, and does not know of an option. */
+        /* The parser serves the service too, and does not know of an option. */
         char line[512];
         snprintf(line, sizeof line, "%s", bs_error_message());
         bs_error_clear();
@@ -72,6 +73,11 @@ bs_status bs_cli_read_kv(const bs_options *options, bs_kv_format *out)
     format.v_encoder = plain ? BS_V_ENCODER_PLAIN : BS_V_ENCODER_LEAST_SQUARES;
     *out = format;
     return BS_STATUS_OK;
+}
+
+bs_status bs_cli_read_kv(const bs_options *options, bs_kv_format *out)
+{
+    return bs_cli_parse_kv(options, bs_options_string(options, "kv"), out);
 }
 
 bs_status bs_cli_read_merge(const bs_options *options, bs_merge_method *out)
@@ -144,10 +150,9 @@ bs_status bs_cli_read_text(const bs_options *options, char **text, size_t *bytes
         *bytes = strlen(copy);
         return BS_STATUS_OK;
     }
-    if (path) return bs_cli_read_file("prompt-file", path, text, bytes);
-    if (isatty(STDIN_FILENO) == 1)
+    if (!path && isatty(STDIN_FILENO) == 1)
         return bs_fail(BS_STATUS_USAGE, "no text: give --prompt TEXT, --prompt-file FILE, or standard input");
-    return read_all(stdin, "standard input", text, bytes);
+    return bs_cli_read_file("prompt-file", path ? path : "-", text, bytes);
 }
 
 /* ---- out
@@ -181,6 +186,56 @@ bs_status bs_cli_print_json(json_t *value)
     bs_status status = bs_cli_print("%s\n", line);
     free(line);
     return status;
+}
+
+static void write_csv_value(FILE *file, const json_t *value)
+{
+    if (json_is_integer(value)) {
+        fprintf(file, "%lld", (long long)json_integer_value(value));
+    } else if (json_is_real(value)) {
+        fprintf(file, "%.9g", json_real_value(value));
+    } else if (json_is_string(value)) {
+        fputc('"', file);
+        for (const char *c = json_string_value(value); *c; c++) {
+            if (*c == '"') fputc('"', file);
+            fputc(*c, file);
+        }
+        fputc('"', file);
+    }
+}
+
+bs_status bs_cli_write_csv(FILE *file, const char *path, json_t *row, bool head)
+{
+    const char *key, *comma = "";
+    json_t *value;
+    if (head) json_object_foreach(row, key, value)
+        {
+            fprintf(file, "%s%s", comma, key);
+            comma = ",";
+        }
+    if (head) fputc('\n', file);
+    comma = "";
+    json_object_foreach(row, key, value)
+    {
+        fputs(comma, file);
+        write_csv_value(file, value);
+        comma = ",";
+    }
+    if (fputc('\n', file) != EOF && fflush(file) == 0) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_IO, "--csv %s: %s", path, strerror(errno));
+}
+
+/* ---- the end
+ * ------------------------------------------------------------------------------------------------ */
+
+/* Rank 0 speaks first; if the error is another rank's alone, rank 0 waits in a collective meanwhile, and that rank
+ * speaks a little later. */
+bs_status bs_cli_end_job(bs_comm *comm, bs_status status)
+{
+    if (bs_comm_size(comm) == 1) return status;
+    if (bs_comm_rank(comm) != 0) nanosleep(&(struct timespec){.tv_nsec = 500 * 1000 * 1000}, NULL);
+    bs_error_flush();
+    bs_comm_abort(comm, bs_status_exit_code(status));
 }
 
 /* ---- memory

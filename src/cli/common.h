@@ -18,6 +18,8 @@ bs_status bs_cli_open_device(const bs_options *options, const bs_comm *comm, bs_
 /* --kv with --v-encoder where the subcommand takes that, --merge. */
 bs_status bs_cli_read_kv(const bs_options *options, bs_kv_format *out);
 bs_status bs_cli_read_merge(const bs_options *options, bs_merge_method *out);
+/* One format of --kv, with --v-encoder. */
+bs_status bs_cli_parse_kv(const bs_options *options, const char *text, bs_kv_format *out);
 const char *bs_isa_name(bs_isa isa);
 /* --temperature, --top-k, --top-p, --min-p, --repeat-penalty, --seed. */
 bs_sampling bs_cli_read_sampling(const bs_options *options);
@@ -33,6 +35,13 @@ bs_status bs_cli_write(const void *data, size_t bytes);
 __attribute__((format(printf, 1, 2))) bs_status bs_cli_print(const char *format, ...);
 /* One line of JSON; takes the reference, also on failure; NULL (jansson found no memory) is NOMEM. */
 bs_status bs_cli_print_json(json_t *value);
+
+/* A row of a CSV file: the values of a JSON object in their order, behind a line of its keys if `head`; null is
+ * empty. `path` as --csv had it, for the error line; flushed, so that a run that is cut off keeps what it has. */
+bs_status bs_cli_write_csv(FILE *file, const char *path, json_t *row, bool head);
+
+/* Ends the job from within a step, when the other ranks may wait in a collective; on one rank it returns the status. */
+bs_status bs_cli_end_job(bs_comm *comm, bs_status status);
 
 /* The table of --dry-run, from every rank's plan. */
 bs_status bs_cli_print_memory(const bs_engine_memory *memory, int n_ranks);

@@ -10,7 +10,8 @@
 #define MAKE_MODEL (1u << BS_CLI_MAKE_MODEL)
 #define INFO       (1u << BS_CLI_INFO)
 #define BENCH      (1u << BS_CLI_BENCH)
-#define ALL        (GENERATE | TOKENIZE | MAKE_MODEL | INFO | BENCH)
+#define EVAL       (1u << BS_CLI_EVAL)
+#define ALL        (GENERATE | TOKENIZE | MAKE_MODEL | INFO | BENCH | EVAL)
 
 const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
     [BS_CLI_GENERATE] =
@@ -48,6 +49,14 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "plain and with kernels that overlap. Without --case these are the cases of the project's speed "
          "targets (a CPU has smaller ones); a case that fails does not end the run, but the run fails.\n\n"
          "The shape options time attend on a shape of your own instead."},
+    [BS_CLI_EVAL] =
+        {"eval", "", 0, 0, "Measures what KV formats cost in quality, against f16, over a text",
+         "All formats of --kv read the text in one run, side by side with an f16 cache, and each position sees "
+         "its cache as decode would. For each format: perplexity; mean and 99th percentile of the KL divergence "
+         "from f16's distribution to its own, in nats; the share of positions with f16's best token; bits of a "
+         "cached element, parameters counted, at the model's head size and at 128.\n\n"
+         "The text is one sequence, or with --context windows that overlap: each token is counted once.\n\n"
+         "SIGINT and SIGTERM end the run after the step that runs."},
 };
 
 const bs_cli_entry bs_cli_entries[BS_CLI_N_COMMANDS] = {
@@ -56,6 +65,7 @@ const bs_cli_entry bs_cli_entries[BS_CLI_N_COMMANDS] = {
     [BS_CLI_MAKE_MODEL] = {bs_cli_make_model, false},
     [BS_CLI_INFO] = {bs_cli_info, true},
     [BS_CLI_BENCH] = {bs_cli_bench, false},
+    [BS_CLI_EVAL] = {bs_cli_eval, true},
 };
 
 #define FLAG(name, group, help, commands)                                                                    \
@@ -91,7 +101,7 @@ const bs_cli_entry bs_cli_entries[BS_CLI_N_COMMANDS] = {
 
 /* clang-format off */
 const bs_option bs_cli_options[] = {
-    STRING("model", 'm', "FILE", NULL, "Model", "GGUF file of a llama model", GENERATE | TOKENIZE | INFO),
+    STRING("model", 'm', "FILE", NULL, "Model", "GGUF file of a llama model", GENERATE | TOKENIZE | INFO | EVAL),
 
     STRING("prompt", 'p', "TEXT", NULL, "Prompt", "the text", GENERATE | TOKENIZE),
     STRING("prompt-file", 0, "FILE", NULL, "Prompt", "read the text from this file; - is standard input", GENERATE | TOKENIZE),
@@ -100,6 +110,10 @@ const bs_option bs_cli_options[] = {
     FLAG("parse-special", "Prompt", "special tokens written out in the text become their ids", GENERATE | TOKENIZE),
     FLAG("bos", "Prompt", "put the model's begin token first", TOKENIZE),
     FLAG("decode", "Prompt", "the input is ids; print their text", TOKENIZE),
+
+    STRING("text", 0, "FILE", NULL, "Text", "the text, taken byte for byte; - is standard input", EVAL),
+    SCALED("context", 'c', "N", NULL, 2, INT32_MAX - 65536, "Text", "tokens of a window; without it one pass", EVAL),
+    SCALED("overlap", 0, "N", NULL, 0, INT32_MAX - 65536, "Text", "tokens shared with the window before; without it half of it", EVAL),
 
     SCALED("max-tokens", 'n', "N", "256", 0, 1 << 30, "Answer", "most tokens of the answer", GENERATE),
     LIST("stop", "TEXT", "Answer", "end the answer before this text; may be given several times", GENERATE),
@@ -118,15 +132,16 @@ const bs_option bs_cli_options[] = {
     INT("batch-size", 0, "N", "8", 1, 1024, "Batch", "requests decoded together", GENERATE),
 
     STRING("kv", 0, "FORMAT", "int4", "Cache", "KV format: f16, int8, int4, k4v2, int2, or one with fields, as int4:g64 (docs/kv-format.md)", GENERATE | INFO),
-    CHOICE("v-encoder", "NAME", "least-squares", "least-squares|plain", "Cache", "range of a 2-bit group of V, the best one or from min to max", GENERATE),
+    STRING("kv", 0, "FORMATS", "f16,int8,int4,k4v2,int2", "Cache", "KV formats, parted by commas (docs/kv-format.md)", EVAL),
+    CHOICE("v-encoder", "NAME", "least-squares", "least-squares|plain", "Cache", "range of a 2-bit group of V: best, or from min to max", GENERATE | EVAL),
     SCALED("context", 'c', "N", NULL, 1, INT32_MAX - 65536, "Cache", "tokens of the sequence; without it as many as prompt and answer need", GENERATE),
 
-    STRING("grid", 'g', "HxS", NULL, "Ranks", "head shards x sequence shards; without it the most head shards that divide ranks and KV heads", GENERATE | INFO),
-    CHOICE("merge", "NAME", "allreduce", "allreduce|allgather|fold", "Ranks", "how sequence shards merge attention", GENERATE | INFO),
-    INT("stripe-pages", 0, "N", "8", 1, 1 << 20, "Ranks", "pages of 128 tokens dealt to a sequence shard at a time", GENERATE),
+    STRING("grid", 'g', "HxS", NULL, "Ranks", "head shards x sequence shards; without it the most head shards that fit", GENERATE | INFO | EVAL),
+    CHOICE("merge", "NAME", "allreduce", "allreduce|allgather|fold", "Ranks", "how sequence shards merge attention", GENERATE | INFO | EVAL),
+    INT("stripe-pages", 0, "N", "8", 1, 1 << 20, "Ranks", "pages of 128 tokens dealt to a sequence shard at a time", GENERATE | EVAL),
     SCALED("chunk-tokens", 0, "N", "2048", 128, 65536, "Ranks", "prompt tokens of a step at most; a multiple of 128", GENERATE),
     FLOAT("step-ms", "MS", "500", 1, 1e6, "Ranks", "cut prompts so that a step is predicted to take no longer", GENERATE),
-    FLOAT("watchdog-s", "S", "7", 0, 86400, "Ranks", "end the job when a rank makes no progress this long; 0: never", GENERATE),
+    FLOAT("watchdog-s", "S", "7", 0, 86400, "Ranks", "end the job when a rank makes no progress this long; 0: never", GENERATE | EVAL),
 
     STRING("case", 0, "WHICH", NULL, "Cases", "only these, parted by commas: a number, a range as 3-9, or part of a name; --dry-run lists them", BENCH),
     FLAG("dry-run", "Cases", "list the cases, and stop", BENCH),
@@ -139,9 +154,9 @@ const bs_option bs_cli_options[] = {
     SCALED("window", 0, "N", "0", 0, INT32_MAX, "Shape of attend", "a query sees this many tokens; 0: all", BENCH),
     STRING("kv", 0, "FORMATS", "int4", "Shape of attend", "KV formats, parted by commas (docs/kv-format.md)", BENCH),
 
-    STRING("device", 0, "NAME", "auto", "Device", "cpu, cuda (the GPU of the rank's number on the machine), gpu:N, or auto", GENERATE | INFO | BENCH),
-    INT("threads", 't', "N", "1", 1, 1024, "Device", "CPU threads of each rank", GENERATE | INFO | BENCH),
-    CHOICE("isa", "NAME", "auto", "auto|scalar|avx2|avx512", "Device", "CPU instructions; the best there are, or these", GENERATE | INFO | BENCH),
+    STRING("device", 0, "NAME", "auto", "Device", "cpu, cuda (the GPU of the rank's number on the machine), gpu:N, or auto", GENERATE | INFO | BENCH | EVAL),
+    INT("threads", 't', "N", "1", 1, 1024, "Device", "CPU threads of each rank", GENERATE | INFO | BENCH | EVAL),
+    CHOICE("isa", "NAME", "auto", "auto|scalar|avx2|avx512", "Device", "CPU instructions; the best there are, or these", GENERATE | INFO | BENCH | EVAL),
 
     INT("layers", 0, "N", NULL, 1, 1000, "Shape", "number of layers", MAKE_MODEL),
     INT("hidden", 0, "N", NULL, 32, 65536, "Shape", "width of the residual stream", MAKE_MODEL),
@@ -158,8 +173,9 @@ const bs_option bs_cli_options[] = {
 
     INT("seed", 's', "N", "1", 0, MOST, "Random numbers", "the same seed gives the same answer, the same model", GENERATE | MAKE_MODEL),
 
-    FLAG("json", "Output", "print one line of JSON (docs/cli.md)", GENERATE | TOKENIZE | BENCH),
-    STRING("csv", 0, "FILE", NULL, "Output", "write the rows to this file, too; - is standard output", BENCH),
+    FLAG("json", "Output", "print one line of JSON (docs/cli.md)", GENERATE | TOKENIZE | BENCH | EVAL),
+    STRING("csv", 0, "FILE", NULL, "Output", "write the rows to this file, too; - is standard output", BENCH | EVAL),
+    SCALED("every", 0, "N", NULL, 1, MOST, "Output", "rows of --csv also for the first N, 2N, 3N … tokens of the text", EVAL),
     FLAG("dry-run", "Output", "print the memory that each rank would take, and stop", GENERATE),
     {"quiet", 'q', BS_OPTION_FLAG, false, NULL, NULL, 0, 0, NULL, "Output", "warnings and errors only on standard error", ALL},
     {"verbose", 'v', BS_OPTION_FLAG, false, NULL, NULL, 0, 0, NULL, "Output", "more on standard error", ALL},

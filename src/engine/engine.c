@@ -133,3 +133,8 @@ bs_comm *bs_engine_comm(const bs_engine *engine)
 {
     return engine->comm;
 }
+
+bs_range bs_engine_vocab(const bs_engine *engine)
+{
+    return engine->layout.shard.vocab;
+}

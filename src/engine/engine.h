@@ -24,7 +24,8 @@ typedef struct bs_engine_config {
     int max_prefill_seqs; /* of them in prefill */
     int max_step_tokens;  /* ΣT_max */
     int64_t max_context, total_tokens;
-    bool all_logits; /* room for BS_PLAN_SEQ_ALL_LOGITS */
+    bool all_logits;   /* room for BS_PLAN_SEQ_ALL_LOGITS */
+    bool shard_logits; /* of these each rank keeps those of its own ids, and none are sent to rank 0 */
 } bs_engine_config;
 
 /* Memory of one rank by pool, what --dry-run prints; equals what opening takes. */
@@ -49,13 +50,16 @@ const bs_cache *bs_engine_cache(const bs_engine *engine);
 const bs_engine_config *bs_engine_get_config(const bs_engine *engine);
 const bs_model *bs_engine_model(const bs_engine *engine);
 bs_comm *bs_engine_comm(const bs_engine *engine);
+/* The ids whose logits this rank computes; may be none. */
+bs_range bs_engine_vocab(const bs_engine *engine);
 
-/* What a step gave, the same on every rank (logits: rank 0 only). Valid until the next step. */
+/* What a step gave, the same on every rank (but for logits). Valid until the next step. */
 typedef struct bs_step_result {
     int n_seqs;           /* as in the plan */
     const int32_t *token; /* [n_seqs] drawn token, −1 where none was asked for */
     const float *logprob; /* [n_seqs] its log-probability */
-    /* rank 0, sequences with ALL_LOGITS in plan order: [tokens, vocab] f32, before penalty; else NULL */
+    /* sequences with ALL_LOGITS in plan order: [tokens, vocab] f32, before penalty, rank 0 only, else NULL; with
+     * shard_logits [tokens, bs_engine_vocab's n] on every rank */
     const float *logits;
     int64_t n_logit_rows;
     double step_ms;

@@ -21,6 +21,7 @@ typedef struct bs_engine_layout {
     int n_ranks, n_hidden, n_heads, n_kv_heads, head_dim; /* heads: this rank's */
     int64_t max_vocab;                                    /* V */
     int logit_rows;                                       /* rows of one batch of ALL_LOGITS, 0 without */
+    int logit_parts;                                      /* shards of them that this rank has memory for */
     bs_type act;
 
     struct {
@@ -38,7 +39,7 @@ typedef struct bs_engine_layout {
     } work;
     struct {
         size_t normed;         /* [rows, hidden] act */
-        size_t raw;            /* [B, V], or [N, logit_rows, V], f32 */
+        size_t raw;            /* [B, V], or [N, logit_rows, V] (shard_logits: 1 for N), f32 */
         size_t candidates;     /* [N, B, V] */
         size_t lse;            /* [N, B] f32 */
         size_t scratch;        /* [N · V] candidates */
@@ -55,7 +56,7 @@ typedef struct bs_engine_layout {
         size_t bytes;
     } input_at;              /* the same in host staging and on the device: one copy a step */
     size_t host_bytes;       /* plans, staging, results */
-    size_t all_logits_bytes; /* host, rank 0: [T, vocab] f32 */
+    size_t all_logits_bytes; /* host: [T, vocab] f32 on rank 0, or [T, own vocab] on every rank */
 } bs_engine_layout;
 
 /* Pure. BS_STATUS_RANGE names the field of the configuration. */
@@ -95,7 +96,7 @@ struct bs_engine {
     float *row_logprob;           /* [B] */
     int32_t *token;               /* [B] by entry of the plan: what bs_step_result shows */
     float *logprob;               /* [B] */
-    float *all_logits;            /* rank 0: [T, vocab] */
+    float *all_logits;            /* rank 0: [T, vocab]; with shard_logits [T, own vocab] */
     bs_plan *plans[2];            /* this step's and the next */
     int64_t next_step;
 

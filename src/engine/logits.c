@@ -4,7 +4,7 @@
  * (256, or all when a row's sampling needs them) and the log-sum-exp of its logits; every rank then holds the
  * same candidates and draws the same token, so none needs to be told. Raw logits (eval, tests) are gathered
  * whole, in batches of rows: the gather's memory stays bounded whatever the step's length. Gathers are in
- * place: a rank computes into its own part.
+ * place: a rank computes into its own part. With shard_logits nothing is gathered, and each rank keeps its part.
  */
 #include "src/base/checked.h"
 #include "src/engine/engine_private.h"
@@ -45,19 +45,25 @@ static bs_status compute_logits(bs_engine *e, const int32_t *rows, int n, float 
                              logits, l->max_vocab);
 }
 
-/* Rank 0: rows row0 … row0 + n − 1 of all_logits from the gathered shards. */
-static bs_status copy_logits(bs_engine *e, int row0, int n, const float *gathered)
+/* Rows row0 … row0 + n − 1 of all_logits, ld floats from row to row, from column `first` on: a shard's n_ids. */
+static bs_status copy_logits(bs_engine *e, int row0, int n, int64_t ld, int64_t first, int64_t n_ids,
+                             const float *from)
 {
-    const bs_engine_layout *l = &e->layout;
-    int64_t n_vocab = e->desc->n_vocab;
-    for (int rank = 0; rank < l->n_ranks; rank++) {
-        const bs_range *ids = &e->vocab[rank];
-        for (int i = 0; i < n && ids->n > 0; i++) {
-            const float *from = gathered + ((int64_t)rank * n + i) * l->max_vocab;
-            float *to = e->all_logits + (int64_t)(row0 + i) * n_vocab + ids->first;
-            BS_TRY(bs_copy_to_host(e->stream, to, from, (size_t)ids->n * sizeof(float)));
-        }
-    }
+    for (int i = 0; i < n && n_ids > 0; i++)
+        BS_TRY(bs_copy_to_host(e->stream, e->all_logits + (int64_t)(row0 + i) * ld + first,
+                               from + (int64_t)i * e->layout.max_vocab, (size_t)n_ids * sizeof(float)));
+    return BS_STATUS_OK;
+}
+
+/* n rows' parts of all ranks to rank 0, from row0 of its all_logits on. */
+static bs_status gather_parts(bs_engine *e, int row0, int n, float *gathered)
+{
+    int64_t part = (int64_t)n * e->layout.max_vocab;
+    BS_TRY(bs_comm_allgather(e->comm, BS_GROUP_ALL, e->stream, gathered + part * e->grid->rank, gathered,
+                             (size_t)part * sizeof(float)));
+    for (int rank = 0; rank < e->layout.n_ranks && e->grid->rank == 0; rank++)
+        BS_TRY(copy_logits(e, row0, n, e->desc->n_vocab, e->vocab[rank].first, e->vocab[rank].n,
+                           gathered + part * rank));
     return BS_STATUS_OK;
 }
 
@@ -66,15 +72,14 @@ bs_status bs_engine_gather_logits(bs_engine *e)
     const bs_engine_layout *l = &e->layout;
     const int32_t *rows = bs_engine_input(e, l->input_at.rows);
     float *gathered = region(e, l->logits_at.raw);
+    const bool own = e->config.shard_logits;
     for (int row0 = 0; row0 < e->n_all_rows; row0 += l->logit_rows) {
         int n = (int)bs_min_i64(l->logit_rows, e->n_all_rows - row0);
-        int64_t part = (int64_t)n * l->max_vocab;
-        float *mine = gathered + part * e->grid->rank;
+        float *mine = own ? gathered : gathered + (int64_t)n * l->max_vocab * e->grid->rank;
         bs_comm_progress(e->comm, e->step, e->desc->n_layers, BS_PHASE_LOGITS); /* many rows take long */
         BS_TRY(compute_logits(e, rows + row0, n, mine));
-        BS_TRY(bs_comm_allgather(e->comm, BS_GROUP_ALL, e->stream, mine, gathered,
-                                 (size_t)part * sizeof(float)));
-        if (e->grid->rank == 0) BS_TRY(copy_logits(e, row0, n, gathered));
+        BS_TRY(own ? copy_logits(e, row0, n, l->shard.vocab.n, 0, l->shard.vocab.n, mine)
+                   : gather_parts(e, row0, n, gathered));
     }
     return BS_STATUS_OK;
 }

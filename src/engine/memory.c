@@ -97,7 +97,7 @@ static void lay_out_logits(bs_engine_layout *l, const bs_model_desc *desc)
 {
     uint64_t act = (uint64_t)bs_type_block_bytes(l->act), n = (uint64_t)l->n_ranks, b = (uint64_t)l->max_seqs;
     uint64_t v = (uint64_t)l->max_vocab, all_rows = (uint64_t)l->logit_rows;
-    uint64_t sampled = b * v, gathered = n * all_rows * v;
+    uint64_t sampled = b * v, gathered = (uint64_t)l->logit_parts * all_rows * v;
     size_t end = 0;
     l->logits_at.normed = carve(&end, (b > all_rows ? b : all_rows) * (uint64_t)l->n_hidden * act);
     l->logits_at.raw = carve(&end, (sampled > gathered ? sampled : gathered) * sizeof(float));
@@ -158,8 +158,9 @@ bs_status bs_engine_lay_out(const bs_model *model, const bs_device *device, cons
     BS_TRY(bs_cache_plan_memory(device, &l.cache, &cache));
     if (config->all_logits) {
         l.logit_rows = (int)bs_min_i64(l.max_tokens, BS_ALL_LOGITS_ROWS);
-        if (grid->rank == 0)
-            l.all_logits_bytes = (size_t)l.max_tokens * (size_t)desc->n_vocab * sizeof(float);
+        l.logit_parts = config->shard_logits ? 1 : grid->size;
+        int64_t n = config->shard_logits ? l.shard.vocab.n : grid->rank == 0 ? desc->n_vocab : 0;
+        l.all_logits_bytes = (size_t)l.max_tokens * (size_t)n * sizeof(float);
     }
     bs_plan_limits limits = {config->max_seqs, config->max_step_tokens};
     lay_out_activations(&l, desc);

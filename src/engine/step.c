@@ -146,7 +146,7 @@ static void show_results(bs_engine *e, const bs_plan *plan, bs_step_result *out)
     *out = (bs_step_result){.n_seqs = plan->n_seqs,
                             .token = e->token,
                             .logprob = e->logprob,
-                            .logits = e->n_all_rows > 0 && e->grid->rank == 0 ? e->all_logits : NULL,
+                            .logits = e->n_all_rows > 0 ? e->all_logits : NULL,
                             .n_logit_rows = e->n_all_rows};
 }
 

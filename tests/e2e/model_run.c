@@ -1,7 +1,6 @@
 /* model_run.c: runs a model over given token ids on any grid and compares logits; the tool of the end-to-end tests.
  *
- * Drives bs_engine_step with plans that every rank builds alike from the same file, so it needs no scheduler. Options,
- * name=value:
+ * A teacher-forced pass (src/engine/forced.h). Options, name=value:
  *   model= tokens=FILE (i32 ids)  n=N (positions, default all)   kv= grid= merge= stripe-pages= chunk=C step=T
  *   out=FILE      f32 logits [n, vocab] of every position, written by rank 0
  *   against=FILE  compares with such a file and prints one JSON line: relative L2 over all positions and at the worst,
@@ -16,7 +15,8 @@
 #define _POSIX_C_SOURCE 200809L /* fseeko */
 #include "comm/merge.h"
 #include "src/cache/format.h"
-#include "src/engine/engine.h"
+#include "src/engine/forced.h"
+#include "src/engine/score.h"
 #include "tests/comm/check.h"
 
 #include <math.h>
@@ -75,55 +75,46 @@ typedef struct comparison {
     int64_t n, n_nll, agree, n_clear, agree_clear;
 } comparison;
 
-static double log_sum_exp(const float *x, int n)
+/* How far the best logit is above the second. */
+static float margin_of(const float *x, int n)
 {
-    double max = -INFINITY, sum = 0;
-    for (int i = 0; i < n; i++) max = fmax(max, x[i]);
-    for (int i = 0; i < n; i++) sum += exp(x[i] - max);
-    return max + log(sum);
-}
-
-static int best_of(const float *x, int n, float *margin)
-{
-    int best = 0;
-    float second = -INFINITY;
-    for (int i = 1; i < n; i++) {
-        if (x[i] > x[best]) {
-            second = x[best];
-            best = i;
-        } else if (x[i] > second) {
-            second = x[i];
-        }
+    float best = -INFINITY, second = -INFINITY;
+    for (int i = 0; i < n; i++) {
+        second = fmaxf(second, fminf(best, x[i]));
+        best = fmaxf(best, x[i]);
     }
-    *margin = x[best] - second;
-    return best;
+    return best - second;
 }
 
 /* KL(reference ‖ ours) and the rest, of one position. next: the id that follows in the text, −1 at its end. */
-static void compare_row(comparison *c, const float *ours, const float *ref, int n, int32_t next)
+static void compare_row(comparison *c, const float *ours, const float *ref, int n, int32_t next,
+                        double *weights)
 {
-    double error2 = 0, norm2 = 0, kl = 0, z = log_sum_exp(ours, n), z_ref = log_sum_exp(ref, n);
+    const float *rows[] = {ref, ours};
+    bs_score_part parts[2];
+    bs_score score[2];
+    double error2 = 0, norm2 = 0;
+    bs_score_shard(rows, 2, (bs_range){0, n}, next, weights, parts);
+    bs_score_merge(parts, 1, 2, 2, score);
+    CHECK(score[0].finite && score[1].finite);
     for (int i = 0; i < n; i++) {
-        double d = (double)ours[i] - ref[i], log_p = ref[i] - z_ref;
-        CHECK(isfinite(ours[i]));
+        double d = (double)ours[i] - ref[i];
         error2 += d * d;
         norm2 += (double)ref[i] * ref[i];
-        kl += exp(log_p) * (log_p - (ours[i] - z));
     }
-    float margin, own_margin;
-    bool same = best_of(ref, n, &margin) == best_of(ours, n, &own_margin);
+    bool same = score[0].best == score[1].best, clear = margin_of(ref, n) >= 0.05f;
     c->error2 += error2;
     c->norm2 += norm2;
     c->worst = fmax(c->worst, sqrt(error2 / norm2));
-    c->kl += kl;
-    c->kl_max = fmax(c->kl_max, kl);
+    c->kl += score[1].kl;
+    c->kl_max = fmax(c->kl_max, score[1].kl);
     c->agree += same;
-    c->n_clear += margin >= 0.05f;
-    c->agree_clear += same && margin >= 0.05f;
+    c->n_clear += clear;
+    c->agree_clear += same && clear;
     c->n++;
     if (next < 0) return;
-    c->nll += z - ours[next];
-    c->nll_ref += z_ref - ref[next];
+    c->nll += score[1].nll;
+    c->nll_ref += score[0].nll;
     c->n_nll++;
 }
 
@@ -242,25 +233,10 @@ static int32_t *read_tokens(void)
     return ids;
 }
 
-/* One plan: tokens [pos, pos + n) of sequence 0; every rank makes the same. */
-static void make_plan(bs_plan *plan, const int32_t *ids, int64_t step, int64_t pos, int n, int flags)
-{
-    const bs_plan_limits *limits = bs_engine_limits(engine);
-    bs_plan_clear(plan, limits, step);
-    if (pos == 0) {
-        plan->n_starts = 1;
-        bs_plan_starts(plan)[0] = (bs_plan_start){
-            .seq = 0, .n_tokens = opt.n, .from = -1, .sampling = {.top_p = 1, .repeat_penalty = 1}};
-    }
-    plan->n_seqs = 1;
-    plan->n_tokens = n;
-    bs_plan_seqs(plan)[0] = (bs_plan_seq){.seq = 0, .n_tokens = n, .flags = flags, .pos0 = pos};
-    memcpy(bs_plan_tokens(plan), ids + pos, (size_t)n * sizeof *ids);
-}
-
 typedef struct sink {
     FILE *out, *against;
-    float *row;
+    float *row;      /* [vocab] of `against` */
+    double *weights; /* [vocab] */
     comparison total;
 } sink;
 
@@ -271,38 +247,38 @@ static void take_logits(sink *to, const bs_step_result *result, const int32_t *i
         if (to->out) CHECK(fwrite(logits, sizeof *logits, (size_t)n_vocab, to->out) == (size_t)n_vocab);
         if (!to->against) continue;
         CHECK(fread(to->row, sizeof *to->row, (size_t)n_vocab, to->against) == (size_t)n_vocab);
-        compare_row(&to->total, logits, to->row, n_vocab, pos + r + 1 < opt.n ? ids[pos + r + 1] : -1);
+        compare_row(&to->total, logits, to->row, n_vocab, pos + r + 1 < opt.n ? ids[pos + r + 1] : -1,
+                    to->weights);
     }
 }
 
 static void run(const int32_t *ids, const bs_range *heads, int n_vocab)
 {
     bool root = bs_comm_rank(comm) == 0, pages = opt.pages_in || opt.pages_out;
-    bs_plan *plan = malloc(bs_plan_bytes(bs_engine_limits(engine)));
     sink to = {.out = root && opt.out ? fopen(opt.out, "wb") : NULL,
                .against = root && opt.against ? fopen(opt.against, "rb") : NULL,
-               .row = malloc((size_t)n_vocab * sizeof(float))};
+               .row = malloc((size_t)n_vocab * sizeof(float)),
+               .weights = malloc((size_t)n_vocab * sizeof(double))};
     CHECK((to.out || !root || !opt.out) && (to.against || !root || !opt.against));
-    int64_t end = pages ? opt.n - 1 : opt.n, step = 0;
+    int64_t end = pages ? opt.n - 1 : opt.n;
+    bs_forced *forced;
     bs_step_result result;
     double ms = 0;
-    for (int64_t pos = 0; pos < end; step++) {
-        int64_t n = opt.chunk - pos % opt.chunk;
-        if (n > opt.step) n = opt.step;
-        if (n > end - pos) n = end - pos;
+    fail(bs_forced_open(engine, &forced));
+    bs_forced_begin(forced, opt.n);
+    for (int64_t pos; (pos = bs_forced_position(forced)) < end;) {
         step_pos0 = pos;
-        make_plan(plan, ids, step, pos, (int)n, BS_PLAN_SEQ_PREFILL | (pages ? 0 : BS_PLAN_SEQ_ALL_LOGITS));
-        fail(bs_engine_step(engine, plan, &result));
+        int n = bs_forced_next(forced, end);
+        fail(bs_forced_step(forced, ids + pos, n, BS_PLAN_SEQ_PREFILL | (pages ? 0 : BS_PLAN_SEQ_ALL_LOGITS),
+                            &result));
         if (root && !pages) take_logits(&to, &result, ids, pos, n_vocab);
         ms += result.step_ms;
-        pos += n;
     }
     if (pages) {
         if (opt.pages_out) move_pages(opt.pages_out, true, end, heads);
         if (opt.pages_in) move_pages(opt.pages_in, false, end, heads);
         step_pos0 = end;
-        make_plan(plan, ids, step, end, 1, BS_PLAN_SEQ_ALL_LOGITS);
-        fail(bs_engine_step(engine, plan, &result));
+        fail(bs_forced_step(forced, ids + end, 1, BS_PLAN_SEQ_ALL_LOGITS, &result));
         if (root) take_logits(&to, &result, ids, end, n_vocab);
     }
     if (root)
@@ -311,8 +287,9 @@ static void run(const int32_t *ids, const bs_range *heads, int n_vocab)
     if (to.against) print_comparison(&to.total);
     if (to.out) CHECK(fclose(to.out) == 0);
     if (to.against) fclose(to.against);
+    free(to.weights);
     free(to.row);
-    free(plan);
+    bs_forced_close(forced);
 }
 
 int main(int argc, char **argv)

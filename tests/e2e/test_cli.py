@@ -14,7 +14,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import common as c
 
-COMMANDS = ("generate", "tokenize", "make-model", "info", "bench")
+COMMANDS = ("generate", "tokenize", "make-model", "info", "bench", "eval")
 MODEL = os.path.join(c.WORK, "cli.gguf")
 
 
