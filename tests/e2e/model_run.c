@@ -3,6 +3,7 @@
  * A teacher-forced pass (src/engine/forced.h). Options, name=value:
  *   model= tokens=FILE (i32 ids)  n=N (positions, default all)   kv= grid= merge= stripe-pages= chunk=C step=T
  *   out=FILE      f32 logits [n, vocab] of every position, written by rank 0
+ *   tops=FILE     i32 ids of the best token of every position
  *   against=FILE  compares with such a file and prints one JSON line: relative L2 over all positions and at the worst,
  *                 mean and largest KL, greedy agreement, negative log-likelihood of both
  *   pages-out=DIR, pages-in=DIR  canonical pages of the cache after the prompt: written by one rank; or read over this
@@ -23,7 +24,7 @@
 #include <string.h>
 
 typedef struct options {
-    const char *model, *tokens, *kv, *grid, *merge, *out, *against, *pages_out, *pages_in, *fault;
+    const char *model, *tokens, *kv, *grid, *merge, *out, *tops, *against, *pages_out, *pages_in, *fault;
     int64_t n;
     int stripe_pages, chunk, step, busy_from;
 } options;
@@ -74,6 +75,14 @@ typedef struct comparison {
     double error2, norm2, worst, kl, kl_max, nll, nll_ref;
     int64_t n, n_nll, agree, n_clear, agree_clear;
 } comparison;
+
+static int32_t best_of(const float *x, int n)
+{
+    int32_t best = 0;
+    for (int32_t i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return best;
+}
 
 /* How far the best logit is above the second. */
 static float margin_of(const float *x, int n)
@@ -199,6 +208,7 @@ static void set_option(const char *text)
                  {"grid", &opt.grid, 0},
                  {"merge", &opt.merge, 0},
                  {"out", &opt.out, 0},
+                 {"tops", &opt.tops, 0},
                  {"against", &opt.against, 0},
                  {"break", &opt.fault, 0},
                  {"pages-out", &opt.pages_out, 0},
@@ -234,7 +244,7 @@ static int32_t *read_tokens(void)
 }
 
 typedef struct sink {
-    FILE *out, *against;
+    FILE *out, *tops, *against;
     float *row;      /* [vocab] of `against` */
     double *weights; /* [vocab] */
     comparison total;
@@ -245,6 +255,10 @@ static void take_logits(sink *to, const bs_step_result *result, const int32_t *i
     for (int64_t r = 0; r < result->n_logit_rows; r++) {
         const float *logits = result->logits + r * n_vocab;
         if (to->out) CHECK(fwrite(logits, sizeof *logits, (size_t)n_vocab, to->out) == (size_t)n_vocab);
+        if (to->tops) {
+            int32_t best = best_of(logits, n_vocab);
+            CHECK(fwrite(&best, sizeof best, 1, to->tops) == 1);
+        }
         if (!to->against) continue;
         CHECK(fread(to->row, sizeof *to->row, (size_t)n_vocab, to->against) == (size_t)n_vocab);
         compare_row(&to->total, logits, to->row, n_vocab, pos + r + 1 < opt.n ? ids[pos + r + 1] : -1,
@@ -256,10 +270,11 @@ static void run(const int32_t *ids, const bs_range *heads, int n_vocab)
 {
     bool root = bs_comm_rank(comm) == 0, pages = opt.pages_in || opt.pages_out;
     sink to = {.out = root && opt.out ? fopen(opt.out, "wb") : NULL,
+               .tops = root && opt.tops ? fopen(opt.tops, "wb") : NULL,
                .against = root && opt.against ? fopen(opt.against, "rb") : NULL,
                .row = malloc((size_t)n_vocab * sizeof(float)),
                .weights = malloc((size_t)n_vocab * sizeof(double))};
-    CHECK((to.out || !root || !opt.out) && (to.against || !root || !opt.against));
+    CHECK(!root || (!to.out == !opt.out && !to.tops == !opt.tops && !to.against == !opt.against));
     int64_t end = pages ? opt.n - 1 : opt.n;
     bs_forced *forced;
     bs_step_result result;
@@ -286,6 +301,7 @@ static void run(const int32_t *ids, const bs_range *heads, int n_vocab)
                 1e3 * (double)opt.n / ms);
     if (to.against) print_comparison(&to.total);
     if (to.out) CHECK(fclose(to.out) == 0);
+    if (to.tops) CHECK(fclose(to.tops) == 0);
     if (to.against) fclose(to.against);
     free(to.weights);
     free(to.row);

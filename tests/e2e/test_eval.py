@@ -224,7 +224,7 @@ def test_grids():
     text = os.path.join(c.WORK, "eval.long.txt")
     with open(c.TEXT, encoding="utf-8") as file, open(text, "w", encoding="utf-8") as out:
         out.write(file.read() if c.BIG else file.read(4900))
-    words = ("--kv", "f16,int8,int4,int2", "--stripe-pages", "1")
+    words = ("--kv", "f16,int8,int4,int2" if c.BIG else "f16,int4,int2", "--stripe-pages", "1")
     one = evaluate(*words, model=c.model(), text=text, timeout=3600)
     # Codes that flip move single tokens either way: over fewer tokens their mean moves by more, as a mean's noise does.
     noise = max(1, (6000 / one["tokens"]) ** 0.5)
