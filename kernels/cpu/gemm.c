@@ -6,7 +6,7 @@
  * whose x stays in the first. The crossover is where expanding a row once costs less than expanding its codes
  * for every four tokens: measured, docs/perf/LOG.md.
  *
- * Not a CBLAS where there are vector kernels of ours (docs/adr/0010): OpenBLAS takes a CPU that is younger than
+ * Not a CBLAS where there are vector kernels of ours (docs/adr/0006): OpenBLAS takes a CPU that is younger than
  * itself for one of 2004, and its threads are not ours. Machines without such kernels use it.
  *
  * A view that begins or ends inside a block (a cut at a head) is made whole by padding x with zeros instead
