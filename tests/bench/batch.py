@@ -1,11 +1,14 @@
-"""batch.py MODEL [N [ANSWER [REPEATS]]]: throughput of generate --batch with 1, 4 and 16 requests together, on one rank and two.
+"""batch.py MODEL [N [ANSWER [REPEATS [BYTES]]]]: throughput of generate --batch with 1, 4 and 16 requests together, on one
+rank and two.
 
-N requests of about 200 tokens of prose each, ANSWER tokens to each; the runs of a repeat follow each other, medians over the
-repeats are printed as a table. Run it in a build directory.
+N requests of BYTES of prose each, ANSWER tokens to each; the runs of a repeat follow each other, medians over the repeats are
+printed as a table. CPU seconds, loading included, say more than the clock on a machine that is shared; those of two ranks
+count their waiting for each other. Run it in a build directory.
 """
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -14,7 +17,7 @@ import tempfile
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
 import common as c
 
-model, n, answer, repeats = (sys.argv[1:] + ["16", "64", "3"][len(sys.argv) - 2:])[:4]
+model, n, answer, repeats, size_bytes = (sys.argv[1:] + ["16", "64", "3", "800"][len(sys.argv) - 2:])[:5]
 SIZES, RANKS = (1, 4, 16), (0, 2)
 
 
@@ -24,18 +27,20 @@ def requests(path):
     with open(path, "w", encoding="utf-8") as file:
         for i in range(int(n)):
             start = text.index(" ", i * len(text) // int(n))
-            body = {"prompt": text[start:start + 800], "max_tokens": int(answer), "ignore_eos": True}
+            body = {"prompt": text[start:start + int(size_bytes)], "max_tokens": int(answer), "ignore_eos": True}
             file.write(json.dumps({"custom_id": f"r{i}", "method": "POST", "url": "/v1/completions", "body": body}) + "\n")
 
 
 def one(ranks, size, source, out):
     if os.path.exists(out):
         os.unlink(out)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = c.run(ranks, [c.BITSHARD, "generate", "--model", model, "--batch", source, "-o", out, "--batch-size", size])
     said = re.search(r"(\d+) prompt and (\d+) answer tokens in ([\d.]+) s", done.stderr)
     if done.returncode != 0 or not said:
         sys.exit(f"{ranks} ranks, {size} at a time: exit {done.returncode}\n{done.stderr}")
-    return int(said[1]), int(said[2]), float(said[3])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return int(said[1]), int(said[2]), float(said[3]), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 with tempfile.TemporaryDirectory() as work:
@@ -44,11 +49,13 @@ with tempfile.TemporaryDirectory() as work:
     took = {(ranks, size): [] for ranks in RANKS for size in SIZES}
     for _ in range(int(repeats)):
         for case in took:
-            prompt, answers, seconds = one(*case, source, out)
+            prompt, answers, *seconds = one(*case, source, out)
             took[case].append(seconds)
 print(f"{n} requests, {prompt} prompt and {answers} answer tokens, medians of {repeats} (fastest, slowest)")
-print("| ranks | together | seconds | answer tokens/s | x |\n|---|---|---|---|---|")
-for (ranks, size), seconds in took.items():
-    median = statistics.median(seconds)
-    print(f"| {max(ranks, 1)} | {size} | {median:.1f} ({min(seconds):.1f}, {max(seconds):.1f}) | {answers / median:.0f} | "
-          f"{statistics.median(took[ranks, 1]) / median:.2f} |")
+print("| ranks | together | seconds | answer tokens/s | x | CPU seconds | x |\n|---|---|---|---|---|---|---|")
+for (ranks, size), runs in took.items():
+    seconds, cpu = (statistics.median(run[i] for run in runs) for i in (0, 1))
+    alone, alone_cpu = (statistics.median(run[i] for run in took[ranks, 1]) for i in (0, 1))
+    spread = ", ".join(f"{extreme(run[0] for run in runs):.1f}" for extreme in (min, max))
+    print(f"| {max(ranks, 1)} | {size} | {seconds:.1f} ({spread}) | {answers / seconds:.0f} | {alone / seconds:.2f} | {cpu:.1f} | "
+          f"{alone_cpu / cpu:.2f} |")

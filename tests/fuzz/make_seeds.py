@@ -1,6 +1,7 @@
 """make_seeds.py [DIR]: the hand-made seeds of the fuzz corpus: small whole inputs of every kind, to mutate from.
 
-Inputs that broke something once are beside them in corpus/ under other names and are not made here.
+Beside them in corpus/, under other names and not made here, are inputs that fuzzing found to reach further, and any that
+broke something.
 """
 import os
 import struct
