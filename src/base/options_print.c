@@ -175,7 +175,14 @@ static void print_man_option(const bs_option *option, const bs_command *commands
         bs_options_range_text(option, range);
         if (range[0]) fprintf(out, "A %snumber, %s.\n", option->kind == BS_OPTION_INT ? "whole " : "", range);
     }
-    if (option->kind == BS_OPTION_CHOICE) fprintf(out, "One of %s.\n", option->choices);
+    if (option->kind == BS_OPTION_CHOICE) {
+        fputs("One of ", out);
+        for (const char *at = option->choices; *at; at++) {
+            fputc(*at, out);
+            if (*at == '|') fputs("\\:", out); /* a line may end here */
+        }
+        fputs(".\n", out);
+    }
     if (option->default_text && option->kind != BS_OPTION_FLAG) {
         fputs("Default: ", out);
         print_roff(out, option->default_text);
