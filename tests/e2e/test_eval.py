@@ -135,9 +135,10 @@ def test_output(ids):
     with open("/dev/full", "w") as full:
         done = subprocess.run(command + ["--quiet"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     c.check(done.returncode == 1 and done.stderr.count("\n") == 1 and "No space left" in done.stderr, f"a full disk: {done.returncode} {done.stderr}")
+    endless = [c.BITSHARD, "eval", "--model", MODEL, "--text", c.TEXT, "--kv", "f16,int2:s0:r0", "-c", "600", "--overlap", "599"]
     for ranks in (0, 2):
         start = time.monotonic()
-        process = subprocess.Popen(([] if ranks == 0 else ["sh", c.LAUNCH, "2"]) + command + ["-c", "600", "--overlap", "598"],
+        process = subprocess.Popen(([] if ranks == 0 else ["sh", c.LAUNCH, "2"]) + endless,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         time.sleep(1.5)
         process.send_signal(signal.SIGTERM)
