@@ -107,6 +107,8 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, D, R) * 32 + 3
     constexpr int NR = R == 4 ? 1 : 2, PITCH = attend_row_floats(D);
     extern __shared__ __align__(128) uint8_t dynamic[];
     __shared__ __align__(128) attend_shared<D, R, attend_max_warps(KB, VB, D, R)> shared;
+    static_assert(sizeof shared <= attend_fixed_bytes(D, R, attend_max_warps(KB, VB, D, R)),
+                  "attend_fixed_bytes");
     const int n_warps = blockDim.x / 32 - 1, lane = threadIdx.x & 31; /* besides the dispatcher */
     const int warp = __shfl_sync(~0u, (int)threadIdx.x / 32, 0); /* the compiler sees that it is uniform */
     float *const states = reinterpret_cast<float *>(dynamic + n_warps * 2 * p.stage_bytes);
