@@ -22,11 +22,11 @@
 
 #include "kernels/cuda/attend_merge.cuh"
 
-/* Positions [lo, hi) that this lane's rows see, that anybody in the block sees, and that all do. Made anew
- * where they are needed: few pages do. */
+/* Positions [lo, hi) that this lane's rows see, and that anybody in the block does. Made anew where they are
+ * needed: few pages do. */
 template <int R> struct attend_limits {
     int lo[R == 4 ? 1 : 2], hi[R == 4 ? 1 : 2];
-    int any_lo, any_hi, all_lo, all_hi;
+    int any_lo, any_hi;
 };
 
 template <int R>
@@ -43,8 +43,6 @@ static __device__ __forceinline__ attend_limits<R> attend_limits_of(const attend
     }
     l.any_lo = __reduce_min_sync(~0u, l.lo[0]);
     l.any_hi = __reduce_max_sync(~0u, l.hi[NR - 1]);
-    l.all_lo = __reduce_max_sync(~0u, l.lo[NR - 1]);
-    l.all_hi = __reduce_min_sync(~0u, l.hi[0]);
     return l;
 }
 
