@@ -34,6 +34,8 @@ typedef struct bs_backend {
     bs_status (*pack)(bs_stream *stream, const bs_pack_args *args);
     bs_status (*unpack)(bs_stream *stream, const bs_pack_args *args);
     bs_status (*mark_seen)(bs_stream *stream, uint64_t *bitmap, const int32_t *ids, int n);
+    bs_status (*keep_tokens)(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq, int n);
+    bs_status (*feed_tokens)(bs_stream *stream, int32_t *ids, int n, const int32_t *last);
     bs_status (*stream_read)(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink);
 
     bs_status (*slot_bytes)(const bs_device *device, const bs_kv_shape *shape, size_t *f16, size_t *quant);
@@ -43,12 +45,15 @@ typedef struct bs_backend {
 
     void *(*memory_alloc)(bs_device *device, size_t bytes); /* zeroed, 4096-aligned, or NULL */
     void (*memory_free)(bs_device *device, void *memory);
+    void *(*host_alloc)(bs_device *device, size_t bytes); /* zeroed, or NULL */
+    void (*host_free)(bs_device *device, void *memory);
     bs_status (*copy)(bs_stream *stream, void *dst, const void *src, size_t bytes,
                       int direction); /* BS_COPY_… */
     bs_status (*fill_zero)(bs_stream *stream, void *dst, size_t bytes);
     bs_status (*stream_open)(bs_stream *stream);
     void (*stream_close)(bs_stream *stream);
     bs_status (*stream_sync)(bs_stream *stream);
+    bs_status (*stream_fault)(bs_stream *stream); /* takes what kernels recorded into stream->fault */
     void (*device_close)(bs_device *device);
 
     /* Graphs; all NULL where there are none. *graph is the backend's own. */

@@ -89,6 +89,12 @@ bs_status bs_stream_sync(bs_stream *stream)
 bs_status bs_stream_check(bs_stream *stream)
 {
     BS_TRY(bs_stream_sync(stream));
+    return bs_stream_fault(stream);
+}
+
+bs_status bs_stream_fault(bs_stream *stream)
+{
+    BS_TRY(stream->device->backend->stream_fault(stream));
     bs_numeric_fault fault = stream->fault;
     if (!fault.seen) return BS_STATUS_OK;
     memset(&stream->fault, 0, sizeof stream->fault);
@@ -123,6 +129,19 @@ void bs_buffer_free(bs_buffer *buffer)
     buffer->device->allocated_bytes -= buffer->bytes;
     buffer->device->backend->memory_free(buffer->device, buffer->memory);
     free(buffer);
+}
+
+bs_status bs_host_alloc(bs_device *device, size_t bytes, const char *what, void **out)
+{
+    void *memory = device->backend->host_alloc(device, bytes ? bytes : 1);
+    if (!memory) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for %zu bytes of the host", what, bytes);
+    *out = memory;
+    return BS_STATUS_OK;
+}
+
+void bs_host_free(bs_device *device, void *memory)
+{
+    if (memory) device->backend->host_free(device, memory);
 }
 
 size_t bs_buffer_bytes(const bs_buffer *buffer)

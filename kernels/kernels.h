@@ -96,6 +96,8 @@ bs_status bs_stream_sync(bs_stream *stream);
 /* Waits, then reports BS_STATUS_NUMERIC with layer, head and position if a quantize or append since the last call
  * met NaN or infinity. The engine calls it once a step. */
 bs_status bs_stream_check(bs_stream *stream);
+/* The same without waiting: what is known by now. For a step whose end has been seen by other means (a timer). */
+bs_status bs_stream_fault(bs_stream *stream);
 
 /* Zeroed device memory, 4096-byte aligned. `what` names it in the memory plan and in errors ("quantized pool"). */
 bs_status bs_buffer_alloc(bs_device *device, size_t bytes, const char *what, bs_buffer **out);
@@ -106,6 +108,11 @@ void *bs_buffer_at(const bs_buffer *buffer, size_t offset);
 /* How many bytes and allocations this device has given since it was opened. Tests compare them around a decode. */
 size_t bs_device_allocated_bytes(const bs_device *device);
 uint64_t bs_device_allocation_count(const bs_device *device);
+
+/* Zeroed host memory that a copy to or from this device reaches without a stop on the way: page-locked for a GPU, so
+ * that bs_copy_to_device and bs_copy_to_host only queue. `what` names it in errors. */
+bs_status bs_host_alloc(bs_device *device, size_t bytes, const char *what, void **out);
+void bs_host_free(bs_device *device, void *memory); /* NULL is fine */
 
 /* From now on (true) a kernel queued on this stream may start while the one before it is still ending: programmatic
  * dependent launch, for ops whose kernels know how; results are the same. A CPU ignores it. attend then reads its
@@ -488,5 +495,10 @@ bs_status bs_op_sample(bs_stream *stream, const bs_sample_args *args);
 
 /* Marks ids as seen: bit id of bitmap. ids [device] [n], −1 is skipped. */
 bs_status bs_op_mark_seen(bs_stream *stream, uint64_t *bitmap, const int32_t *ids, int n);
+
+/* How a drawn token reaches the next step without the host: `last` [device] holds one id a sequence slot.
+ * keep: last[seq[i]] = token[i] for n rows, seq −1 is skipped. feed: ids[i] < 0 becomes last[−1 − ids[i]]. */
+bs_status bs_op_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq, int n);
+bs_status bs_op_feed_tokens(bs_stream *stream, int32_t *ids, int n, const int32_t *last);
 
 #endif

@@ -13,7 +13,7 @@ BS_CUDA_SOURCES += kernels/cuda/attend.cu kernels/cuda/attend.cuh kernels/cuda/a
 BS_CUDA_SOURCES += kernels/cuda/attend_load.cuh kernels/cuda/attend_merge.cuh kernels/cuda/attend_ptx.cuh
 BS_CUDA_SOURCES += kernels/cuda/attend_rows.cuh kernels/cuda/attend_warp.cuh kernels/cuda/attend_int8.cu kernels/cuda/attend_int4.cu
 BS_CUDA_SOURCES += kernels/cuda/attend_int2.cu kernels/cuda/attend_k4v2.cu kernels/cuda/attend_k8v4.cu
-BS_CUDA_SOURCES += kernels/cuda/graph.cu kernels/cuda/stream_read.cu
+BS_CUDA_SOURCES += kernels/cuda/graph.cu kernels/cuda/stream_read.cu kernels/cuda/tokens.cu
 if HAVE_CUDA
 libbs_kernels_a_SOURCES += $(BS_CUDA_SOURCES)
 else

@@ -72,6 +72,18 @@ bs_status bs_op_mark_seen(bs_stream *stream, uint64_t *bitmap, const int32_t *id
     return n == 0 ? BS_STATUS_OK : stream->device->backend->mark_seen(stream, bitmap, ids, n);
 }
 
+bs_status bs_op_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq, int n)
+{
+    REQUIRE("keep_tokens", n >= 0 && (n == 0 || (last && token && seq)));
+    return n == 0 ? BS_STATUS_OK : stream->device->backend->keep_tokens(stream, last, token, seq, n);
+}
+
+bs_status bs_op_feed_tokens(bs_stream *stream, int32_t *ids, int n, const int32_t *last)
+{
+    REQUIRE("feed_tokens", n >= 0 && (n == 0 || (ids && last)));
+    return n == 0 ? BS_STATUS_OK : stream->device->backend->feed_tokens(stream, ids, n, last);
+}
+
 bs_status bs_op_stream_read(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink)
 {
     REQUIRE("stream_read", bytes % 16 == 0 && sink && (bytes == 0 || data) && (uintptr_t)data % 16 == 0);

@@ -56,7 +56,18 @@ static void stream_close(bs_stream *stream)
 {
 }
 
-static bs_status stream_sync(bs_stream *stream)
+static void *host_alloc(bs_device *device, size_t bytes)
+{
+    return calloc(bytes, 1);
+}
+
+static void host_free(bs_device *device, void *memory)
+{
+    free(memory);
+}
+
+/* Work is done when an op returns, and what goes wrong is said by the op itself. */
+static bs_status stream_nothing(bs_stream *stream)
 {
     return BS_STATUS_OK;
 }
@@ -92,17 +103,22 @@ static const bs_backend backend = {
         .pack = bs_cpu_pack,
     .unpack = bs_cpu_unpack,
     .mark_seen = bs_cpu_mark_seen,
+    .keep_tokens = bs_cpu_keep_tokens,
+    .feed_tokens = bs_cpu_feed_tokens,
     .stream_read = bs_cpu_stream_read,
     .slot_bytes = bs_cpu_slot_bytes,
     .gemm_workspace = bs_cpu_gemm_workspace,
     .attend_workspace = bs_cpu_attend_workspace,
     .memory_alloc = memory_alloc,
     .memory_free = memory_free,
+    .host_alloc = host_alloc,
+    .host_free = host_free,
     .copy = copy,
     .fill_zero = fill_zero,
     .stream_open = stream_open,
     .stream_close = stream_close,
-    .stream_sync = stream_sync,
+    .stream_sync = stream_nothing,
+    .stream_fault = stream_nothing,
     .device_close = device_close,
     .timer_open = timer_open,
     .timer_close = free,

@@ -90,3 +90,17 @@ bs_status bs_cpu_mark_seen(bs_stream *stream, uint64_t *bitmap, const int32_t *i
         if (ids[i] >= 0) bitmap[ids[i] / 64] |= (uint64_t)1 << ids[i] % 64;
     return BS_STATUS_OK;
 }
+
+bs_status bs_cpu_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (seq[i] >= 0) last[seq[i]] = token[i];
+    return BS_STATUS_OK;
+}
+
+bs_status bs_cpu_feed_tokens(bs_stream *stream, int32_t *ids, int n, const int32_t *last)
+{
+    for (int i = 0; i < n; i++)
+        if (ids[i] < 0) ids[i] = last[-1 - ids[i]];
+    return BS_STATUS_OK;
+}

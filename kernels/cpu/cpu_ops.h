@@ -13,6 +13,8 @@ BS_OP_LIST(X)
 bs_status bs_cpu_pack(bs_stream *stream, const bs_pack_args *args);
 bs_status bs_cpu_unpack(bs_stream *stream, const bs_pack_args *args);
 bs_status bs_cpu_mark_seen(bs_stream *stream, uint64_t *bitmap, const int32_t *ids, int n);
+bs_status bs_cpu_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq, int n);
+bs_status bs_cpu_feed_tokens(bs_stream *stream, int32_t *ids, int n, const int32_t *last);
 bs_status bs_cpu_stream_read(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink);
 
 /* One token of silu_mul: gate, up, out [n]; out may equal gate. */

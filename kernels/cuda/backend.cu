@@ -50,6 +50,22 @@ static void memory_free(bs_device *, void *memory)
     cudaFree(memory);
 }
 
+static void *host_alloc(bs_device *, size_t bytes)
+{
+    void *memory = nullptr;
+    if (cudaHostAlloc(&memory, bytes, cudaHostAllocDefault) != cudaSuccess) {
+        cudaGetLastError();
+        return nullptr;
+    }
+    memset(memory, 0, bytes);
+    return memory;
+}
+
+static void host_free(bs_device *, void *memory)
+{
+    cudaFreeHost(memory);
+}
+
 static bs_status copy(bs_stream *stream, void *dst, const void *src, size_t bytes, int direction)
 {
     cudaMemcpyKind kind = direction == BS_COPY_TO_DEVICE ? cudaMemcpyHostToDevice
@@ -105,8 +121,7 @@ static bs_status take_fault(bs_stream *stream)
 
 static bs_status stream_sync(bs_stream *stream)
 {
-    BS_TRY(bs_cuda_status(cudaStreamSynchronize(bs_cuda_stream(stream)), "GPU"));
-    return take_fault(stream);
+    return bs_cuda_status(cudaStreamSynchronize(bs_cuda_stream(stream)), "GPU");
 }
 
 static void device_close(bs_device *)
@@ -151,11 +166,16 @@ static bs_backend make_backend()
     table.attend_workspace = bs_cuda_attend_workspace;
     table.memory_alloc = memory_alloc;
     table.memory_free = memory_free;
+    table.host_alloc = host_alloc;
+    table.host_free = host_free;
     table.copy = copy;
     table.fill_zero = fill_zero;
     table.stream_open = stream_open;
     table.stream_close = stream_close;
     table.stream_sync = stream_sync;
+    table.stream_fault = take_fault;
+    table.keep_tokens = bs_cuda_keep_tokens;
+    table.feed_tokens = bs_cuda_feed_tokens;
     table.device_close = device_close;
     return table;
 }

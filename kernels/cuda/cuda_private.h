@@ -55,6 +55,8 @@ static inline bs_status bs_cuda_launched(const char *what)
     return bs_cuda_status(cudaGetLastError(), what);
 }
 
+bs_status bs_cuda_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq, int n);
+bs_status bs_cuda_feed_tokens(bs_stream *stream, int32_t *ids, int n, const int32_t *last);
 bs_status bs_cuda_rope_table(bs_stream *stream, const bs_rope_table_args *args);
 bs_status bs_cuda_append(bs_stream *stream, const bs_append_args *args);
 bs_status bs_cuda_quantize(bs_stream *stream, const bs_quantize_args *args);
