@@ -34,7 +34,8 @@ typedef struct bs_backend {
     bs_status (*pack)(bs_stream *stream, const bs_pack_args *args);
     bs_status (*unpack)(bs_stream *stream, const bs_pack_args *args);
     bs_status (*mark_seen)(bs_stream *stream, uint64_t *bitmap, const int32_t *ids, int n);
-    bs_status (*keep_tokens)(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq, int n);
+    bs_status (*keep_tokens)(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq,
+                             int n);
     bs_status (*feed_tokens)(bs_stream *stream, int32_t *ids, int n, const int32_t *last);
     bs_status (*stream_read)(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink);
 

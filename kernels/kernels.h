@@ -498,7 +498,8 @@ bs_status bs_op_mark_seen(bs_stream *stream, uint64_t *bitmap, const int32_t *id
 
 /* How a drawn token reaches the next step without the host: `last` [device] holds one id a sequence slot.
  * keep: last[seq[i]] = token[i] for n rows, seq −1 is skipped. feed: ids[i] < 0 becomes last[−1 − ids[i]]. */
-bs_status bs_op_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq, int n);
+bs_status bs_op_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq,
+                            int n);
 bs_status bs_op_feed_tokens(bs_stream *stream, int32_t *ids, int n, const int32_t *last);
 
 #endif

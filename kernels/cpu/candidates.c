@@ -91,7 +91,8 @@ bs_status bs_cpu_mark_seen(bs_stream *stream, uint64_t *bitmap, const int32_t *i
     return BS_STATUS_OK;
 }
 
-bs_status bs_cpu_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq, int n)
+bs_status bs_cpu_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq,
+                             int n)
 {
     for (int i = 0; i < n; i++)
         if (seq[i] >= 0) last[seq[i]] = token[i];

@@ -17,7 +17,8 @@ static __global__ void feed_kernel(int32_t *ids, int n, const int32_t *last)
     if (i < n && ids[i] < 0) ids[i] = last[-1 - ids[i]];
 }
 
-bs_status bs_cuda_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq, int n)
+bs_status bs_cuda_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq,
+                              int n)
 {
     keep_kernel<<<(n + THREADS - 1) / THREADS, THREADS, 0, bs_cuda_stream(stream)>>>(last, token, seq, n);
     return bs_cuda_launched("keep_tokens");

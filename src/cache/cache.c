@@ -38,11 +38,15 @@ static bs_status open_arrays(bs_cache *cache)
     cache->step_seqs = calloc(n_seqs, sizeof *cache->step_seqs);
     cache->n_context = calloc(n_shards, sizeof *cache->n_context);
     cache->n_pages = calloc(n_shards, sizeof *cache->n_pages);
-    cache->staging = calloc(cache->memory.table_bytes, 1);
-    if (!cache->seqs || !cache->seq_slots || !cache->step_seqs || !cache->n_context || !cache->n_pages ||
-        !cache->staging)
+    if (!cache->seqs || !cache->seq_slots || !cache->step_seqs || !cache->n_context || !cache->n_pages)
         return bs_fail(BS_STATUS_NOMEM, "cache: no memory for the lists of %zu pages", n_seqs * most);
     for (size_t i = 0; i < n_seqs; i++) cache->seqs[i].slots = cache->seq_slots + i * most;
+    for (int i = 0; i < 2; i++) {
+        void *block;
+        BS_TRY(bs_host_alloc(cache->device, cache->memory.table_bytes, "cache tables", &block));
+        cache->blocks[i] = block;
+    }
+    cache->staging = cache->blocks[0];
     return BS_STATUS_OK;
 }
 
@@ -82,7 +86,7 @@ void bs_cache_close(bs_cache *cache)
     bs_buffer_free(cache->table_buffer);
     bs_buffer_free(cache->quant_buffer);
     bs_buffer_free(cache->f16_buffer);
-    free(cache->staging);
+    for (int i = 0; i < 2; i++) bs_host_free(cache->device, cache->blocks[i]);
     free(cache->n_pages);
     free(cache->n_context);
     free(cache->step_seqs);

@@ -107,8 +107,8 @@ typedef struct bs_cache_tables {
 } bs_cache_tables;
 
 /* BS_STATUS_RANGE for a wrong position or a crossed chunk, FULL when a reservation or max_prefill_seqs is exceeded; the
- * cache is unchanged then. Stream-ordered: tables are sent from host memory of the cache's own, so what was queued by
- * the step_begin before must be done (bs_stream_check, once a step, sees to it). An error of the device leaves the
+ * cache is unchanged then. Stream-ordered: tables are sent from host memory of the cache's own, in turns, so what was
+ * queued by the step_begin before the last must be done; the last may still be running. An error of the device leaves the
  * step open. */
 bs_status bs_cache_step_begin(bs_cache *cache, bs_stream *stream, const bs_cache_step_seq *seqs, int n_seqs);
 const bs_cache_tables *bs_cache_get_tables(const bs_cache *cache);

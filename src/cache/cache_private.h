@@ -107,7 +107,8 @@ struct bs_cache {
     bs_cache_step_seq *step_seqs; /* [max_seqs] */
     int n_step_seqs;
     int n_clear_f16, n_clear_quant;
-    int32_t *staging; /* host copy of the tables; untouched from one step_begin to the next */
+    int32_t *staging;   /* host copy of the tables: the block of this step */
+    int32_t *blocks[2]; /* steps take turns, so that one can be filled while the other is still being sent */
     size_t table_at[BS_TABLE_COUNT + 1]; /* first entry of each table */
     bs_cache_tables tables;
 };

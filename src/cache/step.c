@@ -121,6 +121,7 @@ static void begin_seq(bs_cache *cache, const bs_cache_step_seq *t)
 bs_status bs_cache_step_begin(bs_cache *cache, bs_stream *stream, const bs_cache_step_seq *seqs, int n_seqs)
 {
     BS_TRY(check_step(cache, seqs, n_seqs));
+    cache->staging = cache->blocks[cache->staging == cache->blocks[0]];
     cache->tables.n_quantize = cache->tables.n_step_tokens = 0;
     cache->n_clear_f16 = cache->n_clear_quant = 0;
     cache->n_step_seqs = n_seqs;

@@ -25,21 +25,36 @@ static bs_status take_host_memory(bs_engine *e)
     e->vocab = calloc((size_t)l->n_ranks, sizeof *e->vocab);
     e->seqs = calloc(b, sizeof *e->seqs);
     e->step_seqs = calloc(b, sizeof *e->step_seqs);
-    e->staging = calloc(1, l->input_at.bytes);
-    e->row_seq = calloc(b, sizeof *e->row_seq);
-    e->row_token = calloc(b, sizeof *e->row_token);
-    e->row_logprob = calloc(b, sizeof *e->row_logprob);
     e->token = calloc(b, sizeof *e->token);
     e->logprob = calloc(b, sizeof *e->logprob);
     e->plans[0] = calloc(1, plan_bytes);
     e->plans[1] = calloc(1, plan_bytes);
-    bool have_all = e->vocab && e->seqs && e->step_seqs && e->staging && e->row_seq && e->row_token &&
-                    e->row_logprob && e->token && e->logprob && e->plans[0] && e->plans[1];
+    for (int i = 0; i < 2; i++) e->flights[i].row_seq = calloc(b, sizeof *e->flights[i].row_seq);
+    bool have_all = e->vocab && e->seqs && e->step_seqs && e->token && e->logprob && e->plans[0] &&
+                    e->plans[1] && e->flights[0].row_seq && e->flights[1].row_seq;
     if (l->all_logits_bytes > 0) e->all_logits = malloc(l->all_logits_bytes);
     if (!have_all || (l->all_logits_bytes > 0 && !e->all_logits))
         return bs_fail(BS_STATUS_NOMEM, "no memory for the engine: %zu bytes of the host",
                        l->host_bytes + l->all_logits_bytes);
     return BS_STATUS_OK;
+}
+
+static bs_status open_flight(bs_engine *e, bs_engine_flight *flight)
+{
+    void *staging, *drawn;
+    BS_TRY(bs_host_alloc(e->device, e->layout.input_at.bytes, "step inputs", &staging));
+    flight->staging = staging;
+    BS_TRY(bs_host_alloc(e->device, bs_engine_drawn_bytes(&e->layout), "drawn tokens", &drawn));
+    flight->drawn = drawn;
+    return bs_timer_create(e->device, &flight->timer);
+}
+
+static void close_flight(bs_engine *e, bs_engine_flight *flight)
+{
+    bs_timer_destroy(flight->timer);
+    bs_host_free(e->device, flight->drawn);
+    bs_host_free(e->device, flight->staging);
+    free(flight->row_seq);
 }
 
 static bs_status open_local(bs_engine *e, void (*progress)(void *context, uint64_t done, uint64_t total),
@@ -50,6 +65,8 @@ static bs_status open_local(bs_engine *e, void (*progress)(void *context, uint64
     int64_t most;
     BS_TRY(bs_engine_vocab_shards(e->model, e->grid, e->config.merge, e->vocab, &most));
     BS_TRY(bs_stream_create(e->device, &e->stream));
+    bs_stream_set_overlap(e->stream, true);
+    for (int i = 0; i < 2; i++) BS_TRY(open_flight(e, &e->flights[i]));
     BS_TRY(bs_cache_open(e->device, e->stream, &e->layout.cache, &e->cache));
     BS_TRY(take_device_memory(e));
     return bs_weights_place(e->model, e->device, &e->layout.shard, progress, context, &e->weights);
@@ -69,6 +86,7 @@ bs_status bs_engine_open(const bs_model *model, bs_device *device, bs_comm *comm
         e->comm = comm;
         e->grid = bs_comm_grid(comm);
         e->config = *config;
+        e->is_async = bs_device_get_info(device)->kind != BS_DEVICE_CPU;
         e->limits = (bs_plan_limits){config->max_seqs, config->max_step_tokens};
         status = open_local(e, progress, context);
     } else {
@@ -86,7 +104,9 @@ err_close:
 void bs_engine_close(bs_engine *e)
 {
     if (!e) return;
+    bs_engine_free_graphs(e);
     bs_weights_free(e->weights);
+    for (int i = 0; i < 2; i++) close_flight(e, &e->flights[i]);
     bs_buffer_free(e->inputs);
     bs_buffer_free(e->seen);
     bs_buffer_free(e->logits);
@@ -99,10 +119,6 @@ void bs_engine_close(bs_engine *e)
     free(e->all_logits);
     free(e->logprob);
     free(e->token);
-    free(e->row_logprob);
-    free(e->row_token);
-    free(e->row_seq);
-    free(e->staging);
     free(e->step_seqs);
     free(e->seqs);
     free(e->vocab);

@@ -53,7 +53,7 @@ bs_comm *bs_engine_comm(const bs_engine *engine);
 /* The ids whose logits this rank computes; may be none. */
 bs_range bs_engine_vocab(const bs_engine *engine);
 
-/* What a step gave, the same on every rank (but for logits). Valid until the next step. */
+/* What a step gave, the same on every rank (but for logits). Valid until the next one is collected. */
 typedef struct bs_step_result {
     int n_seqs;           /* as in the plan */
     const int32_t *token; /* [n_seqs] drawn token, −1 where none was asked for */
@@ -62,10 +62,16 @@ typedef struct bs_step_result {
      * shard_logits [tokens, bs_engine_vocab's n] on every rank */
     const float *logits;
     int64_t n_logit_rows;
-    double step_ms;
+    double step_ms; /* by the device's clock */
 } bs_step_result;
 
-/* Carries out one plan. Collective. An error here ends the job (all ranks may be out of step). */
+/* Begins one plan: on a GPU it is queued, on a CPU it is carried out. A second one may be submitted before the first is
+ * collected, if neither has ALL_LOGITS. Collective. An error here or in collecting ends the job (all ranks may be out of
+ * step). */
+bs_status bs_engine_submit(bs_engine *engine, const bs_plan *plan);
+/* Waits for the oldest plan that was submitted. */
+bs_status bs_engine_collect(bs_engine *engine, bs_step_result *out);
+/* Both: carries out one plan. */
 bs_status bs_engine_step(bs_engine *engine, const bs_plan *plan, bs_step_result *out);
 
 /* ---- the loop ----------------------------------------------------------------------------------------------- */

@@ -43,13 +43,15 @@ typedef struct bs_engine_layout {
         size_t candidates;     /* [N, B, V] */
         size_t lse;            /* [N, B] f32 */
         size_t scratch;        /* [N · V] candidates */
-        size_t token, logprob; /* [B] */
+        size_t token, logprob; /* [B], one behind the other: one copy to the host */
+        size_t last;           /* [max_seqs] i32: the id each sequence drew last */
         size_t bytes;
     } logits_at;
     size_t seen_bytes; /* one sequence's bitmap of ids */
     struct {
         size_t tokens;         /* [T] i32 */
         size_t rows;           /* [T + B] i32: rows of ALL_LOGITS, then rows to sample from */
+        size_t row_slot;       /* [B] i32: sequence slot that row i draws for, −1: none */
         size_t sampling;       /* [B] */
         size_t seen;           /* [B] pointers to bitmaps */
         size_t position, draw; /* [B] i32 */
@@ -58,6 +60,12 @@ typedef struct bs_engine_layout {
     size_t host_bytes;       /* plans, staging, results */
     size_t all_logits_bytes; /* host: [T, vocab] f32 on rank 0, or [T, own vocab] on every rank */
 } bs_engine_layout;
+
+/* Bytes of what a step draws, from logits_at.token to behind logprob. */
+static inline size_t bs_engine_drawn_bytes(const bs_engine_layout *layout)
+{
+    return layout->logits_at.last - layout->logits_at.token;
+}
 
 /* Pure. BS_STATUS_RANGE names the field of the configuration. */
 bs_status bs_engine_lay_out(const bs_model *model, const bs_device *device, const bs_grid *grid,
@@ -70,8 +78,29 @@ bs_status bs_engine_vocab_shards(const bs_model *model, const bs_grid *grid, bs_
 /* What a sequence slot carries from step to step, on the host. */
 typedef struct bs_engine_seq {
     bs_sampling sampling;
-    int32_t last_token; /* drawn last, −1: none yet */
+    bool has_drawn; /* its last id is on the device */
 } bs_engine_seq;
+
+/* A step between its submission and its collection. Two may be: on a GPU the next is queued while one runs. */
+typedef struct bs_engine_flight {
+    bool open;
+    int64_t step;
+    int n_seqs;             /* of the plan */
+    int n_all_rows, n_rows; /* rows of ALL_LOGITS, rows to sample from */
+    int32_t *row_seq;       /* [B] entry of the plan that row i is sampled for */
+    char *staging;          /* the step inputs, host memory of the device */
+    char *drawn;            /* [B] i32 ids, then [B] f32 log-probabilities, as in logits_at, likewise */
+    bs_timer *timer;
+} bs_engine_flight;
+
+/* A decode step as one graph, for any step of as many rows (graph.c). */
+typedef struct bs_engine_graph {
+    int n_rows;
+    bool needs_all;
+    int n_runs; /* without the graph: the first warms up */
+    bs_graph *graph;
+} bs_engine_graph;
+enum { BS_ENGINE_MAX_GRAPHS = 64 };
 
 struct bs_engine {
     const bs_model *model;
@@ -90,19 +119,20 @@ struct bs_engine {
     bs_range *vocab;              /* [N] every rank's part of the vocabulary */
     bs_engine_seq *seqs;          /* [B] */
     bs_cache_step_seq *step_seqs; /* [B] */
-    char *staging;                /* the step inputs, host */
-    int32_t *row_seq;             /* [B] entry of the plan that row i is sampled for */
-    int32_t *row_token;           /* [B] drawn tokens, by row */
-    float *row_logprob;           /* [B] */
+    bs_engine_flight flights[2];  /* take turns */
+    bs_engine_flight *flight;     /* the step submitted last */
     int32_t *token;               /* [B] by entry of the plan: what bs_step_result shows */
     float *logprob;               /* [B] */
     float *all_logits;            /* rank 0: [T, vocab]; with shard_logits [T, own vocab] */
     bs_plan *plans[2];            /* this step's and the next */
     int64_t next_step;
+    bool is_async; /* what is submitted only queues: the next may follow before it is collected */
+    bs_engine_graph graphs[BS_ENGINE_MAX_GRAPHS];
+    int n_graphs;
 
-    /* The step that runs. */
+    /* The step that is submitted. */
     int64_t step;
-    int n_tokens;           /* of the step */
+    int n_tokens;           /* of the step; in a padded step its rows */
     int n_all_rows, n_rows; /* rows of ALL_LOGITS, rows to sample from */
     bool any_penalty, needs_all;
 };
@@ -121,12 +151,20 @@ static inline void *bs_engine_input(const bs_engine *e, size_t offset)
 /* y = W x (+ bias) for n_tokens rows, with the engine's workspace. */
 bs_status bs_engine_project(bs_engine *engine, const bs_weight *w, const float *bias, const void *x,
                             int64_t ldx, int n_tokens, bs_type out_type, void *y, int64_t ldy);
+/* step.c: the ops of a step from the embedding to the drawn tokens. Collective. */
+bs_status bs_engine_run_ops(bs_engine *engine);
+/* forward.c: quantizes the pages that are due. */
+bs_status bs_engine_prepare(bs_engine *engine);
 /* forward.c: embeds the step's tokens and runs all layers; act_at.x is then complete and act_at.normed its
  * final norm, when logits of any row are wanted. Collective. */
 bs_status bs_engine_forward(bs_engine *engine);
-/* logits.c: everything behind the final norm. Collective; results are on the host after the next
- * bs_stream_sync. */
+/* logits.c: everything behind the final norm. Collective; what is drawn stays on the device. */
 bs_status bs_engine_gather_logits(bs_engine *engine);
 bs_status bs_engine_sample(bs_engine *engine);
+/* graph.c: how many rows a step of n sequences that each take one token and draw one is run with (n itself where
+ * steps are not graphs), and such a step as one graph, once its shape has run before. Collective. */
+int bs_engine_padded_rows(const bs_engine *engine, int n);
+bs_status bs_engine_run_decode(bs_engine *engine);
+void bs_engine_free_graphs(bs_engine *engine);
 
 #endif

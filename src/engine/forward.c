@@ -199,25 +199,11 @@ static bs_status run_ffn(bs_engine *e, int layer)
     return project_and_sum(e, &w->down, gate, n_ffn);
 }
 
-/* What all layers share: the tokens' embeddings, their angles, and the pages that are quantized before this
- * step. */
-static bs_status prepare(bs_engine *e)
+/* The pages that are quantized before this step: how many differs from step to step, so this is never part of a
+ * graph. */
+bs_status bs_engine_prepare(bs_engine *e)
 {
-    const bs_engine_layout *l = &e->layout;
     const bs_cache_tables *tables = bs_cache_get_tables(e->cache);
-    bs_comm_progress(e->comm, e->step, 0, BS_PHASE_EMBED);
-    bs_embed_args embed = {.table = bs_weights_embedding(e->weights),
-                           .tokens = bs_engine_input(e, l->input_at.tokens),
-                           .n_tokens = e->n_tokens,
-                           .x = bs_engine_act(e, l->act_at.x)};
-    BS_TRY(bs_op_embed(e->stream, &embed));
-    bs_rope_table_args rope = {.positions = tables->token_pos,
-                               .n_tokens = e->n_tokens,
-                               .inv_freq = bs_weights_inv_freq(e->weights),
-                               .n_rot = e->desc->n_rot,
-                               .attention_factor = e->desc->rope_attention_factor,
-                               .cos_sin = bs_engine_act(e, l->act_at.cos_sin)};
-    BS_TRY(bs_op_rope_table(e->stream, &rope));
     if (tables->n_quantize == 0) return BS_STATUS_OK;
     bs_comm_progress(e->comm, e->step, 0, BS_PHASE_QUANTIZE);
     bs_quantize_args quantize = {.pools = bs_cache_pools(e->cache),
@@ -227,9 +213,28 @@ static bs_status prepare(bs_engine *e)
     return bs_op_quantize(e->stream, &quantize);
 }
 
+/* What all layers share: the tokens' embeddings and their angles. */
+static bs_status embed(bs_engine *e)
+{
+    const bs_engine_layout *l = &e->layout;
+    bs_comm_progress(e->comm, e->step, 0, BS_PHASE_EMBED);
+    bs_embed_args embed = {.table = bs_weights_embedding(e->weights),
+                           .tokens = bs_engine_input(e, l->input_at.tokens),
+                           .n_tokens = e->n_tokens,
+                           .x = bs_engine_act(e, l->act_at.x)};
+    BS_TRY(bs_op_embed(e->stream, &embed));
+    bs_rope_table_args rope = {.positions = bs_cache_get_tables(e->cache)->token_pos,
+                               .n_tokens = e->n_tokens,
+                               .inv_freq = bs_weights_inv_freq(e->weights),
+                               .n_rot = e->desc->n_rot,
+                               .attention_factor = e->desc->rope_attention_factor,
+                               .cos_sin = bs_engine_act(e, l->act_at.cos_sin)};
+    return bs_op_rope_table(e->stream, &rope);
+}
+
 bs_status bs_engine_forward(bs_engine *e)
 {
-    BS_TRY(prepare(e));
+    BS_TRY(embed(e));
     for (int layer = 0; layer < e->desc->n_layers; layer++) {
         BS_TRY(run_attention(e, layer));
         BS_TRY(run_ffn(e, layer));

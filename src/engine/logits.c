@@ -136,6 +136,6 @@ bs_status bs_engine_sample(bs_engine *e)
         .logprob = region(e, l->logits_at.logprob),
     };
     BS_TRY(bs_op_sample(e->stream, &args));
-    BS_TRY(bs_copy_to_host(e->stream, e->row_token, args.token, (size_t)e->n_rows * sizeof(int32_t)));
-    return bs_copy_to_host(e->stream, e->row_logprob, args.logprob, (size_t)e->n_rows * sizeof(float));
+    return bs_op_keep_tokens(e->stream, region(e, l->logits_at.last), args.token,
+                             bs_engine_input(e, l->input_at.row_slot), e->n_rows);
 }

@@ -106,6 +106,7 @@ static void lay_out_logits(bs_engine_layout *l, const bs_model_desc *desc)
     l->logits_at.scratch = carve(&end, n * v * sizeof(bs_candidate));
     l->logits_at.token = carve(&end, b * sizeof(int32_t));
     l->logits_at.logprob = carve(&end, b * sizeof(float));
+    l->logits_at.last = carve(&end, b * sizeof(int32_t));
     l->logits_at.bytes = end;
     l->seen_bytes = (size_t)bs_ceil_div(desc->n_vocab, 64 * 32) * 256;
 }
@@ -116,15 +117,16 @@ static void lay_out_inputs(bs_engine_layout *l, const bs_plan_limits *limits)
     size_t end = 0;
     l->input_at.tokens = carve(&end, t * sizeof(int32_t));
     l->input_at.rows = carve(&end, (t + b) * sizeof(int32_t));
+    l->input_at.row_slot = carve(&end, b * sizeof(int32_t));
     l->input_at.sampling = carve(&end, b * sizeof(bs_sampling));
     l->input_at.seen = carve(&end, b * sizeof(uint64_t *));
     l->input_at.position = carve(&end, b * sizeof(int32_t));
     l->input_at.draw = carve(&end, b * sizeof(int32_t));
     l->input_at.bytes = end;
-    l->host_bytes = end + 2 * bs_plan_bytes(limits) + (size_t)b * sizeof(bs_engine_seq) +
-                    (size_t)b * sizeof(bs_cache_step_seq) +
-                    (size_t)b * (3 * sizeof(int32_t) + 2 * sizeof(float)) +
-                    (size_t)l->n_ranks * sizeof(bs_range);
+    l->host_bytes =
+        2 * (end + bs_engine_drawn_bytes(l) + (size_t)b * sizeof(int32_t) + bs_plan_bytes(limits)) +
+        (size_t)b * (sizeof(bs_engine_seq) + sizeof(bs_cache_step_seq) + sizeof(int32_t) + sizeof(float)) +
+        (size_t)l->n_ranks * sizeof(bs_range);
 }
 
 bs_status bs_engine_lay_out(const bs_model *model, const bs_device *device, const bs_grid *grid,

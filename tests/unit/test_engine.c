@@ -487,6 +487,44 @@ static void impossible_plans_are_refused(void **state)
     close_engine(&f);
 }
 
+/* Two steps submitted before either is collected, again and again, draw what steps one by one draw. */
+static void two_steps_may_be_in_flight(void **state)
+{
+    enum { N = 9 };
+    int32_t prompt[5], one_by_one[N], drawn[N], last = BS_PLAN_LAST_TOKEN;
+    bs_step_result result;
+    bs_engine_config config = make_config("int4");
+    open_engine(&f, &config);
+    make_ids(&f, 12, prompt, 5);
+    generate(prompt, 5, &greedy, N, one_by_one);
+    for (int i = 0; i < N; i++) {
+        begin_plan(&f);
+        if (i == 0) {
+            add_start(&f, 1, 5 + N, &greedy);
+            add_tokens(&f, 1, 0, prompt, 5, BS_PLAN_SEQ_PREFILL | BS_PLAN_SEQ_SAMPLE);
+        } else {
+            add_tokens(&f, 1, 4 + i, &last, 1, BS_PLAN_SEQ_SAMPLE);
+        }
+        assert_ok(bs_engine_submit(f.engine, f.plan));
+        if (i == 0) continue;
+        assert_ok(bs_engine_collect(f.engine, &result));
+        drawn[i - 1] = result.token[0];
+    }
+    begin_plan(&f);
+    add_tokens(&f, 1, 4 + N, &last, 1, BS_PLAN_SEQ_SAMPLE);
+    assert_ok(bs_engine_submit(f.engine, f.plan));
+    begin_plan(&f);
+    assert_int_equal(bs_engine_submit(f.engine, f.plan), BS_STATUS_INTERNAL); /* a third */
+    bs_error_clear();
+    assert_ok(bs_engine_collect(f.engine, &result));
+    drawn[N - 1] = result.token[0];
+    assert_ok(bs_engine_collect(f.engine, &result));
+    assert_int_equal(bs_engine_collect(f.engine, &result), BS_STATUS_INTERNAL); /* nothing is left */
+    bs_error_clear();
+    assert_memory_equal(drawn, one_by_one, sizeof drawn);
+    close_engine(&f);
+}
+
 /* A driver that prefills a prompt of 5 and decodes to the end, or fails where it is told to. */
 typedef struct script {
     int32_t prompt[5], answer[8];
@@ -577,6 +615,7 @@ int main(void)
         cmocka_unit_test(greedy_takes_the_best),
         cmocka_unit_test(penalty_forbids_repeats),
         cmocka_unit_test(impossible_plans_are_refused),
+        cmocka_unit_test(two_steps_may_be_in_flight),
         cmocka_unit_test(loop_runs_one_plan_ahead),
         cmocka_unit_test(loop_returns_the_drivers_error),
     };
