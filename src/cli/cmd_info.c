@@ -8,7 +8,6 @@
 #include "src/cache/format.h"
 #include "src/cli/common.h"
 #include "src/cli/table.h"
-#include "src/model/gguf.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -52,12 +51,12 @@ static bs_status print_devices(const info *i)
     return BS_STATUS_OK;
 }
 
-static bs_status print_types(const bs_gguf *gguf)
+static bs_status print_types(const bs_model *model)
 {
     uint64_t bytes[BS_TYPE_COUNT] = {0};
     int64_t n[BS_TYPE_COUNT] = {0};
-    for (int64_t t = 0; t < bs_gguf_n_tensors(gguf); t++) {
-        const bs_gguf_tensor *tensor = bs_gguf_tensor_at(gguf, t);
+    for (int64_t t = 0; t < bs_model_n_tensors(model); t++) {
+        const bs_tensor *tensor = bs_model_tensor_at(model, t);
         n[tensor->type]++;
         bytes[tensor->type] += tensor->bytes;
     }
@@ -104,7 +103,7 @@ static bs_status print_model(const info *i)
     BS_TRY(bs_cli_print("  RoPE            base %g, %d channels, %s\n", d->rope_theta, d->n_rot,
                         d->rope_interleaved ? "interleaved" : "halves"));
     BS_TRY(bs_cli_print("  trained for     %d tokens\n", d->context_length));
-    BS_TRY(print_types(bs_model_gguf(i->model)));
+    BS_TRY(print_types(i->model));
     return print_cache(i, d);
 }
 

@@ -52,7 +52,7 @@ static int32_t find_part(const bs_vocab *vocab, const char *bytes, size_t n)
     return id >= 0 ? id : bs_added_find(vocab, &vocab->added, bytes, n);
 }
 
-static bs_status add_merge(bs_bpe *bpe, const bs_vocab *vocab, const bs_gguf_string *merge, int64_t index,
+static bs_status add_merge(bs_bpe *bpe, const bs_vocab *vocab, const bs_string *merge, int64_t index,
                            char *room)
 {
     const char *space = merge->bytes > 2 ? memchr(merge->text + 1, ' ', merge->bytes - 2) : NULL;
@@ -75,7 +75,7 @@ static bs_status add_merge(bs_bpe *bpe, const bs_vocab *vocab, const bs_gguf_str
     return BS_STATUS_OK;
 }
 
-bs_status bs_bpe_create(const bs_vocab *vocab, const bs_gguf_string *merges, int64_t n_merges, bs_bpe *bpe)
+bs_status bs_bpe_create(const bs_vocab *vocab, const bs_string *merges, int64_t n_merges, bs_bpe *bpe)
 {
     bs_status status = BS_STATUS_OK;
     uint32_t n_slots = 16;

@@ -21,7 +21,7 @@ typedef struct bs_bpe {
 
 /* merges: "left right" in GPT-2's alphabet, best first. FORMAT names the merge whose parts or result are no
  * tokens. On failure bpe is freed. */
-bs_status bs_bpe_create(const bs_vocab *vocab, const bs_gguf_string *merges, int64_t n_merges, bs_bpe *bpe);
+bs_status bs_bpe_create(const bs_vocab *vocab, const bs_string *merges, int64_t n_merges, bs_bpe *bpe);
 void bs_bpe_free(bs_bpe *bpe);
 
 /* Room for one piece, kept from piece to piece; zero it before the first use. */

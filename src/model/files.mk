@@ -1,4 +1,4 @@
 # GGUF, description, shards, weights.
 libbs_model_a_SOURCES += src/model/gguf_private.h src/model/gguf.c src/model/gguf_get.c src/model/gguf_write.h \
-    src/model/gguf_write.c src/model/model_private.h src/model/model.c src/model/shard.c src/model/weights.c \
+    src/model/gguf_write.c src/model/model_private.h src/model/model.c src/model/model_gguf.c src/model/shard.c src/model/weights.c \
     src/model/make_model.h src/model/make_model.c

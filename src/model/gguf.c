@@ -45,7 +45,7 @@ static uint64_t left(const cursor *c)
 }
 
 /* What a line says about a cut file. `what` is the field, of `owner` if that is named. */
-static bs_status cut_short(const cursor *c, const char *what, bs_gguf_string owner, uint64_t needed)
+static bs_status cut_short(const cursor *c, const char *what, bs_string owner, uint64_t needed)
 {
     return bs_fail(BS_STATUS_FORMAT,
                    "%s: %s%s%.*s needs %" PRIu64 " bytes at byte %" PRIu64 ", the file has %" PRIu64 " left",
@@ -53,7 +53,7 @@ static bs_status cut_short(const cursor *c, const char *what, bs_gguf_string own
                    c->at, left(c));
 }
 
-static bs_status take(cursor *c, uint64_t bytes, const char *what, bs_gguf_string owner, const uint8_t **out)
+static bs_status take(cursor *c, uint64_t bytes, const char *what, bs_string owner, const uint8_t **out)
 {
     if (bytes > left(c)) return cut_short(c, what, owner, bytes);
     *out = c->gguf->map + c->at;
@@ -61,7 +61,7 @@ static bs_status take(cursor *c, uint64_t bytes, const char *what, bs_gguf_strin
     return BS_STATUS_OK;
 }
 
-static bs_status take_u32(cursor *c, const char *what, bs_gguf_string owner, uint32_t *out)
+static bs_status take_u32(cursor *c, const char *what, bs_string owner, uint32_t *out)
 {
     const uint8_t *p = NULL;
     BS_TRY(take(c, 4, what, owner, &p));
@@ -69,7 +69,7 @@ static bs_status take_u32(cursor *c, const char *what, bs_gguf_string owner, uin
     return BS_STATUS_OK;
 }
 
-static bs_status take_u64(cursor *c, const char *what, bs_gguf_string owner, uint64_t *out)
+static bs_status take_u64(cursor *c, const char *what, bs_string owner, uint64_t *out)
 {
     const uint8_t *p = NULL;
     BS_TRY(take(c, 8, what, owner, &p));
@@ -77,22 +77,22 @@ static bs_status take_u64(cursor *c, const char *what, bs_gguf_string owner, uin
     return BS_STATUS_OK;
 }
 
-static bs_status take_string(cursor *c, const char *what, bs_gguf_string owner, bs_gguf_string *out)
+static bs_status take_string(cursor *c, const char *what, bs_string owner, bs_string *out)
 {
     uint64_t bytes;
     BS_TRY(take_u64(c, what, owner, &bytes));
     const uint8_t *p = NULL;
     BS_TRY(take(c, bytes, what, owner, &p));
-    *out = (bs_gguf_string){(const char *)p, bytes};
+    *out = (bs_string){(const char *)p, bytes};
     return BS_STATUS_OK;
 }
 
 /* A key or tensor name: not empty, not longer than max_bytes, UTF-8. */
 static bs_status take_name(cursor *c, const char *what, int64_t number, uint64_t max_bytes,
-                           bs_gguf_string *out)
+                           bs_string *out)
 {
     const char *path = c->gguf->path;
-    bs_gguf_string nobody = {"", 0}, name;
+    bs_string nobody = {"", 0}, name;
     BS_TRY(take_string(c, what, nobody, &name));
     if (name.bytes == 0 || name.bytes > max_bytes)
         return bs_fail(BS_STATUS_FORMAT, "%s: %s %" PRId64 " is %zu bytes long: must be 1 … %" PRIu64, path,
@@ -106,7 +106,7 @@ static bs_status take_name(cursor *c, const char *what, int64_t number, uint64_t
 /* ---- metadata ---------------------------------------------------------------------------------------------
  */
 
-static bs_status take_value_type(cursor *c, const char *what, bs_gguf_string key, bs_gguf_type *out)
+static bs_status take_value_type(cursor *c, const char *what, bs_string key, bs_gguf_type *out)
 {
     uint32_t type;
     BS_TRY(take_u32(c, what, key, &type));
@@ -117,7 +117,7 @@ static bs_status take_value_type(cursor *c, const char *what, bs_gguf_string key
     return BS_STATUS_OK;
 }
 
-static bs_status check_bools(const cursor *c, bs_gguf_string key, const uint8_t *value, int64_t n)
+static bs_status check_bools(const cursor *c, bs_string key, const uint8_t *value, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
         if (value[i] > 1)
@@ -130,7 +130,7 @@ static bs_status check_bools(const cursor *c, bs_gguf_string key, const uint8_t 
 static bs_status take_string_items(cursor *c, bs_gguf_pair *pair)
 {
     cursor start = *c;
-    bs_gguf_string s;
+    bs_string s;
     for (int64_t i = 0; i < pair->n_items; i++) BS_TRY(take_string(c, "array item", pair->key, &s));
     pair->strings = malloc(sizeof *pair->strings * (size_t)(pair->n_items + 1));
     if (!pair->strings) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for an array", c->gguf->path);
@@ -179,7 +179,7 @@ static bs_status take_pair(cursor *c, int64_t number, bs_gguf_pair *pair)
     BS_TRY(take_value_type(c, "value type", pair->key, &pair->type));
     if (pair->type == BS_GGUF_ARRAY) return take_array(c, pair);
     pair->value = c->gguf->map + c->at;
-    bs_gguf_string s;
+    bs_string s;
     if (pair->type == BS_GGUF_STRING) return take_string(c, "value", pair->key, &s);
     BS_TRY(take(c, (uint64_t)bs_gguf_scalar_bytes(pair->type), "value", pair->key, &pair->value));
     return pair->type == BS_GGUF_BOOL ? check_bools(c, pair->key, pair->value, 1) : BS_STATUS_OK;
@@ -188,14 +188,14 @@ static bs_status take_pair(cursor *c, int64_t number, bs_gguf_pair *pair)
 /* ---- order by name ----------------------------------------------------------------------------------------
  */
 
-int bs_gguf_compare(bs_gguf_string a, bs_gguf_string b)
+int bs_gguf_compare(bs_string a, bs_string b)
 {
     int order = memcmp(a.text, b.text, a.bytes < b.bytes ? a.bytes : b.bytes);
     return order ? order : (a.bytes > b.bytes) - (a.bytes < b.bytes);
 }
 
 typedef struct entry {
-    bs_gguf_string name;
+    bs_string name;
     uint32_t number;
 } entry;
 
@@ -246,7 +246,7 @@ static const struct {
                      {24, "I8"},    {25, "I16"},    {26, "I32"},     {27, "I64"},    {28, "F64"},
                      {29, "IQ1_M"}, {34, "TQ1_0"},  {35, "TQ2_0"}};
 
-static bs_status find_tensor_type(const bs_gguf *gguf, bs_gguf_string name, uint32_t number, bs_type *out)
+static bs_status find_tensor_type(const bs_gguf *gguf, bs_string name, uint32_t number, bs_type *out)
 {
     switch (number) {
 #define X(type, gguf_number, elements, block_bytes)                                                          \
@@ -265,7 +265,7 @@ static bs_status find_tensor_type(const bs_gguf *gguf, bs_gguf_string name, uint
 
 /* dims[0 … n_dims), and with them the bytes. The file's own size bounds the product, so it fits an int64_t.
  */
-static bs_status size_tensor(const bs_gguf *gguf, const uint64_t *dims, bs_gguf_tensor *tensor)
+static bs_status size_tensor(const bs_gguf *gguf, const uint64_t *dims, bs_tensor *tensor)
 {
     uint64_t block = (uint64_t)bs_type_block(tensor->type), blocks = 1, elements = 1;
     for (int d = 0; d < 4; d++) {
@@ -292,7 +292,7 @@ static bs_status size_tensor(const bs_gguf *gguf, const uint64_t *dims, bs_gguf_
 }
 
 /* One entry of the table; data is left NULL and *offset says where it is to begin. */
-static bs_status take_tensor(cursor *c, int64_t number, bs_gguf_tensor *tensor, uint64_t *offset)
+static bs_status take_tensor(cursor *c, int64_t number, bs_tensor *tensor, uint64_t *offset)
 {
     const char *path = c->gguf->path;
     uint32_t n_dims, type;
@@ -328,10 +328,10 @@ static bs_status place_tensors(bs_gguf *gguf, const cursor *c, const uint64_t *o
 {
     uint64_t alignment = DEFAULT_ALIGNMENT, start, end = 0;
     BS_TRY(read_alignment(gguf, &alignment));
-    if (!bs_round_up_u64(c->at, alignment, &start)) return cut_short(c, "data", (bs_gguf_string){"", 0}, 1);
+    if (!bs_round_up_u64(c->at, alignment, &start)) return cut_short(c, "data", (bs_string){"", 0}, 1);
     uint64_t data_bytes = gguf->bytes > start ? gguf->bytes - start : 0;
     for (int64_t i = 0; i < gguf->n_tensors; i++) {
-        bs_gguf_tensor *t = &gguf->tensors[i];
+        bs_tensor *t = &gguf->tensors[i];
         int shown = bs_gguf_shown(t->name);
         uint64_t offset = offsets[i];
         if (offset % alignment != 0)
@@ -360,7 +360,7 @@ static bs_status place_tensors(bs_gguf *gguf, const cursor *c, const uint64_t *o
 static bs_status take_head(cursor *c, uint64_t *n_tensors, uint64_t *n_pairs)
 {
     const char *path = c->gguf->path;
-    const bs_gguf_string nobody = {"", 0};
+    const bs_string nobody = {"", 0};
     const uint8_t *magic;
     uint32_t version;
     BS_TRY(take(c, 4, "magic", nobody, &magic));

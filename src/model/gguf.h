@@ -7,7 +7,7 @@
 #ifndef BS_GGUF_H
 #define BS_GGUF_H
 
-#include "kernels/kernels.h"
+#include "src/model/tensor.h"
 
 typedef struct bs_gguf bs_gguf;
 
@@ -27,28 +27,14 @@ typedef enum bs_gguf_type {
     BS_GGUF_F64
 } bs_gguf_type;
 
-typedef struct bs_gguf_string {
-    const char *text; /* not 0-terminated */
-    size_t bytes;
-} bs_gguf_string;
-
-typedef struct bs_gguf_tensor {
-    bs_gguf_string name;
-    int n_dims;
-    int64_t dims[4]; /* dims[0] fastest; 1 beyond n_dims */
-    bs_type type;
-    const void *data; /* in the mapping; not aligned beyond the file's alignment */
-    uint64_t bytes;
-} bs_gguf_tensor;
-
 bs_status bs_gguf_open(const char *path, bs_gguf **out);
 void bs_gguf_close(bs_gguf *gguf);
 const char *bs_gguf_path(const bs_gguf *gguf);
 uint64_t bs_gguf_file_bytes(const bs_gguf *gguf);
 
 int64_t bs_gguf_n_tensors(const bs_gguf *gguf);
-const bs_gguf_tensor *bs_gguf_tensor_at(const bs_gguf *gguf, int64_t i);
-const bs_gguf_tensor *bs_gguf_find_tensor(const bs_gguf *gguf, const char *name); /* NULL: none */
+const bs_tensor *bs_gguf_tensor_at(const bs_gguf *gguf, int64_t i);
+const bs_tensor *bs_gguf_find_tensor(const bs_gguf *gguf, const char *name); /* NULL: none */
 
 /* Metadata. *found says whether the key is there; a key of a wrong type or an integer out of [min, max] is an error
  * that names the key and the value. With found NULL a missing key is an error too. */
@@ -56,9 +42,9 @@ bs_status bs_gguf_get_int(const bs_gguf *gguf, const char *key, int64_t min, int
                           bool *found);
 bs_status bs_gguf_get_float(const bs_gguf *gguf, const char *key, double *out, bool *found);
 bs_status bs_gguf_get_bool(const bs_gguf *gguf, const char *key, bool *out, bool *found);
-bs_status bs_gguf_get_string(const bs_gguf *gguf, const char *key, bs_gguf_string *out, bool *found);
+bs_status bs_gguf_get_string(const bs_gguf *gguf, const char *key, bs_string *out, bool *found);
 /* Arrays of strings: n and an index-able table (owned by gguf). Arrays of integers: widened to i64 one by one. */
-bs_status bs_gguf_get_strings(const bs_gguf *gguf, const char *key, const bs_gguf_string **out, int64_t *n,
+bs_status bs_gguf_get_strings(const bs_gguf *gguf, const char *key, const bs_string **out, int64_t *n,
                               bool *found);
 bs_status bs_gguf_get_ints(const bs_gguf *gguf, const char *key, const int64_t **out, int64_t *n,
                            bool *found);

@@ -56,18 +56,18 @@ int64_t bs_gguf_n_tensors(const bs_gguf *gguf)
     return gguf->n_tensors;
 }
 
-const bs_gguf_tensor *bs_gguf_tensor_at(const bs_gguf *gguf, int64_t i)
+const bs_tensor *bs_gguf_tensor_at(const bs_gguf *gguf, int64_t i)
 {
     return &gguf->tensors[i];
 }
 
-const bs_gguf_tensor *bs_gguf_find_tensor(const bs_gguf *gguf, const char *name)
+const bs_tensor *bs_gguf_find_tensor(const bs_gguf *gguf, const char *name)
 {
-    bs_gguf_string wanted = {name, strlen(name)};
+    bs_string wanted = {name, strlen(name)};
     int64_t low = 0, high = gguf->n_tensors;
     while (low < high) {
         int64_t middle = low + (high - low) / 2;
-        const bs_gguf_tensor *tensor = &gguf->tensors[gguf->tensor_order[middle]];
+        const bs_tensor *tensor = &gguf->tensors[gguf->tensor_order[middle]];
         int order = bs_gguf_compare(wanted, tensor->name);
         if (order == 0) return tensor;
         if (order < 0) high = middle;
@@ -78,7 +78,7 @@ const bs_gguf_tensor *bs_gguf_find_tensor(const bs_gguf *gguf, const char *name)
 
 static const bs_gguf_pair *find_pair(const bs_gguf *gguf, const char *key)
 {
-    bs_gguf_string wanted = {key, strlen(key)};
+    bs_string wanted = {key, strlen(key)};
     int64_t low = 0, high = gguf->n_pairs;
     while (low < high) {
         int64_t middle = low + (high - low) / 2;
@@ -154,7 +154,7 @@ bs_status bs_gguf_get_bool(const bs_gguf *gguf, const char *key, bool *out, bool
     return BS_STATUS_OK;
 }
 
-bs_status bs_gguf_get_string(const bs_gguf *gguf, const char *key, bs_gguf_string *out, bool *found)
+bs_status bs_gguf_get_string(const bs_gguf *gguf, const char *key, bs_string *out, bool *found)
 {
     const bs_gguf_pair *pair;
     BS_TRY(look_up(gguf, key, found, &pair));
@@ -162,11 +162,11 @@ bs_status bs_gguf_get_string(const bs_gguf *gguf, const char *key, bs_gguf_strin
     if (pair->type != BS_GGUF_STRING) return wrong_type(gguf, pair, "a string");
     uint64_t bytes;
     memcpy(&bytes, pair->value, sizeof bytes);
-    *out = (bs_gguf_string){(const char *)pair->value + sizeof bytes, bytes};
+    *out = (bs_string){(const char *)pair->value + sizeof bytes, bytes};
     return BS_STATUS_OK;
 }
 
-bs_status bs_gguf_get_strings(const bs_gguf *gguf, const char *key, const bs_gguf_string **out, int64_t *n,
+bs_status bs_gguf_get_strings(const bs_gguf *gguf, const char *key, const bs_string **out, int64_t *n,
                               bool *found)
 {
     const bs_gguf_pair *pair;

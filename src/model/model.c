@@ -1,348 +1,74 @@
-/* model.c: what a GGUF file of architecture `llama` describes, checked against its own tensors.
+/* model.c: an open model, whatever described it: its tensors, its layers, closing.
  *
- * Nothing is guessed: every tensor of the file must be one that this architecture has, in the shape that the
- * keys promise, and what would change the arithmetic unseen (an expert count, a RoPE scaling that is not
- * known here, a bias) is refused by name. Traps of the format (facts): the rows of Q and K are stored
- * permuted, so RoPE pairs neighbours (2i, 2i + 1); Llama-3's frequency scaling is baked into
- * `rope_freqs.weight`, which divides inv_freq; a file without `output.weight` uses the embedding table as its
- * output head.
+ * A reader (model_gguf.c and its like) fills the description and claims the tensors that it promises; behind it
+ * only the description and the claimed tensors count.
  */
 #include "config.h"
-#include "src/model/gguf_private.h"
 #include "src/model/model_private.h"
 
 #include <inttypes.h>
-#include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_LAYERS = 1024, MAX_HEADS = 1024, MAX_WIDTH = 1 << 20, MAX_VOCAB = 1 << 24 };
-
-/* ---- keys -------------------------------------------------------------------------------------------------
- */
-
-/* "llama." + rest; valid until the next call of the same thread. */
-static const char *arch_key(const bs_model *model, const char *rest)
+bs_status bs_model_create(const char *path, bs_model **out)
 {
-    static _Thread_local char key[128];
-    snprintf(key, sizeof key, "%s.%s", model->desc.architecture, rest);
-    return key;
-}
-
-/* A required integer 1 … max. */
-static bs_status get_size(const bs_model *model, const char *rest, int max, int *out)
-{
-    int64_t value = 0;
-    BS_TRY(bs_gguf_get_int(model->gguf, arch_key(model, rest), 1, max, &value, NULL));
-    *out = (int)value;
-    return BS_STATUS_OK;
-}
-
-/* An optional integer that, if it is there, must be `wanted`. */
-static bs_status expect_int(const bs_model *model, const char *rest, int64_t wanted)
-{
-    bool found;
-    int64_t value = wanted;
-    BS_TRY(bs_gguf_get_int(model->gguf, arch_key(model, rest), INT64_MIN, INT64_MAX, &value, &found));
-    if (value == wanted) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_UNSUPPORTED, "%s: %s is %" PRId64 ": only %" PRId64 " is supported here",
-                   bs_gguf_path(model->gguf), arch_key(model, rest), value, wanted);
-}
-
-/* As much of the text as fits, cut between characters. */
-static void copy_text(char *out, size_t bytes, bs_gguf_string text)
-{
-    size_t n = text.bytes < bytes ? text.bytes : bytes - 1;
-    while (n < text.bytes && n > 0 && (text.text[n] & 0xc0) == 0x80) n--;
-    memcpy(out, text.text, n);
-    out[n] = 0;
-}
-
-static bs_status read_names(bs_model *model)
-{
-    bs_model_desc *desc = &model->desc;
-    const char *path = bs_gguf_path(model->gguf), *slash = strrchr(path, '/');
-    bs_gguf_string text = {"", 0};
-    bool found;
-    BS_TRY(bs_gguf_get_string(model->gguf, "general.architecture", &text, NULL));
-    if (text.bytes != strlen("llama") || memcmp(text.text, "llama", text.bytes) != 0)
-        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: general.architecture is %.*s: only llama is supported",
-                       path, text.bytes < 64 ? (int)text.bytes : 64, text.text);
-    copy_text(desc->architecture, sizeof desc->architecture, text);
-    BS_TRY(bs_gguf_get_string(model->gguf, "general.name", &text, &found));
-    if (!found || text.bytes == 0 || !bs_gguf_is_text(text)) {
-        text.text = slash ? slash + 1 : path;
-        text.bytes = strlen(text.text);
+    bs_model *model = calloc(1, sizeof *model);
+    if (!model || !(model->path = strdup(path))) {
+        free(model);
+        return bs_fail(BS_STATUS_NOMEM, "%s: no memory to open it", path);
     }
-    copy_text(desc->name, sizeof desc->name, text);
+    *out = model;
     return BS_STATUS_OK;
 }
 
-static bs_status read_sizes(bs_model *model)
+bs_status bs_model_alloc_layers(bs_model *model)
 {
-    bs_model_desc *desc = &model->desc;
-    const char *path = bs_gguf_path(model->gguf);
-    BS_TRY(get_size(model, "block_count", MAX_LAYERS, &desc->n_layers));
-    BS_TRY(get_size(model, "context_length", INT32_MAX, &desc->context_length));
-    BS_TRY(get_size(model, "embedding_length", MAX_WIDTH, &desc->n_hidden));
-    BS_TRY(get_size(model, "feed_forward_length", MAX_WIDTH, &desc->n_ffn));
-    BS_TRY(get_size(model, "attention.head_count", MAX_HEADS, &desc->n_heads));
-    int64_t n_kv_heads = desc->n_heads, head_dim = desc->n_hidden / desc->n_heads;
-    bool found;
-    BS_TRY(bs_gguf_get_int(model->gguf, arch_key(model, "attention.head_count_kv"), 1, desc->n_heads,
-                           &n_kv_heads, &found));
-    if (desc->n_heads % n_kv_heads != 0)
-        return bs_fail(BS_STATUS_FORMAT, "%s: %s is %" PRId64 ": must divide the %d query heads", path,
-                       arch_key(model, "attention.head_count_kv"), n_kv_heads, desc->n_heads);
-    BS_TRY(bs_gguf_get_int(model->gguf, arch_key(model, "attention.key_length"), 1, MAX_WIDTH, &head_dim,
-                           &found));
-    if (!found && desc->n_hidden % desc->n_heads != 0)
-        return bs_fail(BS_STATUS_FORMAT, "%s: %s is %d: must divide the embedding length %d", path,
-                       arch_key(model, "attention.head_count"), desc->n_heads, desc->n_hidden);
-    if (head_dim != 64 && head_dim != 128)
-        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: head size %s is %" PRId64 ": must be 64 or 128", path,
-                       arch_key(model, "attention.key_length"), head_dim);
-    desc->n_kv_heads = (int)n_kv_heads;
-    desc->head_dim = (int)head_dim;
-    desc->attn_scale = 1.0f / sqrtf((float)head_dim);
-    BS_TRY(expect_int(model, "attention.value_length", head_dim));
-    return expect_int(model, "expert_count", 0);
-}
-
-static bs_status read_norm(bs_model *model)
-{
-    double eps = 0;
-    const char *key = arch_key(model, "attention.layer_norm_rms_epsilon");
-    BS_TRY(bs_gguf_get_float(model->gguf, key, &eps, NULL));
-    if (!(eps >= 0 && eps <= 0.1))
-        return bs_fail(BS_STATUS_FORMAT, "%s: %s is %g: must be 0 … 0.1", bs_gguf_path(model->gguf), key,
-                       eps);
-    model->desc.rms_eps = (float)eps;
+    enum { OUTSIDE = 3, INSIDE = sizeof(bs_model_layer) / sizeof(const bs_tensor *) };
+    size_t n = (size_t)model->desc.n_layers;
+    model->layers = calloc(n, sizeof *model->layers);
+    model->layer_desc = calloc(n, sizeof *model->layer_desc);
+    model->tensors = calloc(OUTSIDE + INSIDE * n, sizeof *model->tensors);
+    if (!model->layers || !model->layer_desc || !model->tensors)
+        return bs_fail(BS_STATUS_NOMEM, "%s: no memory for %zu layers", model->path, n);
+    for (size_t l = 0; l < n; l++) model->layer_desc[l] = (bs_layer_desc){model->desc.window, true};
+    model->desc.layers = model->layer_desc;
     return BS_STATUS_OK;
 }
 
-/* ---- tensors ----------------------------------------------------------------------------------------------
- */
-
-/* Finds a tensor and compares its shape with [cols] or [cols, rows] (rows 0: a vector). */
-static bs_status claim(const bs_model *model, const char *name, int64_t cols, int64_t rows,
-                       int64_t *n_claimed, const bs_gguf_tensor **out)
+bs_status bs_model_check_shape(const bs_model *model, const bs_tensor *tensor, const char *name, int64_t cols,
+                               int64_t rows)
 {
-    const char *path = bs_gguf_path(model->gguf);
-    const bs_gguf_tensor *t = bs_gguf_find_tensor(model->gguf, name);
-    if (!t) return bs_fail(BS_STATUS_FORMAT, "%s: tensor %s is missing", path, name);
-    int64_t wanted_rows = rows ? rows : 1;
-    if (t->dims[0] != cols || t->dims[1] != wanted_rows || t->dims[2] != 1 || t->dims[3] != 1)
-        return bs_fail(BS_STATUS_FORMAT,
-                       "%s: shape of tensor %s is [%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64
-                       "]: the keys of the file ask for [%" PRId64 ", %" PRId64 "]",
-                       path, name, t->dims[0], t->dims[1], t->dims[2], t->dims[3], cols, wanted_rows);
-    *out = t;
-    ++*n_claimed;
+    if (!tensor) return bs_fail(BS_STATUS_FORMAT, "%s: tensor %s is missing", model->path, name);
+    const int64_t *dims = tensor->dims, wanted_rows = rows ? rows : 1;
+    if (dims[0] == cols && dims[1] == wanted_rows && dims[2] == 1 && dims[3] == 1) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_FORMAT,
+                   "%s: shape of tensor %s is [%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64
+                   "]: the keys of the file ask for [%" PRId64 ", %" PRId64 "]",
+                   model->path, name, dims[0], dims[1], dims[2], dims[3], cols, wanted_rows);
+}
+
+bs_status bs_model_claim(bs_model *model, const bs_tensor *tensor, const char *name, int64_t cols,
+                         int64_t rows, const bs_tensor **out)
+{
+    BS_TRY(bs_model_check_shape(model, tensor, name, cols, rows));
+    model->tensors[model->n_tensors++] = tensor;
+    *out = tensor;
     return BS_STATUS_OK;
 }
 
-static bs_status claim_layer(bs_model *model, int number, int64_t *n_claimed)
+bool bs_model_has_claimed(const bs_model *model, const bs_tensor *tensor)
 {
-    const bs_model_desc *desc = &model->desc;
-    bs_model_layer *layer = &model->layers[number];
-    int64_t hidden = desc->n_hidden, q = (int64_t)desc->n_heads * desc->head_dim;
-    int64_t kv = (int64_t)desc->n_kv_heads * desc->head_dim, ffn = desc->n_ffn;
-    const struct {
-        const char *name;
-        int64_t cols, rows;
-        const bs_gguf_tensor **out;
-    } wanted[] = {
-        {"attn_norm", hidden, 0, &layer->attn_norm}, {"attn_q", hidden, q, &layer->q},
-        {"attn_k", hidden, kv, &layer->k},           {"attn_v", hidden, kv, &layer->v},
-        {"attn_output", q, hidden, &layer->o},       {"ffn_norm", hidden, 0, &layer->ffn_norm},
-        {"ffn_gate", hidden, ffn, &layer->gate},     {"ffn_up", hidden, ffn, &layer->up},
-        {"ffn_down", ffn, hidden, &layer->down},
-    };
-    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
-        char name[64];
-        snprintf(name, sizeof name, "blk.%d.%s.weight", number, wanted[i].name);
-        BS_TRY(claim(model, name, wanted[i].cols, wanted[i].rows, n_claimed, wanted[i].out));
-    }
-    return BS_STATUS_OK;
-}
-
-static bool is_known(const bs_model *model, bs_gguf_string name)
-{
-    const bs_gguf_tensor *others[] = {model->embedding, model->output, model->output_norm};
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-        if (others[i] && others[i]->name.text == name.text) return true;
-    for (int l = 0; l < model->desc.n_layers; l++) {
-        const bs_model_layer *layer = &model->layers[l];
-        const bs_gguf_tensor *mine[] = {layer->attn_norm, layer->q,    layer->k,  layer->v,   layer->o,
-                                        layer->ffn_norm,  layer->gate, layer->up, layer->down};
-        for (size_t i = 0; i < sizeof mine / sizeof *mine; i++)
-            if (mine[i]->name.text == name.text) return true;
-    }
+    for (int64_t i = 0; i < model->n_tensors; i++)
+        if (model->tensors[i] == tensor) return true;
     return false;
 }
 
-/* A tensor that was not asked for belongs to an architecture we would compute wrongly. */
-static bs_status refuse_unknown(const bs_model *model)
+void bs_model_count_params(bs_model *model)
 {
-    for (int64_t i = 0; i < bs_gguf_n_tensors(model->gguf); i++) {
-        bs_gguf_string name = bs_gguf_tensor_at(model->gguf, i)->name;
-        bool is_rope = name.bytes == strlen("rope_freqs.weight") &&
-                       !memcmp(name.text, "rope_freqs.weight", name.bytes);
-        if (!is_rope && !is_known(model, name))
-            return bs_fail(BS_STATUS_UNSUPPORTED, "%s: tensor %.*s: not one that a supported %s model has",
-                           bs_gguf_path(model->gguf), (int)name.bytes, name.text, model->desc.architecture);
+    for (int64_t i = 0; i < model->n_tensors; i++) {
+        const int64_t *dims = model->tensors[i]->dims;
+        model->desc.n_params += dims[0] * dims[1] * dims[2] * dims[3];
     }
-    return BS_STATUS_OK;
-}
-
-/* The embedding table gives the size of the vocabulary. */
-static bs_status claim_vocabulary(bs_model *model, int64_t *n_claimed)
-{
-    bs_model_desc *desc = &model->desc;
-    const char *path = bs_gguf_path(model->gguf);
-    const bs_gguf_tensor *table = bs_gguf_find_tensor(model->gguf, "token_embd.weight");
-    int64_t n_vocab = table ? table->dims[1] : 1, key;
-    if (n_vocab > MAX_VOCAB)
-        return bs_fail(BS_STATUS_FORMAT, "%s: rows of tensor token_embd.weight are %" PRId64 ": more than %d",
-                       path, n_vocab, MAX_VOCAB);
-    BS_TRY(claim(model, "token_embd.weight", desc->n_hidden, n_vocab, n_claimed, &model->embedding));
-    bool found;
-    BS_TRY(bs_gguf_get_int(model->gguf, arch_key(model, "vocab_size"), 1, MAX_VOCAB, &key, &found));
-    if (found && key != n_vocab)
-        return bs_fail(BS_STATUS_FORMAT,
-                       "%s: %s is %" PRId64 ": tensor token_embd.weight has %" PRId64 " rows", path,
-                       arch_key(model, "vocab_size"), key, n_vocab);
-    desc->n_vocab = (int)n_vocab;
-    model->output = model->embedding;
-    desc->tied_output = bs_gguf_find_tensor(model->gguf, "output.weight") == NULL;
-    if (!desc->tied_output)
-        BS_TRY(claim(model, "output.weight", desc->n_hidden, n_vocab, n_claimed, &model->output));
-    return claim(model, "output_norm.weight", desc->n_hidden, 0, n_claimed, &model->output_norm);
-}
-
-static bs_status claim_tensors(bs_model *model)
-{
-    bs_model_desc *desc = &model->desc;
-    int64_t n_claimed = 0;
-    BS_TRY(claim_vocabulary(model, &n_claimed));
-    model->layers = calloc((size_t)desc->n_layers, sizeof *model->layers);
-    if (!model->layers)
-        return bs_fail(BS_STATUS_NOMEM, "%s: no memory for %d layers", bs_gguf_path(model->gguf),
-                       desc->n_layers);
-    for (int l = 0; l < desc->n_layers; l++) BS_TRY(claim_layer(model, l, &n_claimed));
-    const bs_gguf_tensor *freqs = bs_gguf_find_tensor(model->gguf, "rope_freqs.weight");
-    if (freqs) n_claimed++;
-    if (n_claimed != bs_gguf_n_tensors(model->gguf)) BS_TRY(refuse_unknown(model));
-    for (int64_t i = 0; i < bs_gguf_n_tensors(model->gguf); i++) {
-        const bs_gguf_tensor *t = bs_gguf_tensor_at(model->gguf, i);
-        desc->n_params += t->dims[0] * t->dims[1] * t->dims[2] * t->dims[3];
-    }
-    if (freqs) desc->n_params -= freqs->dims[0];
-    return BS_STATUS_OK;
-}
-
-/* ---- RoPE -------------------------------------------------------------------------------------------------
- */
-
-/* Divisor of every position: 1, or the factor of linear scaling (older files write rope.scale_linear alone).
- */
-static bs_status read_rope_scaling(const bs_model *model, double *out)
-{
-    const bs_gguf *gguf = model->gguf;
-    bs_gguf_string type = {"none", 4};
-    bool found, linear;
-    double factor = 1;
-    BS_TRY(bs_gguf_get_float(gguf, arch_key(model, "rope.scale_linear"), &factor, &found));
-    BS_TRY(bs_gguf_get_string(gguf, arch_key(model, "rope.scaling.type"), &type, &found));
-    linear = type.bytes == 6 && memcmp(type.text, "linear", 6) == 0;
-    if (!linear && !(type.bytes == 4 && memcmp(type.text, "none", 4) == 0))
-        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: %s is %.*s: only none and linear are supported",
-                       bs_gguf_path(gguf), arch_key(model, "rope.scaling.type"),
-                       type.bytes < 64 ? (int)type.bytes : 64, type.text);
-    if (linear) BS_TRY(bs_gguf_get_float(gguf, arch_key(model, "rope.scaling.factor"), &factor, NULL));
-    if (!(factor >= 1e-3 && factor <= 1e6))
-        return bs_fail(BS_STATUS_FORMAT, "%s: %s is %g: must be 0.001 … 1000000", bs_gguf_path(gguf),
-                       arch_key(model, "rope.scaling.factor"), factor);
-    *out = factor;
-    return BS_STATUS_OK;
-}
-
-/* inv_freq[i] /= rope_freqs.weight[i], where the file has it. */
-static bs_status apply_rope_freqs(bs_model *model)
-{
-    bs_model_desc *desc = &model->desc;
-    const char *path = bs_gguf_path(model->gguf);
-    const bs_gguf_tensor *t = bs_gguf_find_tensor(model->gguf, "rope_freqs.weight");
-    int64_t n_claimed = 0;
-    if (!t) return BS_STATUS_OK;
-    BS_TRY(claim(model, "rope_freqs.weight", desc->n_rot / 2, 0, &n_claimed, &t));
-    if (t->type != BS_TYPE_F32)
-        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: type of tensor rope_freqs.weight is %s: must be F32", path,
-                       bs_type_name(t->type));
-    for (int i = 0; i < desc->n_rot / 2; i++) {
-        float factor;
-        memcpy(&factor, (const char *)t->data + sizeof factor * (size_t)i, sizeof factor);
-        if (!(factor >= 1e-3f && factor <= 1e6f))
-            return bs_fail(BS_STATUS_FORMAT,
-                           "%s: tensor rope_freqs.weight[%d] is %g: must be 0.001 … 1000000", path, i,
-                           (double)factor);
-        desc->inv_freq[i] /= factor;
-    }
-    return BS_STATUS_OK;
-}
-
-static bs_status read_rope(bs_model *model)
-{
-    bs_model_desc *desc = &model->desc;
-    const char *path = bs_gguf_path(model->gguf);
-    double factor = 1;
-    int64_t n_rot = desc->head_dim;
-    bool found;
-    desc->rope_theta = 10000;
-    desc->rope_attention_factor = 1;
-    desc->rope_interleaved = true;
-    BS_TRY(bs_gguf_get_float(model->gguf, arch_key(model, "rope.freq_base"), &desc->rope_theta, &found));
-    if (!(desc->rope_theta > 1 && desc->rope_theta <= 1e15))
-        return bs_fail(BS_STATUS_FORMAT, "%s: %s is %g: must be above 1 and at most 1e15", path,
-                       arch_key(model, "rope.freq_base"), desc->rope_theta);
-    BS_TRY(bs_gguf_get_int(model->gguf, arch_key(model, "rope.dimension_count"), 2, desc->head_dim, &n_rot,
-                           &found));
-    if (n_rot % 2 != 0)
-        return bs_fail(BS_STATUS_FORMAT, "%s: %s is %" PRId64 ": must be even", path,
-                       arch_key(model, "rope.dimension_count"), n_rot);
-    desc->n_rot = (int)n_rot;
-    BS_TRY(read_rope_scaling(model, &factor));
-    for (int i = 0; i < desc->n_rot / 2; i++)
-        desc->inv_freq[i] = pow(desc->rope_theta, -2.0 * i / desc->n_rot) / factor;
-    return apply_rope_freqs(model);
-}
-
-/* ---- opening ----------------------------------------------------------------------------------------------
- */
-
-bs_status bs_model_open_gguf(bs_gguf *gguf, bs_model **out)
-{
-    bs_status status;
-    bs_model *model = calloc(1, sizeof *model);
-    if (!model) {
-        status = bs_fail(BS_STATUS_NOMEM, "%s: no memory to open it", bs_gguf_path(gguf));
-        bs_gguf_close(gguf);
-        return status;
-    }
-    model->gguf = gguf;
-    model->desc.file_bytes = bs_gguf_file_bytes(model->gguf);
-    BS_TRY_GOTO(read_names(model), err_close);
-    BS_TRY_GOTO(read_sizes(model), err_close);
-    BS_TRY_GOTO(read_norm(model), err_close);
-    BS_TRY_GOTO(read_rope(model), err_close);
-    BS_TRY_GOTO(claim_tensors(model), err_close);
-    *out = model;
-    return BS_STATUS_OK;
-err_close:
-    bs_model_close(model);
-    return status;
 }
 
 bs_status bs_model_open(const char *path, bs_model **out)
@@ -357,6 +83,9 @@ void bs_model_close(bs_model *model)
     if (!model) return;
     bs_gguf_close(model->gguf);
     free(model->layers);
+    free(model->layer_desc);
+    free(model->tensors);
+    free(model->path);
     free(model);
 }
 
@@ -365,7 +94,22 @@ const bs_model_desc *bs_model_get_desc(const bs_model *model)
     return &model->desc;
 }
 
+const char *bs_model_path(const bs_model *model)
+{
+    return model->path;
+}
+
 const bs_gguf *bs_model_gguf(const bs_model *model)
 {
     return model->gguf;
+}
+
+int64_t bs_model_n_tensors(const bs_model *model)
+{
+    return model->n_tensors;
+}
+
+const bs_tensor *bs_model_tensor_at(const bs_model *model, int64_t i)
+{
+    return model->tensors[i];
 }

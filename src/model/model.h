@@ -10,9 +10,16 @@
 #include "comm/comm.h"
 #include "comm/merge.h"
 #include "kernels/kernels.h"
+#include "src/model/tensor.h"
 
 typedef struct bs_model bs_model;
 struct bs_gguf;
+
+/* Where layers differ. */
+typedef struct bs_layer_desc {
+    int window; /* of its attention, in tokens; 0: none */
+    bool rope;  /* q and k are rotated (SmolLM3 leaves some layers out) */
+} bs_layer_desc;
 
 typedef struct bs_model_desc {
     char architecture[32]; /* "llama" */
@@ -20,9 +27,10 @@ typedef struct bs_model_desc {
     int n_layers, n_hidden, n_heads, n_kv_heads, head_dim, n_ffn, n_vocab;
     int context_length; /* the model was trained for; longer is a warning, not an error */
     float rms_eps;
-    float attn_scale; /* of q·k: 1/√D */
-    int window;       /* sliding window of every layer, 0: none */
-    bool tied_output; /* the output head is the embedding table */
+    float attn_scale;            /* of q·k: 1/√D */
+    int window;                  /* the widest of any layer; 0: a layer has none */
+    const bs_layer_desc *layers; /* [n_layers] */
+    bool tied_output;            /* the output head is the embedding table */
     /* RoPE: angle = position × inv_freq[i], f64 */
     double rope_theta;
     int n_rot; /* rotated channels of a head */
@@ -38,8 +46,14 @@ typedef struct bs_model_desc {
 bs_status bs_model_open(const char *path, bs_model **out);
 void bs_model_close(bs_model *model);
 const bs_model_desc *bs_model_get_desc(const bs_model *model);
-/* The file behind it (src/model/gguf.h), for the tokenizer's keys; lives as long as the model. */
+/* As it was opened, for error lines. */
+const char *bs_model_path(const bs_model *model);
+/* The GGUF file behind it (src/model/gguf.h), for the tokenizer's keys; lives as long as the model. NULL: another
+ * format. */
 const struct bs_gguf *bs_model_gguf(const bs_model *model);
+/* All tensors that the model uses, each once (one that is tied too). */
+int64_t bs_model_n_tensors(const bs_model *model);
+const bs_tensor *bs_model_tensor_at(const bs_model *model, int64_t i);
 
 /* A range of rows or columns: first … first + n − 1. */
 typedef struct bs_range {

@@ -1,24 +1,73 @@
-/* model_private.h: an open model as model.c fills it, for shard.c and weights.c. */
+/* model_private.h: an open model as the readers fill it, for shard.c and weights.c. */
 #ifndef BS_MODEL_PRIVATE_H
 #define BS_MODEL_PRIVATE_H
 
 #include "src/model/gguf.h"
 #include "src/model/model.h"
 
-/* The tensors of one layer, shapes checked. */
+/* What a description may ask for, whatever its format. */
+enum {
+    BS_MODEL_MAX_LAYERS = 1024,
+    BS_MODEL_MAX_HEADS = 1024,
+    BS_MODEL_MAX_WIDTH = 1 << 20,
+    BS_MODEL_MAX_VOCAB = 1 << 24
+};
+
+/* The tensors of one layer, shapes checked. NULL: the architecture has none. */
 typedef struct bs_model_layer {
-    const bs_gguf_tensor *attn_norm, *q, *k, *v, *o, *ffn_norm, *gate, *up, *down;
+    const bs_tensor *attn_norm, *q, *k, *v, *o, *ffn_norm, *gate, *up, *down;
+    const bs_tensor *q_norm, *k_norm;
+    const bs_tensor *q_bias, *k_bias, *v_bias;
 } bs_model_layer;
 
 struct bs_model {
-    bs_gguf *gguf;
+    char *path;    /* as it was asked for; in error lines */
+    bs_gguf *gguf; /* owns the tensors, or NULL */
     bs_model_desc desc;
-    const bs_gguf_tensor *embedding, *output, *output_norm; /* output = embedding when tied */
-    bs_model_layer *layers;                                 /* [n_layers] */
+    bs_layer_desc *layer_desc;                         /* [n_layers], what desc.layers shows */
+    const bs_tensor *embedding, *output, *output_norm; /* output = embedding when tied */
+    bs_model_layer *layers;                            /* [n_layers] */
+    const bs_tensor **tensors;                         /* [n_tensors] all of the above, each once */
+    int64_t n_tensors;
 };
+
+/* An empty model; bs_model_close undoes it. */
+bs_status bs_model_create(const char *path, bs_model **out);
+/* Room for desc.n_layers layers and their tensors; every layer has RoPE and desc.window. */
+bs_status bs_model_alloc_layers(bs_model *model);
+/* Whether the tensor is there and its shape is [cols] or [cols, rows] (rows 0: a vector); `name` is what was looked
+ * for. */
+bs_status bs_model_check_shape(const bs_model *model, const bs_tensor *tensor, const char *name, int64_t cols,
+                               int64_t rows);
+/* The same, and takes it as one of the model's. */
+bs_status bs_model_claim(bs_model *model, const bs_tensor *tensor, const char *name, int64_t cols,
+                         int64_t rows, const bs_tensor **out);
+bool bs_model_has_claimed(const bs_model *model, const bs_tensor *tensor);
+/* Adds the claimed tensors' elements to desc.n_params. */
+void bs_model_count_params(bs_model *model);
 
 /* The model of an open file, which it takes over, also on failure. */
 bs_status bs_model_open_gguf(bs_gguf *gguf, bs_model **out);
+
+/* Vectors that kernels want in f32 wherever the matrices are: seven a layer, then the output norm. */
+typedef enum bs_vector {
+    BS_VECTOR_ATTN_NORM,
+    BS_VECTOR_FFN_NORM,
+    BS_VECTOR_Q_NORM,
+    BS_VECTOR_K_NORM,
+    BS_VECTOR_Q_BIAS,
+    BS_VECTOR_K_BIAS,
+    BS_VECTOR_V_BIAS,
+    BS_VECTOR_COUNT
+} bs_vector;
+/* Vector i (layer · BS_VECTOR_COUNT + bs_vector; behind the last layer the output norm) and the part of it that the
+ * shard needs; NULL: the model has none. */
+const bs_tensor *bs_model_vector(const bs_model *model, const bs_shard *shard, int i, bs_range *part);
+/* Bytes of n elements in f32, with the padding that keeps the next vector on a cache line. */
+static inline uint64_t bs_vector_bytes(int64_t n)
+{
+    return (sizeof(float) * (uint64_t)n + 63) & ~(uint64_t)63;
+}
 
 /* What the cuts depend on: bs_shard_compute without a model. The blocks are elements of the weight types;
  * where the layers differ, their least common multiple. */
@@ -30,7 +79,7 @@ typedef struct bs_shard_shape {
 void bs_shard_cut(const bs_shard_shape *shape, const bs_grid *grid, bs_merge_method merge, bs_shard *out);
 
 /* The view of rows × columns of a tensor. */
-bs_weight bs_weight_view(const bs_gguf_tensor *tensor, bs_range rows, bs_range cols);
+bs_weight bs_weight_view(const bs_tensor *tensor, bs_range rows, bs_range cols);
 /* Bytes that the view reads of each row: whole blocks. */
 uint64_t bs_weight_row_span(const bs_weight *weight);
 

@@ -79,7 +79,7 @@ bs_status bs_shard_compute(const bs_model *model, const bs_grid *grid, bs_merge_
 /* ---- views ------------------------------------------------------------------------------------------------
  */
 
-bs_weight bs_weight_view(const bs_gguf_tensor *tensor, bs_range rows, bs_range cols)
+bs_weight bs_weight_view(const bs_tensor *tensor, bs_range rows, bs_range cols)
 {
     int64_t block = bs_type_block(tensor->type), block_bytes = bs_type_block_bytes(tensor->type);
     int64_t row_bytes = tensor->dims[0] / block * block_bytes, skipped = cols.n ? cols.first / block : 0;
@@ -100,10 +100,33 @@ uint64_t bs_weight_row_span(const bs_weight *weight)
     return (uint64_t)(n_blocks * bs_type_block_bytes(weight->type));
 }
 
-static uint64_t view_bytes(const bs_gguf_tensor *tensor, bs_range rows, bs_range cols)
+static uint64_t view_bytes(const bs_tensor *tensor, bs_range rows, bs_range cols)
 {
     bs_weight view = bs_weight_view(tensor, rows, cols);
     return (uint64_t)view.n_rows * bs_weight_row_span(&view);
+}
+
+const bs_tensor *bs_model_vector(const bs_model *model, const bs_shard *shard, int i, bs_range *part)
+{
+    const bs_model_desc *desc = &model->desc;
+    int64_t D = desc->head_dim;
+    bs_range hidden = {0, desc->n_hidden}, head = {0, D}, q = {shard->heads.first * D, shard->heads.n * D},
+             kv = {shard->kv_heads.first * D, shard->kv_heads.n * D};
+    int l = i / BS_VECTOR_COUNT;
+    *part = hidden;
+    if (l == desc->n_layers) return model->output_norm;
+    const bs_model_layer *layer = &model->layers[l];
+    switch ((bs_vector)(i % BS_VECTOR_COUNT)) {
+    case BS_VECTOR_ATTN_NORM: return layer->attn_norm;
+    case BS_VECTOR_FFN_NORM: return layer->ffn_norm;
+    case BS_VECTOR_Q_NORM: *part = head; return layer->q_norm;
+    case BS_VECTOR_K_NORM: *part = head; return layer->k_norm;
+    case BS_VECTOR_Q_BIAS: *part = q; return layer->q_bias;
+    case BS_VECTOR_K_BIAS: *part = kv; return layer->k_bias;
+    case BS_VECTOR_V_BIAS: *part = kv; return layer->v_bias;
+    case BS_VECTOR_COUNT: break;
+    }
+    return NULL;
 }
 
 uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard)
@@ -123,6 +146,9 @@ uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard)
         bytes += view_bytes(layer->gate, shard->ffn, hidden) + view_bytes(layer->up, shard->ffn, hidden);
         bytes += view_bytes(layer->down, hidden, shard->ffn);
     }
-    bytes += sizeof(float) * (uint64_t)desc->n_hidden * (uint64_t)(2 * desc->n_layers + 1);
+    for (int i = 0; i <= BS_VECTOR_COUNT * desc->n_layers; i++) {
+        bs_range part;
+        if (bs_model_vector(model, shard, i, &part)) bytes += bs_vector_bytes(part.n);
+    }
     return bytes + sizeof(double) * (uint64_t)(desc->n_rot / 2);
 }

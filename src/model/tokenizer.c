@@ -107,13 +107,13 @@ static bs_status get_id(const bs_gguf *gguf, const char *key, int64_t *out)
     return BS_STATUS_OK;
 }
 
-static bs_status check_model(const bs_gguf *gguf, bs_gguf_string *pre)
+static bs_status check_model(const bs_gguf *gguf, bs_string *pre)
 {
-    bs_gguf_string model;
+    bs_string model;
     bool found;
     BS_TRY(bs_gguf_get_string(gguf, "tokenizer.ggml.model", &model, NULL));
     BS_TRY(bs_gguf_get_string(gguf, "tokenizer.ggml.pre", pre, &found));
-    if (!found) *pre = (bs_gguf_string){"(none)", 6};
+    if (!found) *pre = (bs_string){"(none)", 6};
     if (model.bytes == 4 && memcmp(model.text, "gpt2", 4) == 0) return BS_STATUS_OK;
     return bs_fail(BS_STATUS_UNSUPPORTED,
                    "tokenizer.ggml.model %.*s with tokenizer.ggml.pre %.*s: must be gpt2",

@@ -8,15 +8,15 @@
 
 /* The keys of tokenizer.ggml.*; everything is copied. */
 typedef struct bs_tokenizer_source {
-    bs_gguf_string pre;
-    const bs_gguf_string *tokens;
+    bs_string pre;
+    const bs_string *tokens;
     const int64_t *types; /* [n_tokens] tokenizer.ggml.token_type */
     int64_t n_tokens;
-    const bs_gguf_string *merges;
+    const bs_string *merges;
     int64_t n_merges;
     int64_t bos, eos, eot;        /* −1: none */
     int add_bos;                  /* −1: as the pre-tokenizer's family does */
-    bs_gguf_string chat_template; /* text NULL: none */
+    bs_string chat_template; /* text NULL: none */
 } bs_tokenizer_source;
 
 /* FORMAT or UNSUPPORTED, naming the key. */

@@ -58,11 +58,11 @@ int32_t bs_vocab_find(const bs_vocab *vocab, const char *bytes, size_t n)
     }
 }
 
-static bs_status copy_tokens(bs_vocab *vocab, const bs_gguf_string *tokens, const int64_t *types)
+static bs_status copy_tokens(bs_vocab *vocab, const bs_string *tokens, const int64_t *types)
 {
     size_t at = 0;
     for (int i = 0; i < vocab->n; i++) {
-        const bs_gguf_string *token = &tokens[i];
+        const bs_string *token = &tokens[i];
         if (types[i] < BS_TOKEN_NORMAL || types[i] > BS_TOKEN_BYTE)
             return bs_fail(BS_STATUS_FORMAT, "tokenizer.ggml.token_type[%d] is %" PRId64 ": must be 1 … 6", i,
                            types[i]);
@@ -142,7 +142,7 @@ static bs_status sort_added(const bs_vocab *vocab, bool control, bs_added_tokens
     return BS_STATUS_OK;
 }
 
-bs_status bs_vocab_create(const bs_gguf_string *tokens, const int64_t *types, int64_t n, bs_vocab *vocab)
+bs_status bs_vocab_create(const bs_string *tokens, const int64_t *types, int64_t n, bs_vocab *vocab)
 {
     bs_status status = BS_STATUS_OK;
     uint64_t bytes = 1;

@@ -41,7 +41,7 @@ typedef struct bs_vocab {
 
 /* Copies everything. FORMAT names the token that is not UTF-8 or has an unknown type. On failure vocab is
  * freed. */
-bs_status bs_vocab_create(const bs_gguf_string *tokens, const int64_t *types, int64_t n, bs_vocab *vocab);
+bs_status bs_vocab_create(const bs_string *tokens, const int64_t *types, int64_t n, bs_vocab *vocab);
 void bs_vocab_free(bs_vocab *vocab);
 
 static inline size_t bs_vocab_length(const bs_vocab *vocab, int32_t id)

@@ -2,7 +2,7 @@
  *
  * On a CPU nothing is copied: a matrix is a view of the mapped file, in the file's own blocks, and ranks of
  * one machine share the page cache. Only what the kernels want in another type gets memory of its own, one
- * buffer: the norms in f32 and RoPE's inverse frequencies in f64. The pages of the views are brought in here,
+ * buffer: norms and biases in f32 and RoPE's inverse frequencies in f64. The pages of the views are brought in here,
  * with progress, so that the first token does not wait for the disk; they stay evictable, so a model larger
  * than memory still runs, slowly.
  */
@@ -16,7 +16,7 @@
 
 struct bs_weights {
     bs_weight embedding, output;
-    bs_buffer *buffer; /* norms, then inv_freq */
+    bs_buffer *buffer; /* vectors, then inv_freq */
     const float *output_norm;
     const double *inv_freq;
     uint64_t bytes;
@@ -111,51 +111,68 @@ static void bring_in_all(const bs_weights *weights, bool tied, loading *load)
     if (load->progress) load->progress(load->context, load->total, load->total);
 }
 
-/* ---- norms and RoPE ---------------------------------------------------------------------------------------
+/* ---- vectors and RoPE -------------------------------------------------------------------------------------
  */
 
-/* Norm i of the model in the order of the buffer: two a layer, then the last one. */
-static const bs_gguf_tensor *norm_at(const bs_model *model, int i)
+/* Where bs_layer_weights, or the output norm, shows vector i. */
+static const float **vector_slot(bs_weights *weights, int i)
 {
-    if (i == 2 * model->desc.n_layers) return model->output_norm;
-    return i % 2 ? model->layers[i / 2].ffn_norm : model->layers[i / 2].attn_norm;
+    if (i == BS_VECTOR_COUNT * weights->n_layers) return &weights->output_norm;
+    bs_layer_weights *w = &weights->layers[i / BS_VECTOR_COUNT];
+    const float **slots[BS_VECTOR_COUNT] = {&w->attn_norm, &w->ffn_norm, &w->q_norm, &w->k_norm,
+                                            &w->q_bias,    &w->k_bias,   &w->v_bias};
+    return slots[i % BS_VECTOR_COUNT];
 }
 
-static bs_status fill_buffer(const bs_model *model, bs_stream *stream, float *scratch, bs_weights *weights)
+/* The whole vector in f32, then the part of it to the front. */
+static bs_status read_vector(const bs_tensor *tensor, bs_range part, float *out)
+{
+    BS_TRY(bs_dequantize_row(tensor->type, tensor->data, out, tensor->dims[0]));
+    memmove(out, out + part.first, sizeof *out * (size_t)part.n);
+    return BS_STATUS_OK;
+}
+
+static bs_status fill_buffer(const bs_model *model, const bs_shard *shard, bs_stream *stream, char *scratch,
+                             bs_weights *weights)
 {
     const bs_model_desc *desc = &model->desc;
-    int n_norms = 2 * desc->n_layers + 1;
-    size_t norm_bytes = sizeof(float) * (size_t)desc->n_hidden,
-           freqs_bytes = sizeof(double) * (size_t)(desc->n_rot / 2);
-    size_t freqs_at = (norm_bytes * (size_t)n_norms + 63) & ~(size_t)63;
-    for (int i = 0; i < n_norms; i++) {
-        const bs_gguf_tensor *norm = norm_at(model, i);
-        float *row = scratch + (size_t)i * (size_t)desc->n_hidden;
-        BS_TRY(bs_dequantize_row(norm->type, norm->data, row, desc->n_hidden));
-        const float *placed = bs_buffer_at(weights->buffer, norm_bytes * (size_t)i);
-        if (i == 2 * desc->n_layers) weights->output_norm = placed;
-        else if (i % 2) weights->layers[i / 2].ffn_norm = placed;
-        else weights->layers[i / 2].attn_norm = placed;
+    uint64_t at = 0;
+    for (int i = 0; i <= BS_VECTOR_COUNT * desc->n_layers; i++) {
+        bs_range part;
+        const bs_tensor *tensor = bs_model_vector(model, shard, i, &part);
+        if (!tensor) continue;
+        BS_TRY(read_vector(tensor, part, (float *)(scratch + at)));
+        *vector_slot(weights, i) = bs_buffer_at(weights->buffer, at);
+        at += bs_vector_bytes(part.n);
     }
-    weights->inv_freq = bs_buffer_at(weights->buffer, freqs_at);
-    BS_TRY(
-        bs_copy_to_device(stream, bs_buffer_at(weights->buffer, 0), scratch, norm_bytes * (size_t)n_norms));
-    BS_TRY(bs_copy_to_device(stream, bs_buffer_at(weights->buffer, freqs_at), desc->inv_freq, freqs_bytes));
+    weights->inv_freq = bs_buffer_at(weights->buffer, at);
+    BS_TRY(bs_copy_to_device(stream, bs_buffer_at(weights->buffer, 0), scratch, at));
+    BS_TRY(bs_copy_to_device(stream, bs_buffer_at(weights->buffer, at), desc->inv_freq,
+                             sizeof(double) * (size_t)(desc->n_rot / 2)));
     return bs_stream_sync(stream);
 }
 
-static bs_status place_norms(const bs_model *model, bs_device *device, bs_weights *weights)
+static bs_status place_vectors(const bs_model *model, const bs_shard *shard, bs_device *device,
+                               bs_weights *weights)
 {
     const bs_model_desc *desc = &model->desc;
-    size_t bytes = sizeof(float) * (size_t)desc->n_hidden * (size_t)(2 * desc->n_layers + 1);
+    size_t bytes = 0, longest = 0; /* longest: a whole vector is read before its part is kept */
+    for (int i = 0; i <= BS_VECTOR_COUNT * desc->n_layers; i++) {
+        bs_range part;
+        const bs_tensor *tensor = bs_model_vector(model, shard, i, &part);
+        if (!tensor) continue;
+        bytes += bs_vector_bytes(part.n);
+        if ((size_t)tensor->dims[0] > longest) longest = (size_t)tensor->dims[0];
+    }
     bs_status status;
     bs_stream *stream = NULL;
-    float *scratch = malloc(bytes);
-    if (!scratch) return bs_fail(BS_STATUS_NOMEM, "no memory for %zu bytes of norms", bytes);
+    char *scratch = calloc(1, bytes + sizeof(float) * longest);
+    if (!scratch) return bs_fail(BS_STATUS_NOMEM, "no memory for %zu bytes of norms and biases", bytes);
     BS_TRY_GOTO(bs_stream_create(device, &stream), done);
-    size_t total = ((bytes + 63) & ~(size_t)63) + sizeof(double) * (size_t)(desc->n_rot / 2);
-    BS_TRY_GOTO(bs_buffer_alloc(device, total, "norms and RoPE frequencies", &weights->buffer), done);
-    BS_TRY_GOTO(fill_buffer(model, stream, scratch, weights), done);
+    BS_TRY_GOTO(bs_buffer_alloc(device, bytes + sizeof(double) * (size_t)(desc->n_rot / 2),
+                                "norms, biases and RoPE frequencies", &weights->buffer),
+                done);
+    BS_TRY_GOTO(fill_buffer(model, shard, stream, scratch, weights), done);
 done:
     bs_stream_destroy(stream);
     free(scratch);
@@ -170,8 +187,7 @@ bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_sh
                            bs_weights **out)
 {
     if (bs_device_get_info(device)->kind != BS_DEVICE_CPU)
-        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: weights on a GPU are not placed yet",
-                       bs_gguf_path(model->gguf));
+        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: weights on a GPU are not placed yet", model->path);
     bs_status status;
     size_t n_layers = (size_t)model->desc.n_layers;
     bs_weights *weights = calloc(1, sizeof *weights + n_layers * sizeof weights->layers[0]);
@@ -179,7 +195,7 @@ bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_sh
     weights->n_layers = (int)n_layers;
     weights->bytes = bs_shard_weight_bytes(model, shard);
     make_views(model, shard, weights);
-    BS_TRY_GOTO(place_norms(model, device, weights), err_free);
+    BS_TRY_GOTO(place_vectors(model, shard, device, weights), err_free);
     loading load = {.progress = progress, .context = context, .page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE)};
     bring_in_all(weights, model->desc.tied_output, &load);
     *out = weights;

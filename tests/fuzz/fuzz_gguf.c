@@ -11,7 +11,7 @@
 static void touch_tensors(const bs_gguf *gguf)
 {
     for (int64_t i = 0; i < bs_gguf_n_tensors(gguf); i++) {
-        const bs_gguf_tensor *t = bs_gguf_tensor_at(gguf, i);
+        const bs_tensor *t = bs_gguf_tensor_at(gguf, i);
         char name[65];
         const volatile uint8_t *data = t->data;
         FUZZ_CHECK(t->bytes > 0 && t->name.bytes < sizeof name);
@@ -28,8 +28,8 @@ static void ask_keys(const bs_gguf *gguf)
 {
     for (int64_t i = 0; i < gguf->n_pairs; i++) {
         char key[256];
-        bs_gguf_string string;
-        const bs_gguf_string *strings;
+        bs_string string;
+        const bs_string *strings;
         const int64_t *ints;
         int64_t n, number;
         double real;

@@ -55,7 +55,7 @@ static void try_ids(const bs_tokenizer *tokenizer, const uint8_t *data, size_t s
     free(text);
 }
 
-static void encode_pieces(const bs_bpe *bpe, const bs_vocab *vocab, const bs_gguf_string *pieces, int n)
+static void encode_pieces(const bs_bpe *bpe, const bs_vocab *vocab, const bs_string *pieces, int n)
 {
     bs_bpe_scratch scratch = {0};
     bs_tokens tokens = {0};
@@ -75,7 +75,7 @@ static void encode_pieces(const bs_bpe *bpe, const bs_vocab *vocab, const bs_ggu
 static void try_vocabulary(const char *text, size_t bytes)
 {
     enum { MOST = 128 };
-    bs_gguf_string tokens[MOST], merges[MOST], pieces[MOST];
+    bs_string tokens[MOST], merges[MOST], pieces[MOST];
     int64_t types[MOST];
     int n_tokens = 0, n_merges = 0, n_pieces = 0;
     for (size_t at = 0; at < bytes;) {
@@ -84,11 +84,11 @@ static void try_vocabulary(const char *text, size_t bytes)
         at += n + 1;
         if (n > 0 && line[0] >= '0' && line[0] <= '9' && n_tokens < MOST) {
             types[n_tokens] = line[0] - '0';
-            tokens[n_tokens++] = (bs_gguf_string){line + 1, n - 1};
+            tokens[n_tokens++] = (bs_string){line + 1, n - 1};
         } else if (n > 0 && line[0] == 'm' && n_merges < MOST) {
-            merges[n_merges++] = (bs_gguf_string){line + 1, n - 1};
+            merges[n_merges++] = (bs_string){line + 1, n - 1};
         } else if (n_pieces < MOST) {
-            pieces[n_pieces++] = (bs_gguf_string){line, n};
+            pieces[n_pieces++] = (bs_string){line, n};
         }
     }
     bs_vocab vocab;

@@ -52,19 +52,19 @@ static bs_tokenizer *make_tokenizer(const char *pre)
 {
     static char letters[256][2], joined[N_MERGES][32];
     static char newlines[] = "\304\212 \304\212";
-    bs_gguf_string tokens[N_TOKENS], pairs[N_MERGES];
+    bs_string tokens[N_TOKENS], pairs[N_MERGES];
     int64_t types[N_TOKENS];
     int n = 0;
     for (int byte = 0; byte < 256; byte++)
-        tokens[n++] = (bs_gguf_string){letters[byte], put_letter(byte, letters[byte])};
+        tokens[n++] = (bs_string){letters[byte], put_letter(byte, letters[byte])};
     for (int i = 0; i < N_MERGES; i++) {
         const char *merge = strcmp(merges[i], "\n \n") == 0 ? newlines : merges[i],
                    *space = strchr(merge, ' ');
         int bytes = snprintf(joined[i], sizeof joined[i], "%.*s%s", (int)(space - merge), merge, space + 1);
-        pairs[i] = (bs_gguf_string){merge, strlen(merge)};
-        tokens[n++] = (bs_gguf_string){joined[i], (size_t)bytes};
+        pairs[i] = (bs_string){merge, strlen(merge)};
+        tokens[n++] = (bs_string){joined[i], (size_t)bytes};
     }
-    for (int i = 0; i < N_SPECIALS; i++) tokens[n++] = (bs_gguf_string){specials[i], strlen(specials[i])};
+    for (int i = 0; i < N_SPECIALS; i++) tokens[n++] = (bs_string){specials[i], strlen(specials[i])};
     for (int i = 0; i < n; i++) types[i] = i < 256 + N_MERGES ? 1 : i < 256 + N_MERGES + N_CONTROL ? 3 : 4;
     bs_tokenizer_source source = {.pre = {pre, strlen(pre)},
                                   .tokens = tokens,

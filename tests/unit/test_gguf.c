@@ -75,7 +75,7 @@ static void test_reads_back(void **state)
     assert_string_equal(bs_gguf_path(g), PATH);
     assert_int_equal(bs_gguf_file_bytes(g), f.n);
     assert_int_equal(bs_gguf_n_tensors(g), 3);
-    const bs_gguf_tensor *b = bs_gguf_find_tensor(g, "b.weight");
+    const bs_tensor *b = bs_gguf_find_tensor(g, "b.weight");
     assert_ptr_equal(b, bs_gguf_tensor_at(g, 1));
     assert_int_equal(b->n_dims, 2);
     assert_int_equal(b->dims[0], 64);
@@ -86,7 +86,7 @@ static void test_reads_back(void **state)
     assert_int_equal(*(const uint8_t *)b->data, 0x5a);
     assert_null(bs_gguf_find_tensor(g, "b.weigh"));
     assert_null(bs_gguf_find_tensor(g, "b.weight "));
-    const bs_gguf_tensor *a = bs_gguf_find_tensor(g, "a.weight"), *c = bs_gguf_find_tensor(g, "c.weight");
+    const bs_tensor *a = bs_gguf_find_tensor(g, "a.weight"), *c = bs_gguf_find_tensor(g, "c.weight");
     assert_int_equal((const char *)b->data - (const char *)a->data, 384);
     assert_int_equal((const char *)c->data - (const char *)b->data, 128);
     assert_int_equal(c->n_dims, 1);
@@ -94,8 +94,8 @@ static void test_reads_back(void **state)
     int64_t value = -1, n = -1;
     double real = -1;
     bool found = true, flag = false;
-    bs_gguf_string text = {0};
-    const bs_gguf_string *texts;
+    bs_string text = {0};
+    const bs_string *texts;
     const int64_t *ints;
     assert_int_equal(bs_gguf_get_int(g, "t.u32", 7, 7, &value, NULL), BS_STATUS_OK);
     assert_int_equal(value, 7);
@@ -136,8 +136,8 @@ static void test_lookups_refuse(void **state)
     int64_t value, n;
     double real;
     bool flag;
-    bs_gguf_string text;
-    const bs_gguf_string *texts;
+    bs_string text;
+    const bs_string *texts;
     const int64_t *ints;
     assert_int_equal(open_bytes(f.bytes, f.n, &g), BS_STATUS_OK);
     const bs_status bad = BS_STATUS_FORMAT;

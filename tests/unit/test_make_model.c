@@ -88,7 +88,7 @@ static void test_streams(void **state)
         config.tied_output = layers == 3;
         assert_int_equal(bs_make_model(&config, PATH), BS_STATUS_OK);
         assert_int_equal(bs_model_open(PATH, &model), BS_STATUS_OK);
-        const bs_gguf_tensor *t = bs_gguf_find_tensor(bs_model_gguf(model), "blk.1.attn_k.weight");
+        const bs_tensor *t = bs_gguf_find_tensor(bs_model_gguf(model), "blk.1.attn_k.weight");
         if (layers == 2) memcpy(wanted, t->data, sizeof wanted);
         else assert_memory_equal(wanted, t->data, sizeof wanted);
         bs_model_close(model);
@@ -99,7 +99,7 @@ static void test_streams(void **state)
  * the rounding of the type. */
 static void check_matrix(const bs_gguf *gguf, const char *name, double std)
 {
-    const bs_gguf_tensor *t = bs_gguf_find_tensor(gguf, name);
+    const bs_tensor *t = bs_gguf_find_tensor(gguf, name);
     assert_non_null(t);
     int64_t n = t->dims[0] * t->dims[1];
     float *values = malloc(sizeof *values * (size_t)n);
@@ -167,12 +167,12 @@ static void test_shapes(void **state)
     assert_true(config.n_kv_heads == 3 && config.head_dim == 64 && config.tied_output);
 }
 
-static bool same_text(bs_gguf_string a, const char *b, size_t bytes)
+static bool same_text(bs_string a, const char *b, size_t bytes)
 {
     return a.bytes == bytes && memcmp(a.text, b, bytes) == 0;
 }
 
-static int64_t find_token(const bs_gguf_string *tokens, int64_t n, const char *text, size_t bytes)
+static int64_t find_token(const bs_string *tokens, int64_t n, const char *text, size_t bytes)
 {
     for (int64_t i = 0; i < n; i++)
         if (same_text(tokens[i], text, bytes)) return i;
@@ -184,7 +184,7 @@ static void test_tokenizer(void **state)
 {
     bs_make_model_config config = small(BS_TYPE_F32);
     bs_gguf *gguf;
-    const bs_gguf_string *tokens, *merges;
+    const bs_string *tokens, *merges;
     const int64_t *types;
     int64_t n, n_types, n_merges;
     config.n_vocab = 1200; /* into the tokens of three letters */

@@ -247,9 +247,9 @@ static void test_detokenizer_edges(void **state)
 /* A vocabulary of four tokens, and what is made wrong in it. */
 static bs_tokenizer_source tiny(void)
 {
-    static const bs_gguf_string tokens[] = {STRING("a"), STRING("b"), STRING("ab"), STRING("<end>")};
+    static const bs_string tokens[] = {STRING("a"), STRING("b"), STRING("ab"), STRING("<end>")};
     static const int64_t types[] = {1, 1, 1, 3};
-    static const bs_gguf_string merges[] = {STRING("a b")};
+    static const bs_string merges[] = {STRING("a b")};
     return (bs_tokenizer_source){.pre = STRING("gpt-2"),
                                  .tokens = tokens,
                                  .types = types,
@@ -275,12 +275,12 @@ static void assert_refused(const bs_tokenizer_source *source, bs_status wanted, 
 static void test_malformed_sources(void **state)
 {
     static const int64_t bad_types[] = {1, 7, 1, 3}, no_b[] = {1, 5, 1, 3};
-    static const bs_gguf_string bad_tokens[] = {STRING("a"), STRING("b"), STRING("\xc3"), STRING("<end>")};
-    static const bs_gguf_string no_space[] = {STRING("ab")}, no_left[] = {STRING(" b")},
+    static const bs_string bad_tokens[] = {STRING("a"), STRING("b"), STRING("\xc3"), STRING("<end>")};
+    static const bs_string no_space[] = {STRING("ab")}, no_left[] = {STRING(" b")},
                                 no_right[] = {STRING("a ")}, unknown[] = {STRING("a b"), STRING("ab a")},
                                 broken[] = {STRING("a \xff")}, empty[] = {STRING("")};
     const struct {
-        const bs_gguf_string *merges;
+        const bs_string *merges;
         int64_t n;
         const char *words;
     } merges[] = {{no_space, 1, "merges[0] is not two tokens"},
@@ -323,14 +323,14 @@ static void test_pre_names(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         bs_tokenizer *tokenizer = NULL;
-        source.pre = (bs_gguf_string){known[i], strlen(known[i])};
+        source.pre = (bs_string){known[i], strlen(known[i])};
         assert_int_equal(bs_tokenizer_create(&source, &tokenizer), BS_STATUS_OK);
         bs_tokenizer_close(tokenizer);
     }
     for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++) {
         char words[64];
         snprintf(words, sizeof words, "gpt2 with tokenizer.ggml.pre %s:", unknown[i]);
-        source.pre = (bs_gguf_string){unknown[i], strlen(unknown[i])};
+        source.pre = (bs_string){unknown[i], strlen(unknown[i])};
         assert_refused(&source, BS_STATUS_UNSUPPORTED, words);
     }
 }

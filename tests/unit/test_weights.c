@@ -48,7 +48,7 @@ typedef struct sum {
     int64_t n_rows, n_cols;
 } sum;
 
-static sum sum_of(const bs_gguf_tensor *tensor)
+static sum sum_of(const bs_tensor *tensor)
 {
     sum s = {.n_rows = tensor->dims[1], .n_cols = tensor->dims[0]};
     size_t n = (size_t)(s.n_rows * s.n_cols);
@@ -79,7 +79,7 @@ static void add_view(sum *s, const bs_weight *view, int64_t row0, int64_t col0)
 }
 
 /* Every element `times` times, with the file's value; then gives the sum back. */
-static void check_sum(sum *s, const bs_gguf_tensor *tensor, int times)
+static void check_sum(sum *s, const bs_tensor *tensor, int times)
 {
     int64_t n = s->n_rows * s->n_cols;
     float *wanted = malloc(sizeof *wanted * (size_t)n);
@@ -104,7 +104,7 @@ static void on_progress(void *context, uint64_t done, uint64_t total)
     *t = (told){done, total, t->n + 1};
 }
 
-static void check_vector(const float *placed, const bs_gguf_tensor *tensor)
+static void check_vector(const float *placed, const bs_tensor *tensor)
 {
     assert_int_equal(tensor->type, BS_TYPE_F32);
     assert_memory_equal(placed, tensor->data, tensor->bytes);
@@ -150,7 +150,7 @@ enum { Q, K, V, O, GATE, UP, DOWN, OUTPUT, N_MATRICES };
 static void check_grid(const bs_model *model, int heads, int seq, bs_merge_method merge)
 {
     const bs_model_layer *last = &model->layers[1];
-    const bs_gguf_tensor *tensors[N_MATRICES] = {last->q,    last->k,  last->v,    last->o,
+    const bs_tensor *tensors[N_MATRICES] = {last->q,    last->k,  last->v,    last->o,
                                                  last->gate, last->up, last->down, model->output};
     sum sums[N_MATRICES];
     for (int m = 0; m < N_MATRICES; m++) sums[m] = sum_of(tensors[m]);

@@ -23,15 +23,15 @@ static json_t *load(const char *name)
     return json;
 }
 
-static bs_gguf_string string_of(const json_t *json)
+static bs_string string_of(const json_t *json)
 {
-    return (bs_gguf_string){json_string_value(json), json_string_length(json)};
+    return (bs_string){json_string_value(json), json_string_length(json)};
 }
 
-static bs_gguf_string *strings_of(const json_t *array)
+static bs_string *strings_of(const json_t *array)
 {
     size_t n = json_array_size(array);
-    bs_gguf_string *strings = calloc(n + 1, sizeof *strings);
+    bs_string *strings = calloc(n + 1, sizeof *strings);
     for (size_t i = 0; strings && i < n; i++) strings[i] = string_of(json_array_get(array, i));
     return strings;
 }
@@ -142,7 +142,7 @@ void assert_golden_texts(const golden *golden, const bs_tokenizer *tokenizer)
     assert_int_equal(json_array_size(golden->texts), json_array_size(plain));
     assert_true(json_object_size(special) > 10);
     for (size_t i = 0; i < json_array_size(golden->texts); i++) {
-        bs_gguf_string text = string_of(json_array_get(golden->texts, i));
+        bs_string text = string_of(json_array_get(golden->texts, i));
         char key[24];
         snprintf(key, sizeof key, "%zu", i);
         for (int parse = 0; parse < 2; parse++) {
@@ -166,7 +166,7 @@ void assert_golden_decodes(const golden *golden, const bs_tokenizer *tokenizer)
     {
         const json_t *ids = json_object_get(one, "ids");
         for (int shown = 0; shown < 2; shown++) {
-            bs_gguf_string wanted = string_of(json_object_get(one, shown ? "shown" : "text"));
+            bs_string wanted = string_of(json_object_get(one, shown ? "shown" : "text"));
             bs_detokenizer detokenizer;
             char *text = NULL;
             size_t bytes = 0;
@@ -198,7 +198,7 @@ void assert_golden_chats(const json_t *chats, const bs_tokenizer *tokenizer)
         assert_in_range(n, 1, 8);
         for (int i = 0; i < n; i++) {
             const json_t *message = json_array_get(said, (size_t)i);
-            bs_gguf_string content = string_of(json_object_get(message, "content"));
+            bs_string content = string_of(json_object_get(message, "content"));
             messages[i] = (bs_chat_message){json_string_value(json_object_get(message, "role")), content.text,
                                             content.bytes};
         }
