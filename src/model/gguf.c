@@ -13,16 +13,12 @@
 #include "config.h"
 #include "src/model/gguf_private.h"
 #include "src/base/checked.h"
+#include "src/model/map.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 enum {
     MAX_PAIRS = 65536,
@@ -88,8 +84,7 @@ static bs_status take_string(cursor *c, const char *what, bs_string owner, bs_st
 }
 
 /* A key or tensor name: not empty, not longer than max_bytes, UTF-8. */
-static bs_status take_name(cursor *c, const char *what, int64_t number, uint64_t max_bytes,
-                           bs_string *out)
+static bs_status take_name(cursor *c, const char *what, int64_t number, uint64_t max_bytes, bs_string *out)
 {
     const char *path = c->gguf->path;
     bs_string nobody = {"", 0}, name;
@@ -415,31 +410,6 @@ done:
     return status;
 }
 
-static bs_status map_file(const char *path, bs_gguf *gguf)
-{
-    bs_status status = BS_STATUS_OK;
-    struct stat info;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO without a writer is not waited for */
-    if (fd < 0) return bs_fail(BS_STATUS_IO, "%s: %s", path, strerror(errno));
-    if (fstat(fd, &info) != 0) {
-        status = bs_fail(BS_STATUS_IO, "%s: %s", path, strerror(errno));
-    } else if (!S_ISREG(info.st_mode)) {
-        status = bs_fail(BS_STATUS_IO, "%s: not a regular file", path);
-    } else if (info.st_size == 0) {
-        status = bs_fail(BS_STATUS_FORMAT, "%s: magic needs 4 bytes, the file is empty", path);
-    } else {
-        void *map = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        if (map == MAP_FAILED) {
-            status = bs_fail(BS_STATUS_IO, "%s: cannot be mapped: %s", path, strerror(errno));
-        } else {
-            gguf->map = map;
-            gguf->bytes = (uint64_t)info.st_size;
-        }
-    }
-    close(fd);
-    return status;
-}
-
 /* bytes NULL: maps the file. */
 static bs_status open_any(const char *path, const uint8_t *bytes, uint64_t n, bs_gguf **out)
 {
@@ -452,7 +422,12 @@ static bs_status open_any(const char *path, const uint8_t *bytes, uint64_t n, bs
     gguf->map = bytes;
     gguf->bytes = n;
     gguf->borrowed = bytes != NULL;
-    if (!bytes) BS_TRY_GOTO(map_file(path, gguf), err_close);
+    if (!bytes) {
+        bs_map map;
+        BS_TRY_GOTO(bs_map_open(path, "magic needs 4 bytes", &map), err_close);
+        gguf->map = map.bytes;
+        gguf->bytes = map.n;
+    }
     BS_TRY_GOTO(parse(gguf), err_close);
     *out = gguf;
     return BS_STATUS_OK;
@@ -478,7 +453,7 @@ void bs_gguf_close(bs_gguf *gguf)
         free(gguf->pairs[i].strings);
         free(gguf->pairs[i].ints);
     }
-    if (gguf->map && !gguf->borrowed) munmap((void *)gguf->map, gguf->bytes);
+    if (!gguf->borrowed) bs_map_close(&(bs_map){gguf->map, gguf->bytes});
     free(gguf->pairs);
     free(gguf->tensors);
     free(gguf->pair_order);

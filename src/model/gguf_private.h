@@ -14,7 +14,7 @@ typedef struct bs_gguf_pair {
     bs_gguf_type type, item_type; /* item_type: of an array */
     int64_t n_items;              /* of an array */
     const uint8_t *value;         /* the scalar, the string's length, or the array's first item */
-    bs_string *strings;      /* [n_items] of an array of strings, owned */
+    bs_string *strings;           /* [n_items] of an array of strings, owned */
     int64_t *ints;                /* [n_items] of an array of integers, owned */
 } bs_gguf_pair;
 
@@ -24,9 +24,9 @@ struct bs_gguf {
     uint64_t bytes;
     bool borrowed; /* map is the caller's */
     int64_t n_pairs, n_tensors;
-    bs_gguf_pair *pairs;     /* in file order */
-    bs_tensor *tensors; /* in file order */
-    uint32_t *pair_order;    /* [n_pairs], [n_tensors]: by name, for bsearch and to find duplicates */
+    bs_gguf_pair *pairs;  /* in file order */
+    bs_tensor *tensors;   /* in file order */
+    uint32_t *pair_order; /* [n_pairs], [n_tensors]: by name, for bsearch and to find duplicates */
     uint32_t *tensor_order;
 };
 

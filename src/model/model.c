@@ -7,8 +7,10 @@
 #include "src/model/model_private.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 bs_status bs_model_create(const char *path, bs_model **out)
 {
@@ -35,16 +37,30 @@ bs_status bs_model_alloc_layers(bs_model *model)
     return BS_STATUS_OK;
 }
 
+static void show_rows_first(const int64_t *dims, int n_dims, char *out, size_t bytes)
+{
+    int n = 0;
+    out[0] = 0;
+    for (int d = n_dims - 1; d >= 0; d--)
+        n += snprintf(out + n, bytes - (size_t)n, "%s%" PRId64, n ? ", " : "", dims[d]);
+}
+
 bs_status bs_model_check_shape(const bs_model *model, const bs_tensor *tensor, const char *name, int64_t cols,
                                int64_t rows)
 {
     if (!tensor) return bs_fail(BS_STATUS_FORMAT, "%s: tensor %s is missing", model->path, name);
     const int64_t *dims = tensor->dims, wanted_rows = rows ? rows : 1;
     if (dims[0] == cols && dims[1] == wanted_rows && dims[2] == 1 && dims[3] == 1) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_FORMAT,
-                   "%s: shape of tensor %s is [%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64
-                   "]: the keys of the file ask for [%" PRId64 ", %" PRId64 "]",
-                   model->path, name, dims[0], dims[1], dims[2], dims[3], cols, wanted_rows);
+    if (!model->rows_first)
+        return bs_fail(BS_STATUS_FORMAT,
+                       "%s: shape of tensor %s is [%" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64
+                       "]: the keys of the file ask for [%" PRId64 ", %" PRId64 "]",
+                       model->path, name, dims[0], dims[1], dims[2], dims[3], cols, wanted_rows);
+    char shape[96], wanted[48];
+    show_rows_first(dims, tensor->n_dims, shape, sizeof shape);
+    show_rows_first((const int64_t[4]){cols, rows, 1, 1}, rows ? 2 : 1, wanted, sizeof wanted);
+    return bs_fail(BS_STATUS_FORMAT, "%s: shape of tensor %s is [%s]: config.json asks for [%s]", model->path,
+                   name, shape, wanted);
 }
 
 bs_status bs_model_claim(bs_model *model, const bs_tensor *tensor, const char *name, int64_t cols,
@@ -74,6 +90,8 @@ void bs_model_count_params(bs_model *model)
 bs_status bs_model_open(const char *path, bs_model **out)
 {
     bs_gguf *gguf;
+    struct stat info;
+    if (stat(path, &info) == 0 && S_ISDIR(info.st_mode)) return bs_model_open_hf(path, out);
     BS_TRY(bs_gguf_open(path, &gguf));
     return bs_model_open_gguf(gguf, out);
 }
@@ -82,6 +100,7 @@ void bs_model_close(bs_model *model)
 {
     if (!model) return;
     bs_gguf_close(model->gguf);
+    bs_safetensors_close(model->safetensors);
     free(model->layers);
     free(model->layer_desc);
     free(model->tensors);

@@ -1,7 +1,7 @@
 /* model.h: a model file, its description, and the part of it that one rank uses.
  *
- * A bs_model is opened from a GGUF file: the header is read and checked whole, the data mapped read-only and never
- * copied. bs_shard says which heads, columns and rows belong to a rank (DESIGN §3: pure arithmetic, the same on every
+ * A bs_model is opened from a GGUF file or a Hugging Face directory (config.json and safetensors): the description is
+ * read and checked whole, the data mapped read-only and never copied. bs_shard says which heads, columns and rows belong to a rank (DESIGN §3: pure arithmetic, the same on every
  * rank), and bs_weights are the views of this rank's matrices in the file's own blocks.
  */
 #ifndef BS_MODEL_H
@@ -21,6 +21,15 @@ typedef struct bs_layer_desc {
     bool rope;  /* q and k are rotated (SmolLM3 leaves some layers out) */
 } bs_layer_desc;
 
+typedef enum bs_rope_kind { BS_ROPE_PLAIN, BS_ROPE_LINEAR, BS_ROPE_LLAMA3, BS_ROPE_YARN } bs_rope_kind;
+
+/* How a model's authors sample (generation_config.json); `sample` false: greedily, or they do not say. */
+typedef struct bs_suggested_sampling {
+    bool sample;
+    float temperature, top_p; /* 1: as it is */
+    int top_k;                /* 0: all */
+} bs_suggested_sampling;
+
 typedef struct bs_model_desc {
     char architecture[32]; /* "llama" */
     char name[128];        /* general.name, or the file's name */
@@ -33,12 +42,14 @@ typedef struct bs_model_desc {
     bool tied_output;            /* the output head is the embedding table */
     /* RoPE: angle = position × inv_freq[i], f64 */
     double rope_theta;
-    int n_rot; /* rotated channels of a head */
+    bs_rope_kind rope_kind; /* scaling, contained in inv_freq */
+    int n_rot;              /* rotated channels of a head */
     double inv_freq[BS_MAX_HEAD_DIM / 2];
     float rope_attention_factor; /* multiplies cos and sin; 1 but for YaRN */
     bool rope_interleaved;       /* pairs (2i, 2i+1); else (i, i + n_rot/2) */
     int64_t n_params;
     uint64_t file_bytes;
+    bs_suggested_sampling sampling;
 } bs_model_desc;
 
 /* Opens and checks a model; what is malformed is named with its value. Local (not collective): the caller agrees.

@@ -4,6 +4,9 @@
 
 #include "src/model/gguf.h"
 #include "src/model/model.h"
+#include "src/model/safetensors.h"
+
+struct json_t;
 
 /* What a description may ask for, whatever its format. */
 enum {
@@ -21,8 +24,10 @@ typedef struct bs_model_layer {
 } bs_model_layer;
 
 struct bs_model {
-    char *path;    /* as it was asked for; in error lines */
-    bs_gguf *gguf; /* owns the tensors, or NULL */
+    char *path;                  /* as it was asked for; in error lines */
+    bs_gguf *gguf;               /* owns the tensors, or NULL */
+    bs_safetensors *safetensors; /* owns them, or NULL */
+    bool rows_first;             /* shapes in error lines are [rows, columns], as the file writes them */
     bs_model_desc desc;
     bs_layer_desc *layer_desc;                         /* [n_layers], what desc.layers shows */
     const bs_tensor *embedding, *output, *output_norm; /* output = embedding when tied */
@@ -48,6 +53,10 @@ void bs_model_count_params(bs_model *model);
 
 /* The model of an open file, which it takes over, also on failure. */
 bs_status bs_model_open_gguf(bs_gguf *gguf, bs_model **out);
+/* A Hugging Face directory. */
+bs_status bs_model_open_hf(const char *directory, bs_model **out);
+/* Its second half: a created model from a parsed config.json and model->safetensors (NULL: opened from model->path). */
+bs_status bs_model_describe_hf(bs_model *model, const char *config_path, struct json_t *config);
 
 /* Vectors that kernels want in f32 wherever the matrices are: seven a layer, then the output norm. */
 typedef enum bs_vector {

@@ -14,8 +14,8 @@ typedef struct bs_tokenizer_source {
     int64_t n_tokens;
     const bs_string *merges;
     int64_t n_merges;
-    int64_t bos, eos, eot;        /* −1: none */
-    int add_bos;                  /* −1: as the pre-tokenizer's family does */
+    int64_t bos, eos, eot;   /* −1: none */
+    int add_bos;             /* −1: as the pre-tokenizer's family does */
     bs_string chat_template; /* text NULL: none */
 } bs_tokenizer_source;
 

@@ -62,6 +62,16 @@ def run(ranks, command, timeout=600, env=None, stdin=subprocess.DEVNULL, launche
                           env={**os.environ, **(env or {})})
 
 
+def tolerance(name):
+    """A number of tests/tolerances.h, where its reason stands."""
+    with open(os.path.join(SRC, "tests", "tolerances.h"), encoding="utf-8") as file:
+        for line in file:
+            words = line.split()
+            if words[:2] == ["#define", name]:
+                return float(words[2])
+    raise KeyError(name)
+
+
 def ids_of(model_path, text_path=TEXT):
     """File of i32 token ids of a text."""
     out = os.path.join(WORK, os.path.basename(text_path) + "." + os.path.basename(model_path) + ".i32")
