@@ -48,6 +48,7 @@ typedef struct bs_backend {
     void (*memory_free)(bs_device *device, void *memory);
     void *(*host_alloc)(bs_device *device, size_t bytes); /* zeroed, or NULL */
     void (*host_free)(bs_device *device, void *memory);
+    size_t (*memory_available)(const bs_device *device); /* SIZE_MAX: nobody knows */
     bs_status (*copy)(bs_stream *stream, void *dst, const void *src, size_t bytes,
                       int direction); /* BS_COPY_… */
     bs_status (*fill_zero)(bs_stream *stream, void *dst, size_t bytes);

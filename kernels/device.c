@@ -2,6 +2,7 @@
 #include "config.h"
 
 #include "kernels/backend.h"
+#include "src/base/progress.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,7 @@ bs_status bs_device_open(const bs_device_config *config, bs_device **out)
         free(device);
         return status;
     }
+    device->info.memory_cap = config->memory_cap;
     *out = device;
     return BS_STATUS_OK;
 }
@@ -103,8 +105,28 @@ bs_status bs_stream_fault(bs_stream *stream)
                    fault.is_v ? "V" : "K", fault.layer, fault.kv_head, fault.slot, fault.token);
 }
 
+size_t bs_device_memory_left(const bs_device *device)
+{
+    size_t left = device->backend->memory_available(device), cap = device->info.memory_cap;
+    size_t under = cap > device->allocated_bytes ? cap - device->allocated_bytes : 0;
+    return cap != 0 && under < left ? under : left;
+}
+
+/* "quantized pool: 11.2 GiB are needed, of --device-mem 8.00 GiB 1.50 GiB are left" */
+static bs_status fail_over_cap(const bs_device *device, size_t bytes, const char *what)
+{
+    char needed[32], cap[32], left[32];
+    bs_format_bytes(bytes, needed, sizeof needed);
+    bs_format_bytes(device->info.memory_cap, cap, sizeof cap);
+    bs_format_bytes(device->info.memory_cap - device->allocated_bytes, left, sizeof left);
+    return bs_fail(BS_STATUS_NOMEM, "%s: %s are needed, of --device-mem %s %s are left", what, needed, cap,
+                   left);
+}
+
 bs_status bs_buffer_alloc(bs_device *device, size_t bytes, const char *what, bs_buffer **out)
 {
+    if (device->info.memory_cap != 0 && bytes > device->info.memory_cap - device->allocated_bytes)
+        return fail_over_cap(device, bytes, what);
     bs_buffer *buffer = calloc(1, sizeof *buffer);
     if (!buffer) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for its handle", what);
     size_t rounded = (bytes + 4095) / 4096 * 4096;
@@ -112,8 +134,9 @@ bs_status bs_buffer_alloc(bs_device *device, size_t bytes, const char *what, bs_
     buffer->memory = device->backend->memory_alloc(device, rounded ? rounded : 4096);
     if (!buffer->memory) {
         free(buffer);
-        return bs_fail(BS_STATUS_NOMEM, "%s: %zu bytes could not be had from %s", what, bytes,
-                       device->info.name);
+        char needed[32];
+        bs_format_bytes(bytes, needed, sizeof needed);
+        return bs_fail(BS_STATUS_NOMEM, "%s: %s could not be had from %s", what, needed, device->info.name);
     }
     buffer->device = device;
     buffer->bytes = bytes;

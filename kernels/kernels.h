@@ -70,6 +70,7 @@ typedef struct bs_device_config {
     int n_threads; /* CPU threads of this rank, ≥ 1 */
     /* CPU instruction set; AUTO takes the best this machine has, another is an error if it lacks it */
     bs_isa isa;
+    size_t memory_cap; /* most bytes that buffers may have together; 0: what there is */
 } bs_device_config;
 
 typedef struct bs_device_info {
@@ -79,6 +80,7 @@ typedef struct bs_device_info {
     int n_threads;       /* CPU only */
     bs_type act_type;    /* of activations: F32 on a CPU */
     size_t memory_bytes; /* physical memory of the machine or the GPU */
+    size_t memory_cap;   /* of the configuration; 0: none */
 } bs_device_info;
 
 bs_status bs_device_open(const bs_device_config *config, bs_device **out);
@@ -99,7 +101,8 @@ bs_status bs_stream_check(bs_stream *stream);
 /* The same without waiting: what is known by now. For a step whose end has been seen by other means (a timer). */
 bs_status bs_stream_fault(bs_stream *stream);
 
-/* Zeroed device memory, 4096-byte aligned. `what` names it in the memory plan and in errors ("quantized pool"). */
+/* Zeroed device memory, 4096-byte aligned. `what` names it in the memory plan and in errors ("quantized pool").
+ * BS_STATUS_NOMEM, with what was asked for and what is left, when there is no more or memory_cap would be exceeded. */
 bs_status bs_buffer_alloc(bs_device *device, size_t bytes, const char *what, bs_buffer **out);
 void bs_buffer_free(bs_buffer *buffer);
 size_t bs_buffer_bytes(const bs_buffer *buffer);
@@ -108,6 +111,9 @@ void *bs_buffer_at(const bs_buffer *buffer, size_t offset);
 /* How many bytes and allocations this device has given since it was opened. Tests compare them around a decode. */
 size_t bs_device_allocated_bytes(const bs_device *device);
 uint64_t bs_device_allocation_count(const bs_device *device);
+/* Bytes that may still be allocated: up to memory_cap, and on a GPU what its driver has free; SIZE_MAX on a CPU without
+ * a cap, whose memory is everybody's. */
+size_t bs_device_memory_left(const bs_device *device);
 
 /* Zeroed host memory that a copy to or from this device reaches without a stop on the way: page-locked for a GPU, so
  * that bs_copy_to_device and bs_copy_to_host only queue. `what` names it in errors. */

@@ -35,6 +35,12 @@ static void memory_free(bs_device *device, void *memory)
     free(memory);
 }
 
+/* Other ranks and the page cache share it. */
+static size_t memory_available(const bs_device *device)
+{
+    return SIZE_MAX;
+}
+
 static bs_status copy(bs_stream *stream, void *dst, const void *src, size_t bytes, int direction)
 {
     memmove(dst, src, bytes);
@@ -113,6 +119,7 @@ static const bs_backend backend = {
     .memory_free = memory_free,
     .host_alloc = host_alloc,
     .host_free = host_free,
+    .memory_available = memory_available,
     .copy = copy,
     .fill_zero = fill_zero,
     .stream_open = stream_open,

@@ -66,6 +66,14 @@ static void host_free(bs_device *, void *memory)
     cudaFreeHost(memory);
 }
 
+static size_t memory_available(const bs_device *)
+{
+    size_t left = 0, total = 0;
+    if (cudaMemGetInfo(&left, &total) == cudaSuccess) return left;
+    cudaGetLastError();
+    return 0;
+}
+
 static bs_status copy(bs_stream *stream, void *dst, const void *src, size_t bytes, int direction)
 {
     cudaMemcpyKind kind = direction == BS_COPY_TO_DEVICE ? cudaMemcpyHostToDevice
@@ -168,6 +176,7 @@ static bs_backend make_backend()
     table.memory_free = memory_free;
     table.host_alloc = host_alloc;
     table.host_free = host_free;
+    table.memory_available = memory_available;
     table.copy = copy;
     table.fill_zero = fill_zero;
     table.stream_open = stream_open;

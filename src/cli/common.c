@@ -52,7 +52,8 @@ static bs_status read_device(const char *name, int n_gpus, int rank, bs_device_c
 bs_status bs_cli_open_device(const bs_options *options, const bs_comm *comm, bs_device **out)
 {
     bs_device_config config = {.n_threads = (int)bs_options_int(options, "threads"),
-                               .isa = isa_of(bs_options_string(options, "isa"))};
+                               .isa = isa_of(bs_options_string(options, "isa")),
+                               .memory_cap = (size_t)bs_options_int(options, "device-mem")};
     BS_TRY(read_device(bs_options_string(options, "device"), bs_device_count_gpus(),
                        comm ? bs_comm_local_rank(comm) : 0, &config));
     return bs_device_open(&config, out);

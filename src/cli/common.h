@@ -12,7 +12,7 @@
 
 /* --model, which must be there. */
 bs_status bs_cli_open_model(const bs_options *options, bs_model **out);
-/* --device, --threads, --isa. With several GPUs a rank takes the one of its number on the machine; comm NULL:
+/* --device, --threads, --isa, --device-mem. With several GPUs a rank takes the one of its number on the machine; comm NULL:
  * the first. */
 bs_status bs_cli_open_device(const bs_options *options, const bs_comm *comm, bs_device **out);
 /* --kv with --v-encoder where the subcommand takes that, --merge. */

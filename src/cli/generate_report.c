@@ -98,6 +98,7 @@ bs_status bs_generate_dry_run(generate *g)
     BS_TRY_GOTO(bs_comm_agree(g->comm, status), err_free);
     status = bs_comm_gather_host(g->comm, &mine, sizeof mine, all, 0);
     if (status == BS_STATUS_OK && g->leader) status = print_dry_run(g, all);
+    if (status == BS_STATUS_OK) status = bs_engine_check_memory(g->model, g->device, &g->grid, &g->config);
     status = bs_comm_agree(g->comm, status);
 err_free:
     free(all);

@@ -61,6 +61,7 @@ static bs_status open_local(bs_engine *e, void (*progress)(void *context, uint64
                             void *context)
 {
     BS_TRY(bs_engine_lay_out(e->model, e->device, e->grid, &e->config, &e->layout));
+    BS_TRY(bs_engine_check_memory(e->model, e->device, e->grid, &e->config));
     BS_TRY(take_host_memory(e));
     int64_t most;
     BS_TRY(bs_engine_vocab_shards(e->model, e->grid, e->config.merge, e->vocab, &most));

@@ -33,12 +33,19 @@ typedef struct bs_engine_memory {
     uint64_t weight_bytes; /* mapped from the file, or placed on the GPU */
     bs_cache_memory cache;
     uint64_t activation_bytes, workspace_bytes, logits_bytes, plan_bytes;
+    uint64_t
+        device_bytes; /* of all this, what is taken from the device; the rest is the host's or a mapped file's */
 } bs_engine_memory;
 /* Local, pure. BS_STATUS_RANGE names the option's field. */
 bs_status bs_engine_plan_memory(const bs_model *model, const bs_device *device, const bs_grid *grid,
                                 const bs_engine_config *config, bs_engine_memory *out);
 
-/* Places the weights and takes all memory. Collective over all ranks (they agree on success). The model, device and
+/* Whether that is no more than the device has left (bs_device_memory_left). Otherwise BS_STATUS_NOMEM and one line: what
+ * is needed and left, and what would fit, as a shorter context or more ranks. Local. */
+bs_status bs_engine_check_memory(const bs_model *model, const bs_device *device, const bs_grid *grid,
+                                 const bs_engine_config *config);
+
+/* Places the weights and takes all memory, which is checked first (bs_engine_check_memory). Collective over all ranks (they agree on success). The model, device and
  * comm (with its grid set) must outlive the engine. `progress` as in bs_weights_place. */
 bs_status bs_engine_open(const bs_model *model, bs_device *device, bs_comm *comm,
                          const bs_engine_config *config,

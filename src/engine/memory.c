@@ -4,7 +4,10 @@
  * takes exactly that; bs_engine_plan_memory prints it for --dry-run before a job is queued.
  */
 #include "src/base/checked.h"
+#include "src/base/progress.h"
 #include "src/engine/engine_private.h"
+
+#include <stdio.h>
 
 enum { MAX_SEQS = 1024, MAX_STEP_TOKENS = 65536 };
 
@@ -187,6 +190,73 @@ bs_status bs_engine_plan_memory(const bs_model *model, const bs_device *device, 
         .workspace_bytes = l.work.bytes,
         .logits_bytes = l.logits_at.bytes + (uint64_t)l.max_seqs * l.seen_bytes + l.all_logits_bytes,
         .plan_bytes = l.input_at.bytes + l.host_bytes,
+        .device_bytes = bs_shard_placed_bytes(model, device, &l.shard) + cache.quant_pool_bytes +
+                        cache.f16_pool_bytes + cache.table_bytes + l.act_at.bytes + l.work.bytes +
+                        l.logits_at.bytes + (uint64_t)l.max_seqs * l.seen_bytes + l.input_at.bytes,
     };
     return BS_STATUS_OK;
+}
+
+/* ---- what fits --------------------------------------------------------------------------------------------
+ */
+
+static bool fits(const bs_model *model, const bs_device *device, const bs_grid *grid,
+                 const bs_engine_config *config, uint64_t left)
+{
+    bs_engine_memory memory;
+    if (bs_engine_plan_memory(model, device, grid, config, &memory) == BS_STATUS_OK)
+        return memory.device_bytes <= left;
+    bs_error_clear(); /* a shape that cannot be is one that does not fit */
+    return false;
+}
+
+/* The longest context, in whole blocks, that fits with as many sequences of it; 0: none. */
+static int64_t longest_context(const bs_model *model, const bs_device *device, const bs_grid *grid,
+                               const bs_engine_config *config, uint64_t left)
+{
+    int64_t low = 0, high = config->max_context / BS_BLOCK_TOKENS;
+    while (low < high) {
+        int64_t middle = (low + high + 1) / 2;
+        bs_engine_config shorter = *config;
+        shorter.max_context = middle * BS_BLOCK_TOKENS;
+        shorter.total_tokens = bs_min_i64(config->total_tokens, shorter.max_context * config->max_seqs);
+        if (fits(model, device, grid, &shorter, left)) low = middle;
+        else high = middle - 1;
+    }
+    return low * BS_BLOCK_TOKENS;
+}
+
+/* The least number of such devices, a power of two, on which everything fits; 0: none up to 1024. The first rank has
+ * the largest share of everything. */
+static int fewest_ranks(const bs_model *model, const bs_device *device, const bs_engine_config *config,
+                        uint64_t left)
+{
+    for (int n = 2; n <= 1024; n *= 2) {
+        bs_grid grid;
+        if (bs_grid_choose(0, n, bs_model_get_desc(model)->n_kv_heads, NULL, &grid) != BS_STATUS_OK)
+            bs_error_clear();
+        else if (fits(model, device, &grid, config, left)) return n;
+    }
+    return 0;
+}
+
+bs_status bs_engine_check_memory(const bs_model *model, const bs_device *device, const bs_grid *grid,
+                                 const bs_engine_config *config)
+{
+    const bs_device_info *info = bs_device_get_info(device);
+    bs_engine_memory m;
+    BS_TRY(bs_engine_plan_memory(model, device, grid, config, &m));
+    size_t left = bs_device_memory_left(device);
+    if (m.device_bytes <= left) return BS_STATUS_OK;
+    char need[32], have[32], cache[32], context[64] = "no context", ranks[64] = "";
+    bs_format_bytes(m.device_bytes, need, sizeof need);
+    bs_format_bytes(left, have, sizeof have);
+    bs_format_bytes(m.cache.quant_pool_bytes + m.cache.f16_pool_bytes, cache, sizeof cache);
+    int64_t tokens = longest_context(model, device, grid, config, left);
+    int n = fewest_ranks(model, device, config, left);
+    if (tokens > 0) snprintf(context, sizeof context, "a context of %lld tokens", (long long)tokens);
+    if (n > 0) snprintf(ranks, sizeof ranks, ", %lld on %d such devices", (long long)config->max_context, n);
+    return bs_fail(BS_STATUS_NOMEM,
+                   "%s: %s are needed, %s of them for the cache, and %s are left: %s would fit%s",
+                   info->memory_cap > 0 ? "--device-mem" : info->name, need, cache, have, context, ranks);
 }

@@ -109,5 +109,7 @@ const double *bs_weights_inv_freq(const bs_weights *weights);     /* [device] [n
 uint64_t bs_weights_mapped_bytes(const bs_weights *weights);
 /* The same from a shard alone, before anything is placed. */
 uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard);
+/* Of these, what placing takes from the device: on a CPU norms and frequencies only, the rest is the mapped file. */
+uint64_t bs_shard_placed_bytes(const bs_model *model, const bs_device *device, const bs_shard *shard);
 
 #endif

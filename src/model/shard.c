@@ -129,6 +129,17 @@ const bs_tensor *bs_model_vector(const bs_model *model, const bs_shard *shard, i
     return NULL;
 }
 
+/* Norms, biases and RoPE's frequencies. */
+static uint64_t vector_bytes(const bs_model *model, const bs_shard *shard)
+{
+    uint64_t bytes = sizeof(double) * (uint64_t)(model->desc.n_rot / 2);
+    for (int i = 0; i <= BS_VECTOR_COUNT * model->desc.n_layers; i++) {
+        bs_range part;
+        if (bs_model_vector(model, shard, i, &part)) bytes += bs_vector_bytes(part.n);
+    }
+    return bytes;
+}
+
 uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard)
 {
     const bs_model_desc *desc = &model->desc;
@@ -146,9 +157,11 @@ uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard)
         bytes += view_bytes(layer->gate, shard->ffn, hidden) + view_bytes(layer->up, shard->ffn, hidden);
         bytes += view_bytes(layer->down, hidden, shard->ffn);
     }
-    for (int i = 0; i <= BS_VECTOR_COUNT * desc->n_layers; i++) {
-        bs_range part;
-        if (bs_model_vector(model, shard, i, &part)) bytes += bs_vector_bytes(part.n);
-    }
-    return bytes + sizeof(double) * (uint64_t)(desc->n_rot / 2);
+    return bytes + vector_bytes(model, shard);
+}
+
+uint64_t bs_shard_placed_bytes(const bs_model *model, const bs_device *device, const bs_shard *shard)
+{
+    bool mapped = bs_device_get_info(device)->kind == BS_DEVICE_CPU;
+    return mapped ? vector_bytes(model, shard) : bs_shard_weight_bytes(model, shard);
 }

@@ -297,9 +297,55 @@ static void opening_takes_what_was_planned(void **state)
                            memory.activation_bytes + memory.workspace_bytes + memory.logits_bytes - host;
         /* Beyond these: tables of cache and step, of which a part is host memory; and each region's rounding
          * up. */
+        assert_int_equal(taken + norms, memory.device_bytes);
         assert_true(taken >= planned);
         assert_true(taken <= planned + memory.cache.table_bytes + memory.plan_bytes + 16 * 4096);
         close_engine(&f);
+    }
+}
+
+/* What a cap refuses is said with what would fit, before anything is taken; just enough is enough. */
+static void a_cap_is_kept(void **state)
+{
+    bs_grid grid = *bs_comm_grid(f.comm);
+    bs_engine_config config = make_config("f16"), fits;
+    bs_engine_memory memory;
+    bs_device *whole = f.device, *device;
+    bs_engine *engine = NULL;
+    config.max_context = 1 << 16;
+    config.total_tokens = 4 << 16;
+    assert_ok(bs_engine_plan_memory(f.model, whole, &grid, &config, &memory));
+    for (int less = 0; less < 2; less++) {
+        bs_device_config capped = {.n_threads = 1, .memory_cap = memory.device_bytes - (size_t)less};
+        assert_ok(bs_device_open(&capped, &device));
+        assert_int_equal(bs_device_memory_left(device), capped.memory_cap);
+        bs_status status = bs_engine_open(f.model, device, f.comm, &config, NULL, NULL, &engine);
+        assert_int_equal(status, less ? BS_STATUS_NOMEM : BS_STATUS_OK);
+        if (!less) {
+            assert_int_equal(bs_device_memory_left(device), 0);
+            bs_engine_close(engine);
+        } else {
+            long long tokens;
+            assert_int_equal(bs_engine_check_memory(f.model, device, &grid, &config), BS_STATUS_NOMEM);
+            const char *say = strstr(bs_error_message(), "a context of ");
+            assert_non_null(strstr(bs_error_message(), "--device-mem: "));
+            assert_non_null(say);
+            assert_int_equal(sscanf(say, "a context of %lld tokens would fit", &tokens), 1);
+            assert_non_null(strstr(bs_error_message(), ", 65536 on 2 such devices"));
+            bs_error_clear();
+            assert_int_equal(bs_device_allocated_bytes(device), 0);
+            fits = config;
+            fits.max_context = tokens;
+            fits.total_tokens = 4 * tokens;
+            assert_in_range(tokens, 32768, 65535);
+            assert_ok(bs_engine_check_memory(f.model, device, &grid, &fits));
+        }
+        bs_buffer *buffer;
+        assert_int_equal(bs_buffer_alloc(device, capped.memory_cap + 1, "a buffer", &buffer),
+                         BS_STATUS_NOMEM);
+        assert_non_null(strstr(bs_error_message(), "a buffer: "));
+        bs_error_clear();
+        bs_device_close(device);
     }
 }
 
@@ -608,6 +654,7 @@ int main(void)
         cmocka_unit_test(neighbours_do_not_matter),
         cmocka_unit_test(forks_go_on_alike),
         cmocka_unit_test(opening_takes_what_was_planned),
+        cmocka_unit_test(a_cap_is_kept),
         cmocka_unit_test(decoding_allocates_nothing),
         cmocka_unit_test(bad_configurations_are_named),
         cmocka_unit_test(seeds_repeat_the_draw),
