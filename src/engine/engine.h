@@ -40,8 +40,8 @@ typedef struct bs_engine_memory {
 bs_status bs_engine_plan_memory(const bs_model *model, const bs_device *device, const bs_grid *grid,
                                 const bs_engine_config *config, bs_engine_memory *out);
 
-/* Whether that is no more than the device has left (bs_device_memory_left). Otherwise BS_STATUS_NOMEM and one line: what
- * is needed and left, and what would fit, as a shorter context or more ranks. Local. */
+/* Whether that is no more than the device has left (bs_device_memory_left). Otherwise BS_STATUS_NOMEM and one line:
+ * what is needed and left, and what would fit, as a shorter context or more ranks. Local. */
 bs_status bs_engine_check_memory(const bs_model *model, const bs_device *device, const bs_grid *grid,
                                  const bs_engine_config *config);
 
