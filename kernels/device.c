@@ -3,6 +3,7 @@
 
 #include "kernels/backend.h"
 #include "src/base/progress.h"
+#include "kernels/fault_kind.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -100,6 +101,10 @@ bs_status bs_stream_fault(bs_stream *stream)
     bs_numeric_fault fault = stream->fault;
     if (!fault.seen) return BS_STATUS_OK;
     memset(&stream->fault, 0, sizeof stream->fault);
+    if (fault.slot == BS_FAULT_LOGIT)
+        return bs_fail(BS_STATUS_NUMERIC, "logit of token %d is not a number", fault.token);
+    if (fault.slot == BS_FAULT_NO_CANDIDATE)
+        return bs_fail(BS_STATUS_NUMERIC, "no candidate to draw from at position %d", fault.token);
     return bs_fail(BS_STATUS_NUMERIC,
                    "%s holds NaN or infinity: layer %d, KV head %d, slot %d, token %d of its page",
                    fault.is_v ? "V" : "K", fault.layer, fault.kv_head, fault.slot, fault.token);

@@ -1,5 +1,5 @@
 noinst_LIBRARIES += libbs_kernels.a
-libbs_kernels_a_SOURCES = kernels/kernels.h kernels/backend.h kernels/types.c
+libbs_kernels_a_SOURCES = kernels/kernels.h kernels/backend.h kernels/fault_kind.h kernels/types.c
 libbs_kernels_a_CFLAGS = $(AM_CFLAGS) $(CBLAS_CFLAGS)
 include kernels/cpu/dense.mk
 include kernels/cpu/cache.mk
@@ -14,6 +14,9 @@ BS_CUDA_SOURCES += kernels/cuda/attend_load.cuh kernels/cuda/attend_merge.cuh ke
 BS_CUDA_SOURCES += kernels/cuda/attend_rows.cuh kernels/cuda/attend_warp.cuh kernels/cuda/attend_int8.cu kernels/cuda/attend_int4.cu
 BS_CUDA_SOURCES += kernels/cuda/attend_int2.cu kernels/cuda/attend_k4v2.cu kernels/cuda/attend_k8v4.cu
 BS_CUDA_SOURCES += kernels/cuda/graph.cu kernels/cuda/stream_read.cu kernels/cuda/tokens.cu
+BS_CUDA_SOURCES += kernels/cuda/overlap.h kernels/cuda/embed.cu
+BS_CUDA_SOURCES += kernels/cuda/rmsnorm.cu kernels/cuda/silu_mul.cu kernels/cuda/dense.h kernels/cuda/gemm.cu kernels/cuda/gemm_any.cu
+BS_CUDA_SOURCES += kernels/cuda/gemm_cublas.cu kernels/cuda/candidates.cu kernels/cuda/sample.cu kernels/cuda/mark_seen.cu
 if HAVE_CUDA
 libbs_kernels_a_SOURCES += $(BS_CUDA_SOURCES)
 else

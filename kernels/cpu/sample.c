@@ -6,7 +6,7 @@
  * beyond it was asked for. The draw is the first whose cumulative probability exceeds u. Sums in double, in
  * list order. */
 #include "kernels/cpu/cpu_ops.h"
-#include "kernels/cpu/philox.h"
+#include "kernels/philox.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,35 +1,12 @@
 /* backend.cu: one NVIDIA GPU behind the device seam: memory, streams, copies, and the table of ops.
  *
- * Ops arrive one file at a time; one that has no CUDA kernel yet says so by name, when it is called and never
- * by a wrong answer. Memory is plain cudaMalloc (never managed). */
+ * Memory is plain cudaMalloc (never managed). */
 #include "kernels/cuda/cuda_private.h"
+#include "kernels/cuda/dense.h"
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-
-#define X(op)                                                                                                \
-    static bs_status missing_##op(bs_stream *, const bs_##op##_args *)                                       \
-    {                                                                                                        \
-        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: this build has no CUDA kernel for it", #op);              \
-    }
-X(embed)
-X(rmsnorm)
-X(gemm)
-X(silu_mul)
-X(candidates)
-X(sample)
-#undef X
-
-static bs_status missing_mark_seen(bs_stream *, uint64_t *, const int32_t *, int)
-{
-    return bs_fail(BS_STATUS_UNSUPPORTED, "mark_seen: this build has no CUDA kernel for it");
-}
-
-static size_t no_gemm_workspace(const bs_device *, int64_t, int64_t, int)
-{
-    return 0;
-}
 
 static void *memory_alloc(bs_device *, size_t bytes)
 {
@@ -132,22 +109,42 @@ static bs_status stream_sync(bs_stream *stream)
     return bs_cuda_status(cudaStreamSynchronize(bs_cuda_stream(stream)), "GPU");
 }
 
-static void device_close(bs_device *)
+static void device_close(bs_device *device)
 {
+    bs_cuda_dense *dense = (bs_cuda_dense *)device->state;
+    if (!dense) return;
+    bs_cuda_cublas_close(dense->cublas);
+    cudaFree(dense->sampling);
+    free(dense);
+    device->state = nullptr;
+}
+
+/* cuBLAS and the sampling ops' memory. */
+static bs_status open_dense(bs_device *device)
+{
+    bs_cuda_dense *dense = (bs_cuda_dense *)calloc(1, sizeof *dense);
+    if (!dense) return bs_fail(BS_STATUS_NOMEM, "GPU: no memory for its state");
+    device->state = dense;
+    bs_status status = bs_cuda_cublas_open(&dense->cublas);
+    if (status == BS_STATUS_OK)
+        status = bs_cuda_status(cudaMalloc(&dense->sampling, BS_CUDA_SAMPLING_BYTES), "GPU: sampling");
+    if (status == BS_STATUS_OK) return status;
+    device_close(device);
+    cudaGetLastError(); /* what could not be had must not fail the next launch */
+    return status;
 }
 
 static bs_backend make_backend()
 {
     bs_backend table = {};
-#define X(op) table.op = missing_##op;
-    X(embed)
-    X(rmsnorm)
-    X(gemm)
-    X(silu_mul)
-    X(candidates)
-    X(sample)
-    X(mark_seen)
-#undef X
+    table.embed = bs_cuda_embed;
+    table.rmsnorm = bs_cuda_rmsnorm;
+    table.gemm = bs_cuda_gemm;
+    table.gemm_workspace = bs_cuda_gemm_workspace;
+    table.silu_mul = bs_cuda_silu_mul;
+    table.candidates = bs_cuda_candidates;
+    table.sample = bs_cuda_sample;
+    table.mark_seen = bs_cuda_mark_seen;
     table.rope_table = bs_cuda_rope_table;
     table.append = bs_cuda_append;
     table.quantize = bs_cuda_quantize;
@@ -169,7 +166,6 @@ static bs_backend make_backend()
     table.timer_close = bs_cuda_timer_close;
     table.timer_mark = bs_cuda_timer_mark;
     table.timer_read = bs_cuda_timer_read;
-    table.gemm_workspace = no_gemm_workspace;
     table.attend = bs_cuda_attend;
     table.attend_workspace = bs_cuda_attend_workspace;
     table.memory_alloc = memory_alloc;
@@ -214,5 +210,5 @@ bs_status bs_cuda_device_open(const bs_device_config *config, bs_device *device)
     snprintf(device->info.name, sizeof device->info.name, "%.127s", properties.name);
     device->info.act_type = BS_TYPE_BF16;
     device->info.memory_bytes = properties.totalGlobalMem;
-    return BS_STATUS_OK;
+    return open_dense(device);
 }

@@ -1,6 +1,6 @@
 /* test_sampling.c: candidates and draws: a vocabulary cut over shards gives the token of one shard; the
  * generator's known answers; each cut by its definition. */
-#include "kernels/cpu/philox.h"
+#include "kernels/philox.h"
 #include "kernels/kernels.h"
 
 #include <math.h>

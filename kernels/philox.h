@@ -6,7 +6,13 @@
 
 #include <stdint.h>
 
-static inline void bs_philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4])
+#ifdef __CUDACC__
+#define BS_PHILOX_FN static inline __host__ __device__
+#else
+#define BS_PHILOX_FN static inline
+#endif
+
+BS_PHILOX_FN void bs_philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4])
 {
     uint32_t k0 = key[0], k1 = key[1], c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
     for (int round = 0; round < 10; round++) {

@@ -1,0 +1,20 @@
+/* gemm.cu: y = x Wᵀ on a GPU: which way.
+ *
+ * cuBLAS where W and x are of one type and there is something to multiply; gemm_any.cu for the rest. Weights in the
+ * blocks of GGUF's quantized types are not read here: they become BF16 or F16 when a model is loaded. */
+#include "kernels/cuda/dense.h"
+
+size_t bs_cuda_gemm_workspace(const bs_device *, int64_t n_rows, int64_t n_cols, int n_tokens)
+{
+    return n_rows > 0 && n_cols > 0 && n_tokens > 0 ? BS_CUDA_CUBLAS_WORKSPACE : 0;
+}
+
+bs_status bs_cuda_gemm(bs_stream *stream, const bs_gemm_args *a)
+{
+    const bs_weight *w = a->w;
+    if (!bs_cuda_is_float(w->type))
+        return bs_fail(BS_STATUS_UNSUPPORTED, "gemm: %s weights; a GPU reads F32, F16 and BF16",
+                       bs_type_name(w->type));
+    if (w->type != a->act || w->n_cols == 0) return bs_cuda_gemm_any(stream, a);
+    return bs_cuda_gemm_cublas(stream, a);
+}
