@@ -1,4 +1,5 @@
-/* collectives.c: all-reduce and all-gather of device buffers over `self`, shared memory (shared.c) and MPI.
+/* collectives.c: all-reduce and all-gather of device buffers over `self`, shared memory (shared.c) and MPI; NCCL's
+ * are nccl.c's.
  *
  * On a CPU a device address is host memory and MPI works on it directly. On a GPU data goes through a host
  * copy: never a device pointer to MPI (Debian's OpenMPI has no CUDA support, and MPI beside NCCL on one
@@ -51,6 +52,7 @@ static bs_status all_reduce(bs_comm *comm, bs_group group, bs_stream *stream, fl
                             MPI_Op op)
 {
     if (bs_comm_group_size(comm, group) == 1 || n == 0) return BS_STATUS_OK;
+    if (comm->device_comm) return comm->device_comm->reduce(comm, group, stream, data, n, op == MPI_MAX);
     if (!on_gpu(stream)) return reduce_host(comm, group, data, n, op);
     BS_TRY(stage(comm, n * sizeof *data));
     BS_TRY(bs_copy_to_host(stream, comm->staging, data, n * sizeof *data));
@@ -96,6 +98,7 @@ bs_status bs_comm_allgather(bs_comm *comm, bs_group group, bs_stream *stream, co
         return bs_fail(BS_STATUS_RANGE, "all-gather of %zu bytes: at most 1 GiB", bytes);
     if (bytes == 0) return BS_STATUS_OK;
     if (n == 1) return send == recv ? BS_STATUS_OK : bs_copy_on_device(stream, recv, send, bytes);
+    if (comm->device_comm) return comm->device_comm->gather(comm, group, stream, send, recv, bytes);
     if (!on_gpu(stream)) return gather_host(comm, group, send, recv, bytes);
     BS_TRY(stage(comm, (size_t)n * bytes));
     char *mine = (char *)comm->staging + (size_t)rank * bytes;

@@ -2,9 +2,9 @@
  *
  * One bs_comm a process. N ranks = heads × seq; rank = head_shard × seq + seq_shard, so the ranks that merge
  * partial softmax states are neighbours. Collectives take device buffers and a stream and run on one
- * communicator a group, in one order. Two transports today: `self` (one rank: nothing moves) and `mpi` (host
- * memory; on a GPU staged through it, never a device pointer to MPI); `nccl` follows behind the same
- * functions.
+ * communicator a group, in one order. Three transports behind the same functions: `self` (one rank: nothing
+ * moves), `mpi` (host memory; on a GPU staged through it, never a device pointer to MPI) and `nccl` (every rank
+ * has a GPU of its own).
  *
  * Every function says whether it is collective. All ranks of the group must call a collective with the same
  * sizes in the same order; none may skip one. An error inside a collective of a running step is fatal to the
@@ -64,8 +64,11 @@ int bs_comm_size(const bs_comm *comm);
 /* This rank's number among the ranks of its machine, and how many they are. */
 int bs_comm_local_rank(const bs_comm *comm);
 int bs_comm_local_size(const bs_comm *comm);
-/* "self" or "mpi". */
+/* "self", "mpi" or "nccl". */
 const char *bs_comm_transport(const bs_comm *comm);
+/* Whether device collectives may be recorded in a graph (bs_capture_begin): `self` and `nccl`. A launch of such a
+ * graph is a collective, too, and all graphs must be destroyed before bs_comm_leave_device. */
+bool bs_comm_capturable(const bs_comm *comm);
 
 /* Chooses heads × seq. `text` is "2x4", or NULL for the default: the most head shards that divide both the
  * ranks and n_kv_heads, the rest sequence shards. BS_STATUS_USAGE names the option and the numbers that do
@@ -74,6 +77,20 @@ bs_status bs_grid_choose(int rank, int size, int n_kv_heads, const char *text, b
 /* Makes the grid's groups. Collective over all; once, or again with another grid. */
 bs_status bs_comm_set_grid(bs_comm *comm, const bs_grid *grid);
 const bs_grid *bs_comm_grid(const bs_comm *comm);
+
+/* Chooses what device collectives go through, from now on, for ranks whose work is on `device`. `auto` takes nccl
+ * where every rank has a GPU of its own and NCCL, else mpi (one rank: self), and says so when GPUs must do without.
+ * nccl, asked for, is BS_STATUS_USAGE on CPUs and fails where it is missing or refuses. Opening NCCL also runs each
+ * collective once in each size class, so that it can be captured. The same device kind or not, all ranks call it, with
+ * the same choice; a rank may return an error that others do not have, so callers agree (bs_comm_agree) before they
+ * go on. Collective. */
+typedef enum bs_transport { BS_TRANSPORT_AUTO, BS_TRANSPORT_MPI, BS_TRANSPORT_NCCL } bs_transport;
+/* "auto", "mpi", "nccl"; BS_STATUS_USAGE names the value. */
+bs_status bs_transport_parse(const char *text, bs_transport *out);
+bs_status bs_comm_use_device(bs_comm *comm, bs_device *device, bs_transport choice);
+/* Ends what use_device began: before the device is closed, after the last graph and stream is gone. Collective, but
+ * waits for no rank longer than seconds. Nothing where nothing is in use. */
+void bs_comm_leave_device(bs_comm *comm);
 int bs_comm_group_size(const bs_comm *comm, bs_group group);
 int bs_comm_group_rank(const bs_comm *comm, bs_group group);
 
@@ -94,7 +111,8 @@ bs_status bs_comm_gather_host(bs_comm *comm, const void *send, size_t bytes, voi
 bs_status bs_comm_barrier(bs_comm *comm);
 
 /* Device collectives, stream-ordered. f32. In place for the reduces; the same bits on every rank of the
- * group. */
+ * group, and with nccl the same in a graph and out of it. With mpi on a GPU they wait for the stream, and all of a
+ * bs_comm use one stream. */
 bs_status bs_comm_allreduce_sum(bs_comm *comm, bs_group group, bs_stream *stream, float *data, size_t n);
 bs_status bs_comm_allreduce_max(bs_comm *comm, bs_group group, bs_stream *stream, float *data, size_t n);
 /* recv: group size × bytes in group-rank order; send may lie in its place inside recv. */

@@ -49,8 +49,28 @@ typedef struct bs_shared {
     int spins;
 } bs_shared;
 
+typedef struct bs_nccl bs_nccl; /* comm/nccl.c */
+
+/* Device collectives by other means than MPI. Of a group of two or more and of more than nothing; send of the gather may
+ * lie in its place. */
+typedef struct bs_device_comm {
+    bs_status (*reduce)(bs_comm *comm, bs_group group, bs_stream *stream, float *data, size_t n, bool max);
+    bs_status (*gather)(bs_comm *comm, bs_group group, bs_stream *stream, const void *send, void *recv,
+                        size_t bytes);
+    /* The grid has changed: its groups again. Collective. */
+    bs_status (*regroup)(bs_comm *comm);
+    /* What has gone wrong behind a collective that was queued, or false. For the watchdog's thread. */
+    bool (*error)(bs_comm *comm, char *text, size_t bytes);
+    /* Makes the GPU let go of what it waits for. Any thread; returns within half a second, done or not. */
+    void (*abort)(bs_comm *comm);
+    void (*close)(bs_comm *comm);
+} bs_device_comm;
+
 struct bs_comm {
-    bool mpi; /* MPI runs: several ranks, or one started by a launcher */
+    bool mpi;                          /* MPI runs: several ranks, or one started by a launcher */
+    atomic_bool ending;                /* a thread of this process ends the job: the others stand still */
+    const bs_device_comm *device_comm; /* NULL: MPI */
+    bs_nccl *nccl;
     int rank, size, local_rank, local_size;
     bs_grid grid;
     MPI_Comm all, seq;   /* device collectives; seq is MPI_COMM_NULL before the grid is set */
@@ -67,6 +87,18 @@ struct bs_comm {
 /* BS_STATUS_COMM with MPI's own words when code is not MPI_SUCCESS. */
 bs_status bs_comm_mpi_status(int code, const char *what);
 void bs_watchdog_stop(bs_comm *comm);
+/* Returns where nothing is wrong, and never where another thread ends the job: what this thread has waited for may be
+ * what the abort made of it, and nobody may see that. */
+void bs_comm_hold_if_ending(const bs_comm *comm);
+
+/* Changes comm->device_comm under the watchdog's eyes. */
+void bs_comm_set_device_comm(bs_comm *comm, const bs_device_comm *device_comm);
+
+/* Opens comm->nccl for this device and sets device_comm. Collective; every rank returns, its own error where it has
+ * one; then no rank may use the transport. */
+bs_status bs_nccl_open(bs_comm *comm, bs_device *device);
+/* The library's version, as 22803, or 0 and one line on why it cannot be used. */
+int bs_nccl_version(char *why, size_t bytes);
 
 /* Nothing where ranks are on several machines, or more than shared.c is for. Collective; close takes what open
  * left. */

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 /* OpenMPI, PMIx (srun --mpi=pmix), PMI-1/2 (MPICH, Intel MPI, srun --mpi=pmi2). SLURM_PROCID does not count:
@@ -84,6 +85,7 @@ void bs_comm_finalize(bs_comm *comm)
 {
     if (!comm) return;
     bs_watchdog_stop(comm);
+    bs_comm_leave_device(comm);
     MPI_Comm *all[] = {&comm->all, &comm->seq, &comm->host, &comm->plan, &comm->local};
     if (comm->mpi) {
         bs_shared_close(comm);
@@ -97,8 +99,18 @@ void bs_comm_finalize(bs_comm *comm)
 
 void bs_comm_abort(bs_comm *comm, int exit_code)
 {
-    if (comm && comm->mpi) MPI_Abort(MPI_COMM_WORLD, exit_code);
+    if (comm && comm->mpi) {
+        /* Another thread is at it already: time for its line to get out and for its abort to end this one. */
+        if (atomic_exchange(&comm->ending, true)) nanosleep(&(struct timespec){.tv_sec = 2}, NULL);
+        else if (comm->device_comm) comm->device_comm->abort(comm);
+        MPI_Abort(MPI_COMM_WORLD, exit_code);
+    }
     _exit(exit_code); /* no MPI, or an MPI_Abort that came back */
+}
+
+void bs_comm_hold_if_ending(const bs_comm *comm)
+{
+    while (atomic_load_explicit(&comm->ending, memory_order_acquire)) pause();
 }
 
 int bs_comm_rank(const bs_comm *comm)
@@ -121,11 +133,6 @@ int bs_comm_local_size(const bs_comm *comm)
     return comm->local_size;
 }
 
-const char *bs_comm_transport(const bs_comm *comm)
-{
-    return comm->size > 1 ? "mpi" : "self";
-}
-
 bs_status bs_comm_set_grid(bs_comm *comm, const bs_grid *grid)
 {
     if (grid->size != comm->size || grid->rank != comm->rank || grid->heads * grid->seq != comm->size)
@@ -137,8 +144,9 @@ bs_status bs_comm_set_grid(bs_comm *comm, const bs_grid *grid)
     if (comm->seq != MPI_COMM_NULL) MPI_Comm_free(&comm->seq);
     BS_TRY(bs_comm_mpi_status(MPI_Comm_split(comm->all, grid->head_shard, grid->seq_shard, &comm->seq),
                               "MPI_Comm_split"));
-    return bs_comm_mpi_status(MPI_Comm_set_errhandler(comm->seq, MPI_ERRORS_RETURN),
-                              "MPI_Comm_set_errhandler");
+    BS_TRY(
+        bs_comm_mpi_status(MPI_Comm_set_errhandler(comm->seq, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler"));
+    return comm->device_comm ? comm->device_comm->regroup(comm) : BS_STATUS_OK;
 }
 
 void bs_comm_set_shared(bs_comm *comm, bool on)

@@ -6,6 +6,11 @@
  * with a slot each, because a rank that hangs in a collective is usually the victim: the culprit is the one
  * whose thread has fallen silent, else the one that is furthest behind. One rank of the machine reports; all
  * of them abort. Rejected: MPI messages between the threads (a hung MPI is what must be found).
+ *
+ * The thread also asks the device's collectives for errors that nobody waits for, and because it is a thread of
+ * its own it does so, and aborts, while the other one waits for a GPU that never finishes. What that wait then
+ * returns is the abort's doing: bs_comm_progress, through which every step goes before it shows what it
+ * computed, stands still once the end has begun.
  */
 #include "comm/comm_private.h"
 
@@ -80,6 +85,18 @@ __attribute__((noreturn)) static void report_and_abort(bs_comm *comm, const bs_w
     bs_comm_abort(comm, 1);
 }
 
+/* The device's collectives failed behind this rank's back: it speaks for itself. */
+__attribute__((noreturn)) static void report_error_and_abort(bs_comm *comm, const char *error)
+{
+    const bs_watchdog *dog = &comm->watchdog;
+    if (!atomic_flag_test_and_set(&dog->window->reported))
+        bs_log_error("rank %d (pid %d) at step %lld, layer %d, phase %s: NCCL: %s, ending the job",
+                     comm->rank, (int)dog->mine->pid, (long long)dog->mine->step, (int)dog->mine->layer,
+                     bs_phase_name((bs_phase)dog->mine->phase), error);
+    else nanosleep(&(struct timespec){0, 2 * POLL_MS * 1000000L}, NULL);
+    bs_comm_abort(comm, 1);
+}
+
 /* Whether something is overdue: my progress in a step, or the heartbeat of a rank that is alive. */
 static bool overdue(bs_comm *comm, bs_watch_memory *progress, bs_watch_memory *beats, double now)
 {
@@ -120,6 +137,11 @@ static void *watch(void *context)
             for (size_t i = 0; i < n; i++) beats[i].since = now;
         }
         last = now;
+        char error[320];
+        if (!dog->stop && comm->device_comm && comm->device_comm->error(comm, error, sizeof error)) {
+            pthread_mutex_unlock(&dog->lock);
+            report_error_and_abort(comm, error);
+        }
         if (!dog->stop && overdue(comm, &progress, beats, now)) {
             pthread_mutex_unlock(&dog->lock);
             report_and_abort(comm, beats, now);
@@ -191,9 +213,18 @@ void bs_watchdog_stop(bs_comm *comm)
     memset(dog, 0, sizeof *dog);
 }
 
+void bs_comm_set_device_comm(bs_comm *comm, const bs_device_comm *device_comm)
+{
+    bs_watchdog *dog = &comm->watchdog;
+    if (dog->running) pthread_mutex_lock(&dog->lock);
+    comm->device_comm = device_comm;
+    if (dog->running) pthread_mutex_unlock(&dog->lock);
+}
+
 void bs_comm_progress(bs_comm *comm, int64_t step, int layer, bs_phase phase)
 {
     bs_watch_slot *mine = comm->watchdog.mine;
+    bs_comm_hold_if_ending(comm);
     if (!mine) return;
     atomic_store_explicit(&mine->step, step, memory_order_relaxed);
     atomic_store_explicit(&mine->layer, layer, memory_order_relaxed);
@@ -205,5 +236,6 @@ void bs_comm_progress(bs_comm *comm, int64_t step, int layer, bs_phase phase)
 void bs_comm_progress_idle(bs_comm *comm)
 {
     bs_watch_slot *mine = comm->watchdog.mine;
+    bs_comm_hold_if_ending(comm);
     if (mine) bs_comm_progress(comm, atomic_load(&mine->step), 0, BS_PHASE_IDLE);
 }

@@ -56,6 +56,7 @@ typedef struct bs_backend {
     void (*stream_close)(bs_stream *stream);
     bs_status (*stream_sync)(bs_stream *stream);
     bs_status (*stream_fault)(bs_stream *stream); /* takes what kernels recorded into stream->fault */
+    void *(*stream_native)(const bs_stream *stream); /* or NULL */
     void (*device_close)(bs_device *device);
 
     /* Graphs; all NULL where there are none. *graph is the backend's own. */

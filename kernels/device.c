@@ -84,6 +84,12 @@ bs_device *bs_stream_device(const bs_stream *stream)
     return stream->device;
 }
 
+void *bs_stream_native(const bs_stream *stream)
+{
+    const bs_backend *backend = stream->device->backend;
+    return backend->stream_native ? backend->stream_native(stream) : NULL;
+}
+
 bs_status bs_stream_sync(bs_stream *stream)
 {
     return stream->device->backend->stream_sync(stream);

@@ -81,6 +81,7 @@ typedef struct bs_device_info {
     bs_type act_type;    /* of activations: F32 on a CPU */
     size_t memory_bytes; /* physical memory of the machine or the GPU */
     size_t memory_cap;   /* of the configuration; 0: none */
+    uint8_t uuid[16];    /* of the GPU, the same in every process; zeros on a CPU */
 } bs_device_info;
 
 bs_status bs_device_open(const bs_device_config *config, bs_device **out);
@@ -93,6 +94,8 @@ int bs_device_count_gpus(void);
 bs_status bs_stream_create(bs_device *device, bs_stream **out);
 void bs_stream_destroy(bs_stream *stream);
 bs_device *bs_stream_device(const bs_stream *stream);
+/* The backend's own: the cudaStream_t of a GPU, NULL on a CPU. For comm/nccl.c alone. */
+void *bs_stream_native(const bs_stream *stream);
 /* Waits for everything queued. */
 bs_status bs_stream_sync(bs_stream *stream);
 /* Waits, then reports BS_STATUS_NUMERIC with layer, head and position if a quantize or append since the last call

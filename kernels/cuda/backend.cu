@@ -109,6 +109,11 @@ static bs_status stream_sync(bs_stream *stream)
     return bs_cuda_status(cudaStreamSynchronize(bs_cuda_stream(stream)), "GPU");
 }
 
+static void *stream_native(const bs_stream *stream)
+{
+    return bs_cuda_stream(stream);
+}
+
 static void device_close(bs_device *device)
 {
     bs_cuda_dense *dense = (bs_cuda_dense *)device->state;
@@ -181,6 +186,7 @@ static bs_backend make_backend()
     table.stream_fault = take_fault;
     table.keep_tokens = bs_cuda_keep_tokens;
     table.feed_tokens = bs_cuda_feed_tokens;
+    table.stream_native = stream_native;
     table.device_close = device_close;
     return table;
 }
@@ -210,5 +216,6 @@ bs_status bs_cuda_device_open(const bs_device_config *config, bs_device *device)
     snprintf(device->info.name, sizeof device->info.name, "%.127s", properties.name);
     device->info.act_type = BS_TYPE_BF16;
     device->info.memory_bytes = properties.totalGlobalMem;
+    memcpy(device->info.uuid, properties.uuid.bytes, sizeof device->info.uuid);
     return open_dense(device);
 }

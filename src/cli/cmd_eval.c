@@ -147,7 +147,8 @@ static bs_status set_up(bs_eval *e)
     BS_TRY(bs_comm_agree(e->comm, share_ground(e)));
     BS_TRY(bs_comm_agree(e->comm, take_memory(e)));
     BS_TRY(bs_comm_bcast_host(e->comm, e->text.ids, (size_t)e->n_text * sizeof *e->text.ids, 0));
-    return bs_comm_agree(e->comm, bs_comm_set_grid(e->comm, &e->grid));
+    BS_TRY(bs_comm_agree(e->comm, bs_comm_set_grid(e->comm, &e->grid)));
+    return bs_comm_agree(e->comm, bs_cli_use_transport(e->options, e->comm, e->device));
 }
 
 static void on_load(void *context, uint64_t done, uint64_t total)
@@ -314,7 +315,7 @@ static bs_status clean_up(bs_eval *e)
     }
     bs_tokens_free(&e->text);
     bs_tokenizer_close(e->tokenizer);
-    bs_device_close(e->device);
+    bs_cli_close_device(e->comm, e->device);
     bs_model_close(e->model);
     free(e->list);
     return bs_eval_close_report(e);

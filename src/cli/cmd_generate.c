@@ -240,6 +240,7 @@ static bs_status set_up(generate *g)
 static bs_status open_engine(generate *g)
 {
     double start = bs_now_s();
+    BS_TRY(bs_comm_agree(g->comm, bs_cli_use_transport(g->options, g->comm, g->device)));
     BS_TRY(bs_engine_open(g->model, g->device, g->comm, &g->config, on_load, g, &g->engine));
     g->load_ms += (bs_now_s() - start) * 1e3;
     return BS_STATUS_OK;
@@ -370,7 +371,7 @@ static void clean_up(generate *g)
     bs_tokens_free(&g->stop_tokens);
     bs_tokens_free(&g->prompt);
     bs_tokenizer_close(g->tokenizer);
-    bs_device_close(g->device);
+    bs_cli_close_device(g->comm, g->device);
     bs_model_close(g->model);
 }
 

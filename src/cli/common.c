@@ -59,6 +59,19 @@ bs_status bs_cli_open_device(const bs_options *options, const bs_comm *comm, bs_
     return bs_device_open(&config, out);
 }
 
+bs_status bs_cli_use_transport(const bs_options *options, bs_comm *comm, bs_device *device)
+{
+    bs_transport transport;
+    BS_TRY(bs_transport_parse(bs_options_string(options, "transport"), &transport));
+    return bs_comm_use_device(comm, device, transport);
+}
+
+void bs_cli_close_device(bs_comm *comm, bs_device *device)
+{
+    bs_comm_leave_device(comm);
+    bs_device_close(device);
+}
+
 bs_status bs_cli_parse_kv(const bs_options *options, const char *text, bs_kv_format *out)
 {
     bs_kv_format format;

@@ -15,6 +15,9 @@ bs_status bs_cli_open_model(const bs_options *options, bs_model **out);
 /* --device, --threads, --isa, --device-mem. With several GPUs a rank takes the one of its number on the machine; comm NULL:
  * the first. */
 bs_status bs_cli_open_device(const bs_options *options, const bs_comm *comm, bs_device **out);
+/* --transport, for work on this device: collective, callers agree. Close the device with bs_cli_close_device then. */
+bs_status bs_cli_use_transport(const bs_options *options, bs_comm *comm, bs_device *device);
+void bs_cli_close_device(bs_comm *comm, bs_device *device);
 /* --kv with --v-encoder where the subcommand takes that, --merge. */
 bs_status bs_cli_read_kv(const bs_options *options, bs_kv_format *out);
 bs_status bs_cli_read_merge(const bs_options *options, bs_merge_method *out);
