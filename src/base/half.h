@@ -53,4 +53,12 @@ static inline float bs_bf16_to_f32(bs_bf16 b)
     return bs_f32_from_bits((uint32_t)b << 16);
 }
 
+/* Rounds to nearest, ties to even; NaN stays NaN. */
+static inline bs_bf16 bs_f32_to_bf16(float f)
+{
+    uint32_t u = bs_f32_bits(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return (bs_bf16)(u >> 16 | 0x40u);
+    return (bs_bf16)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
+}
+
 #endif

@@ -65,6 +65,7 @@ static bs_status open_local(bs_eval *e)
 {
     BS_TRY(read_formats(e));
     BS_TRY(bs_cli_read_merge(e->options, &e->config.merge));
+    e->config.act = bs_cli_read_dtype(e->options);
     e->config.stripe_pages = (int)bs_options_int(e->options, "stripe-pages");
     e->config.chunk_tokens = e->config.max_step_tokens = BS_EVAL_STEP;
     e->config.max_seqs = e->config.max_prefill_seqs = 1;

@@ -74,6 +74,7 @@ static bs_status read_config(generate *g)
     g->json = bs_options_flag(g->options, "json");
     BS_TRY(bs_cli_read_kv(g->options, &g->config.kv));
     BS_TRY(bs_cli_read_merge(g->options, &g->config.merge));
+    g->config.act = bs_cli_read_dtype(g->options);
     g->config.stripe_pages = (int)bs_options_int(g->options, "stripe-pages");
     g->config.chunk_tokens = (int)bs_options_int(g->options, "chunk-tokens");
     g->is_batch = bs_options_given(g->options, "batch");

@@ -94,6 +94,12 @@ bs_status bs_cli_read_kv(const bs_options *options, bs_kv_format *out)
     return bs_cli_parse_kv(options, bs_options_string(options, "kv"), out);
 }
 
+bs_type bs_cli_read_dtype(const bs_options *options)
+{
+    const char *name = bs_options_string(options, "dtype");
+    return strcmp(name, "bf16") == 0 ? BS_TYPE_BF16 : strcmp(name, "f16") == 0 ? BS_TYPE_F16 : BS_TYPE_F32;
+}
+
 bs_status bs_cli_read_merge(const bs_options *options, bs_merge_method *out)
 {
     return bs_merge_method_parse(bs_options_string(options, "merge"), out);

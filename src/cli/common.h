@@ -20,6 +20,7 @@ bs_status bs_cli_use_transport(const bs_options *options, bs_comm *comm, bs_devi
 void bs_cli_close_device(bs_comm *comm, bs_device *device);
 /* --kv with --v-encoder where the subcommand takes that, --merge. */
 bs_status bs_cli_read_kv(const bs_options *options, bs_kv_format *out);
+bs_type bs_cli_read_dtype(const bs_options *options); /* F32: auto */
 bs_status bs_cli_read_merge(const bs_options *options, bs_merge_method *out);
 /* One format of --kv, with --v-encoder. */
 bs_status bs_cli_parse_kv(const bs_options *options, const char *text, bs_kv_format *out);

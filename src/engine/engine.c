@@ -70,7 +70,8 @@ static bs_status open_local(bs_engine *e, void (*progress)(void *context, uint64
     for (int i = 0; i < 2; i++) BS_TRY(open_flight(e, &e->flights[i]));
     BS_TRY(bs_cache_open(e->device, e->stream, &e->layout.cache, &e->cache));
     BS_TRY(take_device_memory(e));
-    return bs_weights_place(e->model, e->device, &e->layout.shard, progress, context, &e->weights);
+    return bs_weights_place(e->model, e->device, &e->layout.shard, e->layout.act, progress, context,
+                            &e->weights);
 }
 
 bs_status bs_engine_open(const bs_model *model, bs_device *device, bs_comm *comm,

@@ -18,6 +18,8 @@ typedef struct bs_engine bs_engine;
 typedef struct bs_engine_config {
     bs_kv_format kv;
     bs_merge_method merge;
+    bs_type
+        act; /* of activations, and of matrices, on a GPU: F16 or BF16; F32: as the model's weights suggest */
     int stripe_pages;     /* 8 */
     int chunk_tokens;     /* C: 2048 */
     int max_seqs;         /* sequences at once */

@@ -77,20 +77,52 @@ static bs_status project_heads(bs_engine *e, const bs_weight *w, const float *bi
     return bs_op_rmsnorm(e->stream, &args);
 }
 
+/* Where a layer's q, k and v are, and elements from token to token: rows of one matrix where their weights are one. */
+typedef struct heads {
+    bool joined;
+    void *q, *k, *v;
+    int64_t q_ld, kv_ld;
+} heads;
+
+static heads find_heads(const bs_engine *e, const bs_layer_weights *w)
+{
+    const bs_engine_layout *l = &e->layout;
+    const int64_t n_q = (int64_t)l->n_heads * l->head_dim, n_kv = (int64_t)l->n_kv_heads * l->head_dim;
+    const int64_t act_bytes = bs_type_block_bytes(l->act);
+    char *q = bs_engine_act(e, l->act_at.q);
+    if (w->qkv.n_rows > 0 && !w->q_norm)
+        return (heads){true,          q, q + n_q * act_bytes, q + (n_q + n_kv) * act_bytes, n_q + 2 * n_kv,
+                       n_q + 2 * n_kv};
+    return (heads){false, q, bs_engine_act(e, l->act_at.k), bs_engine_act(e, l->act_at.v), n_q, n_kv};
+}
+
+static bs_status project_qkv(bs_engine *e, const bs_layer_weights *w)
+{
+    const bs_engine_layout *l = &e->layout;
+    const heads at = find_heads(e, w);
+    if (at.joined)
+        return bs_engine_project(e, &w->qkv, w->q_bias, bs_engine_act(e, l->act_at.normed), l->n_hidden,
+                                 e->n_tokens, l->act, at.q, at.q_ld);
+    BS_TRY(project_heads(e, &w->q, w->q_bias, w->q_norm, l->n_heads, l->act_at.q));
+    BS_TRY(project_heads(e, &w->k, w->k_bias, w->k_norm, l->n_kv_heads, l->act_at.k));
+    return project_heads(e, &w->v, w->v_bias, NULL, l->n_kv_heads, l->act_at.v);
+}
+
 static bs_status append(bs_engine *e, int layer)
 {
     const bs_engine_layout *l = &e->layout;
+    const heads at = find_heads(e, bs_weights_layer(e->weights, layer));
     const bs_cache_tables *tables = bs_cache_get_tables(e->cache);
     bs_append_args args = {
         .pools = bs_cache_pools(e->cache),
         .layer = layer,
         .n_tokens = e->n_tokens,
         .n_heads = l->n_heads,
-        .q = bs_engine_act(e, l->act_at.q),
-        .k = bs_engine_act(e, l->act_at.k),
-        .v = bs_engine_act(e, l->act_at.v),
-        .q_ld = (int64_t)l->n_heads * l->head_dim,
-        .kv_ld = (int64_t)l->n_kv_heads * l->head_dim,
+        .q = at.q,
+        .k = at.k,
+        .v = at.v,
+        .q_ld = at.q_ld,
+        .kv_ld = at.kv_ld,
         .act = l->act,
         .cos_sin = bs_engine_act(e, l->act_at.cos_sin),
         .n_rot = e->desc->layers[layer].rope ? e->desc->n_rot : 0,
@@ -104,6 +136,7 @@ static bs_status append(bs_engine *e, int layer)
 static bs_status attend(bs_engine *e, int layer)
 {
     const bs_engine_layout *l = &e->layout;
+    const heads at = find_heads(e, bs_weights_layer(e->weights, layer));
     const bs_cache_tables *tables = bs_cache_get_tables(e->cache);
     bs_attend_args args = {
         .pools = bs_cache_pools(e->cache),
@@ -112,8 +145,8 @@ static bs_status attend(bs_engine *e, int layer)
         .max_tokens = e->n_tokens,
         .max_pages = tables->max_pages,
         .n_heads = l->n_heads,
-        .q = bs_engine_act(e, l->act_at.q),
-        .q_ld = (int64_t)l->n_heads * l->head_dim,
+        .q = at.q,
+        .q_ld = at.q_ld,
         .act = l->act,
         .q_start = tables->q_start,
         .q_pos0 = tables->q_pos0,
@@ -157,9 +190,7 @@ static bs_status run_attention(bs_engine *e, int layer)
     const bs_layer_weights *w = bs_weights_layer(e->weights, layer);
     bs_comm_progress(e->comm, e->step, layer, BS_PHASE_QKV);
     BS_TRY(norm(e, w->attn_norm, layer > 0));
-    BS_TRY(project_heads(e, &w->q, w->q_bias, w->q_norm, l->n_heads, l->act_at.q));
-    BS_TRY(project_heads(e, &w->k, w->k_bias, w->k_norm, l->n_kv_heads, l->act_at.k));
-    BS_TRY(project_heads(e, &w->v, w->v_bias, NULL, l->n_kv_heads, l->act_at.v));
+    BS_TRY(project_qkv(e, w));
     bs_comm_progress(e->comm, e->step, layer, BS_PHASE_APPEND);
     BS_TRY(append(e, layer));
     bs_comm_progress(e->comm, e->step, layer, BS_PHASE_ATTEND);
@@ -174,29 +205,42 @@ static bs_status run_attention(bs_engine *e, int layer)
     return project_and_sum(e, &w->o, bs_engine_act(e, at), (int64_t)l->n_heads * l->head_dim);
 }
 
+/* gate and up from normed: the halves of one matrix's rows where their weights are one; then gate = silu(gate) · up. */
+static bs_status run_gate_up(bs_engine *e, const bs_layer_weights *w)
+{
+    const bs_engine_layout *l = &e->layout;
+    const bool joined = w->gate_up.n_rows > 0;
+    const int64_t n_ffn = l->shard.ffn.n, ld = joined ? 2 * n_ffn : n_ffn;
+    const void *normed = bs_engine_act(e, l->act_at.normed);
+    char *gate = bs_engine_act(e, l->act_at.gate);
+    char *up = joined ? gate + n_ffn * bs_type_block_bytes(l->act) : bs_engine_act(e, l->act_at.up);
+    if (joined) {
+        BS_TRY(bs_engine_project(e, &w->gate_up, NULL, normed, l->n_hidden, e->n_tokens, l->act, gate, ld));
+    } else {
+        BS_TRY(bs_engine_project(e, &w->gate, NULL, normed, l->n_hidden, e->n_tokens, l->act, gate, ld));
+        BS_TRY(bs_engine_project(e, &w->up, NULL, normed, l->n_hidden, e->n_tokens, l->act, up, ld));
+    }
+    bs_silu_mul_args args = {.gate = gate,
+                             .up = up,
+                             .ld = ld,
+                             .n_tokens = e->n_tokens,
+                             .n = n_ffn,
+                             .act = l->act,
+                             .out = gate,
+                             .ld_out = ld};
+    return bs_op_silu_mul(e->stream, &args);
+}
+
 static bs_status run_ffn(bs_engine *e, int layer)
 {
     const bs_engine_layout *l = &e->layout;
     const bs_layer_weights *w = bs_weights_layer(e->weights, layer);
-    int64_t n_ffn = l->shard.ffn.n;
-    const void *normed = bs_engine_act(e, l->act_at.normed);
-    void *gate = bs_engine_act(e, l->act_at.gate), *up = bs_engine_act(e, l->act_at.up);
+    const int64_t n_ffn = l->shard.ffn.n;
     bs_comm_progress(e->comm, e->step, layer, BS_PHASE_FFN);
     BS_TRY(norm(e, w->ffn_norm, true));
-    if (n_ffn > 0) {
-        BS_TRY(bs_engine_project(e, &w->gate, NULL, normed, l->n_hidden, e->n_tokens, l->act, gate, n_ffn));
-        BS_TRY(bs_engine_project(e, &w->up, NULL, normed, l->n_hidden, e->n_tokens, l->act, up, n_ffn));
-        bs_silu_mul_args args = {.gate = gate,
-                                 .up = up,
-                                 .ld = n_ffn,
-                                 .n_tokens = e->n_tokens,
-                                 .n = n_ffn,
-                                 .act = l->act,
-                                 .out = gate,
-                                 .ld_out = n_ffn};
-        BS_TRY(bs_op_silu_mul(e->stream, &args));
-    }
-    return project_and_sum(e, &w->down, gate, n_ffn);
+    if (n_ffn > 0) BS_TRY(run_gate_up(e, w));
+    return project_and_sum(e, &w->down, bs_engine_act(e, l->act_at.gate),
+                           w->gate_up.n_rows > 0 ? 2 * n_ffn : n_ffn);
 }
 
 /* The pages that are quantized before this step: how many differs from step to step, so this is never part of a
@@ -222,7 +266,11 @@ static bs_status embed(bs_engine *e)
                            .tokens = bs_engine_input(e, l->input_at.tokens),
                            .n_tokens = e->n_tokens,
                            .x = bs_engine_act(e, l->act_at.x)};
+    /* Attention reads pages before the kernel before it has ended; so the first kernel of a step waits for all that was
+     * queued before: pages quantized, tables sent. */
+    bs_stream_set_overlap(e->stream, false);
     BS_TRY(bs_op_embed(e->stream, &embed));
+    bs_stream_set_overlap(e->stream, true);
     bs_rope_table_args rope = {.positions = bs_cache_get_tables(e->cache)->token_pos,
                                .n_tokens = e->n_tokens,
                                .inv_freq = bs_weights_inv_freq(e->weights),

@@ -9,11 +9,9 @@
 #include "src/base/checked.h"
 #include "src/engine/engine_private.h"
 
-#include <string.h>
-
 static bool has_graphs(const bs_engine *e)
 {
-    return e->is_async && strcmp(bs_comm_transport(e->comm), "mpi") != 0;
+    return e->is_async && bs_comm_capturable(e->comm);
 }
 
 /* 1 2 3 4 6 8 12 16 24 32 …: at most half more than there are. */

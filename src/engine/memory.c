@@ -62,13 +62,14 @@ static void lay_out_activations(bs_engine_layout *l, const bs_model_desc *desc)
     l->act_at.x = carve(&end, hidden * sizeof(float));
     l->act_at.sum = carve(&end, hidden * sizeof(float));
     l->act_at.normed = carve(&end, hidden * act);
-    l->act_at.q = carve(&end, heads * act);
+    l->act_at.q = carve(&end,
+                        heads * act); /* q, k and v follow each other: one matrix where theirs are one */
     l->act_at.k = carve(&end, kv * act);
     l->act_at.v = carve(&end, kv * act);
     l->act_at.o = carve(&end, heads * sizeof(float));
     l->act_at.lse = carve(&end, t * (uint64_t)l->n_heads * sizeof(float));
     l->act_at.attended = l->act == BS_TYPE_F32 ? l->act_at.o : carve(&end, heads * act);
-    l->act_at.gate = carve(&end, ffn * act);
+    l->act_at.gate = carve(&end, ffn * act); /* gate and up likewise */
     l->act_at.up = carve(&end, ffn * act);
     l->act_at.cos_sin = carve(&end, t * (uint64_t)desc->n_rot * sizeof(float));
     l->act_at.bytes = end;
@@ -78,11 +79,15 @@ static void lay_out_workspace(bs_engine_layout *l, const bs_device *device, cons
                               const bs_engine_config *config, const bs_cache_memory *cache)
 {
     int64_t heads = (int64_t)l->n_heads * l->head_dim, rows = bs_max_i64(l->logit_rows, l->max_seqs);
+    const bool joined = bs_device_get_info(device)->kind !=
+                        BS_DEVICE_CPU; /* q, k, v and gate, up are one matrix each */
+    int64_t ffn = l->shard.ffn.n, kv = (int64_t)l->n_kv_heads * l->head_dim;
     size_t sizes[] = {
-        bs_gemm_workspace_bytes(device, heads, l->n_hidden, l->max_tokens), /* q; k and v are smaller */
+        /* q; k and v are smaller */
+        bs_gemm_workspace_bytes(device, joined ? heads + 2 * kv : heads, l->n_hidden, l->max_tokens),
         bs_gemm_workspace_bytes(device, l->n_hidden, l->shard.o_cols.n, l->max_tokens),
-        bs_gemm_workspace_bytes(device, l->shard.ffn.n, l->n_hidden, l->max_tokens),
-        bs_gemm_workspace_bytes(device, l->n_hidden, l->shard.ffn.n, l->max_tokens),
+        bs_gemm_workspace_bytes(device, joined ? 2 * ffn : ffn, l->n_hidden, l->max_tokens),
+        bs_gemm_workspace_bytes(device, l->n_hidden, ffn, l->max_tokens),
         bs_gemm_workspace_bytes(device, l->shard.vocab.n, l->n_hidden, (int)rows)};
     l->work.gemm = 0;
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
@@ -141,7 +146,7 @@ bs_status bs_engine_lay_out(const bs_model *model, const bs_device *device, cons
                           .n_ranks = grid->size,
                           .n_hidden = desc->n_hidden,
                           .head_dim = desc->head_dim,
-                          .act = bs_device_get_info(device)->act_type};
+                          .act = bs_model_act_type(model, device, config->act)};
     BS_TRY(check_config(config));
     BS_TRY(bs_shard_compute(model, grid, config->merge, &l.shard));
     BS_TRY(bs_engine_vocab_shards(model, grid, config->merge, NULL, &l.max_vocab));
@@ -184,7 +189,9 @@ bs_status bs_engine_plan_memory(const bs_model *model, const bs_device *device, 
     BS_TRY(bs_engine_lay_out(model, device, grid, config, &l));
     BS_TRY(bs_cache_plan_memory(device, &l.cache, &cache));
     *out = (bs_engine_memory){
-        .weight_bytes = bs_shard_weight_bytes(model, &l.shard),
+        .weight_bytes = bs_device_get_info(device)->kind == BS_DEVICE_CPU
+                            ? bs_shard_weight_bytes(model, &l.shard)
+                            : bs_shard_placed_bytes(model, device, &l.shard),
         .cache = cache,
         .activation_bytes = l.act_at.bytes,
         .workspace_bytes = l.work.bytes,

@@ -91,12 +91,18 @@ typedef struct bs_layer_weights {
     bs_weight o;                           /* [hidden, o_cols.n] */
     bs_weight gate, up;                    /* [ffn.n, hidden] */
     bs_weight down;                        /* [hidden, ffn.n] */
+    /* On a GPU: q, k and v as one matrix, their biases following each other too, and gate and up; else no rows. */
+    bs_weight qkv, gate_up;
 } bs_layer_weights;
 
 typedef struct bs_weights bs_weights;
+/* Type of activations, and on a GPU of matrices: F32 on a CPU; on a GPU what is asked for (F16 or BF16), else BF16 for a
+ * model of BF16 weights and F16, which rounds finer, for others. */
+bs_type bs_model_act_type(const bs_model *model, const bs_device *device, bs_type asked);
 /* This rank's views, on `device`. On a CPU the blocks stay in the mapped file (norms, in f32, are copied into one
- * buffer). Local. `progress` (may be NULL) is called with bytes done and bytes in all while pages are brought in. */
-bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_shard *shard,
+ * buffer); on a GPU they become `type`, F16 or BF16 (a CPU ignores it). Local. `progress` (may be NULL) is called with
+ * bytes done and bytes in all while pages are brought in. */
+bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_shard *shard, bs_type type,
                            void (*progress)(void *context, uint64_t done, uint64_t total), void *context,
                            bs_weights **out);
 void bs_weights_free(bs_weights *weights);
@@ -109,7 +115,8 @@ const double *bs_weights_inv_freq(const bs_weights *weights);     /* [device] [n
 uint64_t bs_weights_mapped_bytes(const bs_weights *weights);
 /* The same from a shard alone, before anything is placed. */
 uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard);
-/* Of these, what placing takes from the device: on a CPU norms and frequencies only, the rest is the mapped file. */
+/* What placing takes from the device: on a CPU norms and frequencies only, the rest is the mapped file; on a GPU all
+ * matrices in 16 bits an element as well. */
 uint64_t bs_shard_placed_bytes(const bs_model *model, const bs_device *device, const bs_shard *shard);
 
 #endif

@@ -89,6 +89,8 @@ void bs_shard_cut(const bs_shard_shape *shape, const bs_grid *grid, bs_merge_met
 
 /* The view of rows × columns of a tensor. */
 bs_weight bs_weight_view(const bs_tensor *tensor, bs_range rows, bs_range cols);
+/* Bytes of the shard's matrices on a GPU: 16 bits an element, groups at multiples of 256. */
+uint64_t bs_shard_matrix_bytes(const bs_model *model, const bs_shard *shard);
 /* Bytes that the view reads of each row: whole blocks. */
 uint64_t bs_weight_row_span(const bs_weight *weight);
 

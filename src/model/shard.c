@@ -100,12 +100,6 @@ uint64_t bs_weight_row_span(const bs_weight *weight)
     return (uint64_t)(n_blocks * bs_type_block_bytes(weight->type));
 }
 
-static uint64_t view_bytes(const bs_tensor *tensor, bs_range rows, bs_range cols)
-{
-    bs_weight view = bs_weight_view(tensor, rows, cols);
-    return (uint64_t)view.n_rows * bs_weight_row_span(&view);
-}
-
 const bs_tensor *bs_model_vector(const bs_model *model, const bs_shard *shard, int i, bs_range *part)
 {
     const bs_model_desc *desc = &model->desc;
@@ -140,28 +134,56 @@ static uint64_t vector_bytes(const bs_model *model, const bs_shard *shard)
     return bytes;
 }
 
-uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard)
+/* Calls `add` for the view of each of the shard's matrices, in the groups that a GPU has them in (weights.c). */
+static void visit_matrices(const bs_model *model, const bs_shard *shard,
+                           void (*add)(uint64_t *bytes, bs_weight view, bool first_of_group), uint64_t *bytes)
 {
     const bs_model_desc *desc = &model->desc;
     int64_t D = desc->head_dim;
     bs_range hidden = {0, desc->n_hidden}, vocab = {0, desc->n_vocab};
     bs_range q = {shard->heads.first * D, shard->heads.n * D},
              kv = {shard->kv_heads.first * D, shard->kv_heads.n * D};
-    uint64_t bytes = view_bytes(model->embedding, vocab, hidden);
-    if (!desc->tied_output) bytes += view_bytes(model->output, shard->vocab, hidden);
+    add(bytes, bs_weight_view(model->embedding, vocab, hidden), true);
     for (int l = 0; l < desc->n_layers; l++) {
         const bs_model_layer *layer = &model->layers[l];
-        bytes += view_bytes(layer->q, q, hidden) + view_bytes(layer->k, kv, hidden) +
-                 view_bytes(layer->v, kv, hidden);
-        bytes += view_bytes(layer->o, hidden, shard->o_cols);
-        bytes += view_bytes(layer->gate, shard->ffn, hidden) + view_bytes(layer->up, shard->ffn, hidden);
-        bytes += view_bytes(layer->down, hidden, shard->ffn);
+        add(bytes, bs_weight_view(layer->q, q, hidden), true);
+        add(bytes, bs_weight_view(layer->k, kv, hidden), false);
+        add(bytes, bs_weight_view(layer->v, kv, hidden), false);
+        add(bytes, bs_weight_view(layer->o, hidden, shard->o_cols), true);
+        add(bytes, bs_weight_view(layer->gate, shard->ffn, hidden), true);
+        add(bytes, bs_weight_view(layer->up, shard->ffn, hidden), false);
+        add(bytes, bs_weight_view(layer->down, hidden, shard->ffn), true);
     }
-    return bytes + vector_bytes(model, shard);
+    if (!desc->tied_output) add(bytes, bs_weight_view(model->output, shard->vocab, hidden), true);
+}
+
+static void add_in_blocks(uint64_t *bytes, bs_weight view, bool first_of_group)
+{
+    *bytes += (uint64_t)view.n_rows * bs_weight_row_span(&view);
+}
+
+static void add_in_halves(uint64_t *bytes, bs_weight view, bool first_of_group)
+{
+    if (first_of_group) *bytes = (*bytes + 255) & ~(uint64_t)255;
+    *bytes += 2 * (uint64_t)view.n_rows * (uint64_t)view.n_cols;
+}
+
+uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard)
+{
+    uint64_t bytes = vector_bytes(model, shard);
+    visit_matrices(model, shard, add_in_blocks, &bytes);
+    return bytes;
+}
+
+uint64_t bs_shard_matrix_bytes(const bs_model *model, const bs_shard *shard)
+{
+    uint64_t bytes = 0;
+    visit_matrices(model, shard, add_in_halves, &bytes);
+    return bytes;
 }
 
 uint64_t bs_shard_placed_bytes(const bs_model *model, const bs_device *device, const bs_shard *shard)
 {
     bool mapped = bs_device_get_info(device)->kind == BS_DEVICE_CPU;
-    return mapped ? vector_bytes(model, shard) : bs_shard_weight_bytes(model, shard);
+    return vector_bytes(model, shard) + (mapped ? 0 : bs_shard_matrix_bytes(model, shard));
 }

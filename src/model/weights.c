@@ -1,5 +1,9 @@
 /* weights.c: this rank's part of the model on its device.
  *
+ * On a GPU each matrix of this rank gets memory of its own there, in one type (F16 or BF16) whatever the file's: q, k and
+ * v behind each other, gate and up likewise, so that each group is one matrix too. The output head of a tied model is
+ * rows of the embedding table, which every rank has whole.
+ *
  * On a CPU nothing is copied: a matrix is a view of the mapped file, in the file's own blocks, and ranks of
  * one machine share the page cache. Only what the kernels want in another type gets memory of its own, one
  * buffer: norms and biases in f32 and RoPE's inverse frequencies in f64. The pages of the views are brought in here,
@@ -7,7 +11,9 @@
  * than memory still runs, slowly.
  */
 #include "config.h"
+#include "src/base/checked.h"
 #include "src/model/model_private.h"
+#include "src/model/upload.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +22,8 @@
 
 struct bs_weights {
     bs_weight embedding, output;
-    bs_buffer *buffer; /* vectors, then inv_freq */
+    bs_buffer *buffer;   /* vectors, then inv_freq */
+    bs_buffer *matrices; /* on a GPU */
     const float *output_norm;
     const double *inv_freq;
     uint64_t bytes;
@@ -179,25 +186,109 @@ done:
     return status;
 }
 
+/* ---- on a GPU ---------------------------------------------------------------------------------------------
+ */
+
+/* A group of matrices begins at a multiple of 256 bytes; inside one they follow each other without a gap. */
+static uint64_t next_group(uint64_t at)
+{
+    return (at + 255) & ~(uint64_t)255;
+}
+
+static void put(bs_upload_item *item, bs_weight *view, bs_type type, char *base, uint64_t *at)
+{
+    const uint64_t row_bytes = 2 * (uint64_t)view->n_cols;
+    *item = (bs_upload_item){.from = *view, .to = base + *at};
+    *view = (bs_weight){.type = type,
+                        .data = base + *at,
+                        .row_bytes = (size_t)row_bytes,
+                        .n_rows = view->n_rows,
+                        .n_cols = view->n_cols};
+    *at += row_bytes * (uint64_t)item->from.n_rows;
+}
+
+/* The rows of several matrices that follow each other, as one; empty ones take no room. */
+static bs_weight join(const bs_weight *first, int64_t n_rows)
+{
+    bs_weight all = *first;
+    all.n_rows = n_rows;
+    return all;
+}
+
+/* Views into memory at `base` for the host's views, which go to `items`, in the order of the file's tables. */
+static void make_gpu_views(const bs_model *model, const bs_shard *shard, bs_type type, char *base,
+                           bs_weights *weights, bs_upload_item *items)
+{
+    uint64_t at = 0;
+    int n = 0;
+    put(&items[n++], &weights->embedding, type, base, &at);
+    for (int l = 0; l < weights->n_layers; l++) {
+        bs_layer_weights *w = &weights->layers[l];
+        bs_weight *groups[][3] = {{&w->q, &w->k, &w->v}, {&w->o}, {&w->gate, &w->up}, {&w->down}};
+        for (int g = 0; g < 4; g++) {
+            at = next_group(at);
+            for (int i = 0; i < 3 && groups[g][i]; i++) put(&items[n++], groups[g][i], type, base, &at);
+        }
+        w->qkv = join(&w->q, w->q.n_rows + w->k.n_rows + w->v.n_rows);
+        w->gate_up = join(&w->gate, w->gate.n_rows + w->up.n_rows);
+    }
+    at = next_group(at);
+    if (!model->desc.tied_output) {
+        put(&items[n++], &weights->output, type, base, &at);
+        return;
+    }
+    weights->output = join(&weights->embedding, shard->vocab.n);
+    weights->output.data = base + (uint64_t)shard->vocab.first * weights->output.row_bytes;
+}
+
+static bs_status place_on_gpu(const bs_model *model, bs_device *device, const bs_shard *shard, bs_type type,
+                              void (*progress)(void *context, uint64_t done, uint64_t total), void *context,
+                              bs_weights *weights)
+{
+    const int n_items = 7 * weights->n_layers + (model->desc.tied_output ? 1 : 2);
+    bs_upload_item *items = calloc((size_t)n_items, sizeof *items);
+    if (!items) return bs_fail(BS_STATUS_NOMEM, "no memory for the list of %d matrices", n_items);
+    bs_status status;
+    BS_TRY_GOTO(bs_buffer_alloc(device, bs_shard_matrix_bytes(model, shard), "weights", &weights->matrices),
+                done);
+    make_gpu_views(model, shard, type, bs_buffer_at(weights->matrices, 0), weights, items);
+    BS_TRY_GOTO(bs_upload(device, items, n_items, type, progress, context), done);
+done:
+    free(items);
+    return status;
+}
+
 /* ---- placing ----------------------------------------------------------------------------------------------
  */
 
-bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_shard *shard,
+bs_type bs_model_act_type(const bs_model *model, const bs_device *device, bs_type asked)
+{
+    const bs_device_info *info = bs_device_get_info(device);
+    if (info->kind == BS_DEVICE_CPU) return info->act_type;
+    if (asked == BS_TYPE_F16 || asked == BS_TYPE_BF16) return asked;
+    return model->layers[0].q->type == BS_TYPE_BF16 ? BS_TYPE_BF16 : BS_TYPE_F16;
+}
+
+bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_shard *shard, bs_type type,
                            void (*progress)(void *context, uint64_t done, uint64_t total), void *context,
                            bs_weights **out)
 {
-    if (bs_device_get_info(device)->kind != BS_DEVICE_CPU)
-        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: weights on a GPU are not placed yet", model->path);
     bs_status status;
     size_t n_layers = (size_t)model->desc.n_layers;
     bs_weights *weights = calloc(1, sizeof *weights + n_layers * sizeof weights->layers[0]);
     if (!weights) return bs_fail(BS_STATUS_NOMEM, "no memory for the weights of %zu layers", n_layers);
     weights->n_layers = (int)n_layers;
     weights->bytes = bs_shard_weight_bytes(model, shard);
+    bool on_gpu = bs_device_get_info(device)->kind != BS_DEVICE_CPU;
     make_views(model, shard, weights);
     BS_TRY_GOTO(place_vectors(model, shard, device, weights), err_free);
-    loading load = {.progress = progress, .context = context, .page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE)};
-    bring_in_all(weights, model->desc.tied_output, &load);
+    if (on_gpu) {
+        BS_TRY_GOTO(place_on_gpu(model, device, shard, type, progress, context, weights), err_free);
+    } else {
+        loading load = {
+            .progress = progress, .context = context, .page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE)};
+        bring_in_all(weights, model->desc.tied_output, &load);
+    }
     *out = weights;
     return BS_STATUS_OK;
 err_free:
@@ -208,6 +299,7 @@ err_free:
 void bs_weights_free(bs_weights *weights)
 {
     if (!weights) return;
+    bs_buffer_free(weights->matrices);
     bs_buffer_free(weights->buffer);
     free(weights);
 }

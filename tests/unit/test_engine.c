@@ -285,7 +285,7 @@ static void opening_takes_what_was_planned(void **state)
         config.all_logits = i != 1;
         size_t before = bs_device_allocated_bytes(f.device);
         assert_ok(bs_shard_compute(f.model, &grid, config.merge, &shard));
-        assert_ok(bs_weights_place(f.model, f.device, &shard, NULL, NULL, &weights));
+        assert_ok(bs_weights_place(f.model, f.device, &shard, BS_TYPE_F32, NULL, NULL, &weights));
         size_t norms = bs_device_allocated_bytes(f.device) - before;
         bs_weights_free(weights);
         assert_ok(bs_engine_plan_memory(f.model, f.device, &grid, &config, &memory));

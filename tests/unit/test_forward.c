@@ -149,7 +149,7 @@ static int set_up(void **state)
     make_ids(&f, 21, ids, N);
     reference = new_rows(f.n_vocab);
     assert_ok(bs_shard_compute(f.model, bs_comm_grid(f.comm), BS_MERGE_ALLREDUCE, &shard));
-    assert_ok(bs_weights_place(f.model, f.device, &shard, NULL, NULL, &weights));
+    assert_ok(bs_weights_place(f.model, f.device, &shard, BS_TYPE_F32, NULL, NULL, &weights));
     run_reference(weights, ids, reference);
     bs_weights_free(weights);
     return 0;

@@ -117,7 +117,8 @@ static bs_weights *place(const bs_model *model, const bs_grid *grid, bs_merge_me
     assert_int_equal(bs_shard_compute(model, grid, merge, shard), BS_STATUS_OK);
     size_t bytes = bs_device_allocated_bytes(device);
     uint64_t count = bs_device_allocation_count(device);
-    assert_int_equal(bs_weights_place(model, device, shard, on_progress, &progress, &weights), BS_STATUS_OK);
+    assert_int_equal(bs_weights_place(model, device, shard, BS_TYPE_F32, on_progress, &progress, &weights),
+                     BS_STATUS_OK);
     uint64_t vectors = 4 * 256 * 5 + 8 * 32; /* five norms, 32 frequencies */
     assert_int_equal(bs_device_allocation_count(device), count + 1);
     assert_in_range(bs_device_allocated_bytes(device) - bytes, vectors, vectors + 4096);
@@ -151,7 +152,7 @@ static void check_grid(const bs_model *model, int heads, int seq, bs_merge_metho
 {
     const bs_model_layer *last = &model->layers[1];
     const bs_tensor *tensors[N_MATRICES] = {last->q,    last->k,  last->v,    last->o,
-                                                 last->gate, last->up, last->down, model->output};
+                                            last->gate, last->up, last->down, model->output};
     sum sums[N_MATRICES];
     for (int m = 0; m < N_MATRICES; m++) sums[m] = sum_of(tensors[m]);
     for (int r = 0; r < heads * seq; r++) {
