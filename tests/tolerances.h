@@ -24,6 +24,15 @@
 /* A dot product of up to 600 terms in f32, relative to the sum of |x| times the row's largest weight:
  * roundings of 6e-8 that mostly cancel. */
 #define TOL_GEMM 1e-6
+/* On a GPU, relative to the sum of |w x| of up to 14336 terms: tensor cores cut each sum of 16 products to f32 instead of
+ * rounding it, so errors add up. To outputs of 16 bits their own rounding is added. */
+#define TOL_GEMM_GPU 2e-6
+/* A scale from an f32 sum of squares, 1/sqrtf and two products: a few roundings of 6e-8. */
+#define TOL_NORM_GPU 1e-6
+/* expf within 2 ulp, a division, a product. */
+#define TOL_SILU_GPU 1e-6
+/* Log-sum-exp (absolute), and what is subtracted from it: parts of 4,096 summed in f32. */
+#define TOL_LSE_GPU 2e-6
 
 /* ---- cache kernels ----------------------------------------------------------------------------------------- */
 
