@@ -117,11 +117,11 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, D, R) * 32 + 3
         if (lane < ATTEND_QUEUE) barrier_init(smem_address(&shared.queues[warp].there[lane]), 1);
         if (lane < 2) barrier_init(smem_address(&shared.there[warp][lane]), 1);
         if (lane == 0) shared.queues[warp].taken = 0;
-    } else if (lane == 0) {
-        barrier_init(smem_address(&jobs.q_there[0]), 1);
-        barrier_init(smem_address(&jobs.q_there[1]), 1);
-        barrier_init(smem_address(&jobs.states_there), n_warps);
-        barrier_init(smem_address(&jobs.states_read), min(R, n_warps));
+    } else if (lane == 0) { /* all lanes arrive */
+        barrier_init(smem_address(&jobs.q_there[0]), 32);
+        barrier_init(smem_address(&jobs.q_there[1]), 32);
+        barrier_init(smem_address(&jobs.states_there), 32 * n_warps);
+        barrier_init(smem_address(&jobs.states_read), 32 * min(R, n_warps));
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     attend_make_plan(p, spans, &shared.plan, R);
@@ -162,8 +162,7 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, D, R) * 32 + 3
             /* The states of the segment before have been read. */
             if (number > 0) barrier_wait(smem_address(&jobs.states_read), odd ^ 1);
             attend_leave_state<D, R, G32>(st, p, shared.ml[warp], states + warp * R * PITCH);
-            __syncwarp();
-            if (lane == 0) barrier_arrive(smem_address(&jobs.states_there));
+            barrier_arrive(smem_address(&jobs.states_there));
             /* Rows go round the warps: merging is work that the others do not have. */
             int row = (warp - number * R) % n_warps;
             if (row < 0) row += n_warps;

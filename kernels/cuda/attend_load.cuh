@@ -190,8 +190,7 @@ static __device__ __forceinline__ void attend_dispatch(const attend_params &p, c
                 jobs.segments[number & 3] = job;
                 jobs.merging[number & 3] = merging;
             }
-            __syncwarp();
-            if (lane == 0) barrier_arrive(smem_address(&jobs.q_there[number & 1]));
+            barrier_arrive(smem_address(&jobs.q_there[number & 1]));
             const uint32_t next = job.job_start + job.end;
             number = next < plan.end ? number + 1 : -1;
             if (number >= 0) {

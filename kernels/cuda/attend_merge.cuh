@@ -119,8 +119,8 @@ static __device__ __forceinline__ float2 attend_sum_states(const float2 *ml, con
     return total;
 }
 
-/* One row of a segment, from the CTA's states in shared memory. `free`: a barrier to arrive at when these
- * have been read. */
+/* One row of a segment, from the CTA's states in shared memory. `free`: a barrier that every lane arrives at
+ * when it has read its part of them, 0 for none. */
 template <int D, int R>
 static __device__ __forceinline__ void attend_merge_row(const attend_params &p, const attend_merging &merging,
                                                         const attend_span &span,
@@ -134,8 +134,7 @@ static __device__ __forceinline__ void attend_merge_row(const attend_params &p, 
     const int head = segment.kv_head * p.group + segment.block * R + row - token * p.group;
     const int64_t to = (int64_t)(span.q_start + token) * p.n_heads + head;
     float2 total = attend_sum_states<D, false>(ml + row, o + row * PITCH, n_warps, R, 0, sum);
-    __syncwarp();
-    if (lane == 0 && free != 0) barrier_arrive(free);
+    if (free != 0) barrier_arrive(free);
     if (!merging.whole) {
         const int mine = (int)(2 * blockIdx.x + (segment.first == 0));
         attend_put_piece<D>(p.part_o + (mine * R + row) * PITCH, sum);

@@ -25,9 +25,23 @@ static inline void gpu_open_side(gpu_side *side, bs_device_kind kind)
     assert_int_equal(bs_buffer_alloc(side->device, GPU_STAGE_BYTES, "stage", &side->stage), BS_STATUS_OK);
 }
 
-/* Exits with 77 where there is no GPU. For main, before cmocka runs. */
-static inline void gpu_need_one(void)
+/* `TEST short`: a few cases of each kind, so that compute-sanitizer ends in seconds (CONTRIBUTING.md). */
+static bool gpu_short;
+
+/* Whether case n of many is run. */
+static inline bool gpu_runs_case(int n, int one_in)
 {
+    return !gpu_short || n % one_in == 0;
+}
+
+/* Exits with 77 where there is no GPU. For main, before cmocka runs. */
+static inline void gpu_need_one(int argc, char **argv)
+{
+    gpu_short = argc == 2 && strcmp(argv[1], "short") == 0;
+    if (argc > 1 && !gpu_short) {
+        printf("usage: %s [short]\n", argv[0]);
+        exit(2);
+    }
     if (bs_device_count_gpus() > 0) return;
     printf("skipped: this process sees no GPU\n");
     exit(GPU_SKIP);
