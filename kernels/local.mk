@@ -7,16 +7,17 @@ include kernels/cpu/cache.mk
 # CUDA: .cu files are compiled by nvcc and linked by the C compiler with the static runtime.
 SUFFIXES = .cu
 BS_CUDA_SOURCES = kernels/cuda/cuda_private.h kernels/cuda/kv_layout.h kernels/cuda/backend.cu kernels/cuda/merge.cu
-BS_CUDA_SOURCES += kernels/cuda/fault.h kernels/cuda/warp_head.h kernels/cuda/quantizer.h kernels/cuda/quantize_tile.h kernels/cuda/quantize.cu
-BS_CUDA_SOURCES += kernels/cuda/append.cu kernels/cuda/pack.cu kernels/cuda/slots.cu kernels/cuda/rope.cu kernels/cuda/unrotate.cu
-BS_CUDA_SOURCES += kernels/cuda/attend.cu kernels/cuda/attend.cuh kernels/cuda/attend_kernel.cuh kernels/cuda/attend_plan.cuh
-BS_CUDA_SOURCES += kernels/cuda/attend_load.cuh kernels/cuda/attend_merge.cuh kernels/cuda/attend_ptx.cuh
-BS_CUDA_SOURCES += kernels/cuda/attend_rows.cuh kernels/cuda/attend_warp.cuh kernels/cuda/attend_int8.cu kernels/cuda/attend_int4.cu
+BS_CUDA_SOURCES += kernels/cuda/fault.h kernels/cuda/warp_head.h kernels/cuda/quantizer.h kernels/cuda/quantize_tile.h
+BS_CUDA_SOURCES += kernels/cuda/quantize.cu kernels/cuda/append.cu kernels/cuda/pack.cu kernels/cuda/slots.cu
+BS_CUDA_SOURCES += kernels/cuda/rope.cu kernels/cuda/unrotate.cu kernels/cuda/attend.cu kernels/cuda/attend.cuh
+BS_CUDA_SOURCES += kernels/cuda/attend_kernel.cuh kernels/cuda/attend_plan.cuh kernels/cuda/attend_load.cuh
+BS_CUDA_SOURCES += kernels/cuda/attend_merge.cuh kernels/cuda/attend_ptx.cuh kernels/cuda/attend_rows.cuh
+BS_CUDA_SOURCES += kernels/cuda/attend_warp.cuh kernels/cuda/attend_int8.cu kernels/cuda/attend_int4.cu
 BS_CUDA_SOURCES += kernels/cuda/attend_int2.cu kernels/cuda/attend_k4v2.cu kernels/cuda/attend_k8v4.cu
-BS_CUDA_SOURCES += kernels/cuda/graph.cu kernels/cuda/stream_read.cu kernels/cuda/tokens.cu
-BS_CUDA_SOURCES += kernels/cuda/overlap.h kernels/cuda/embed.cu
-BS_CUDA_SOURCES += kernels/cuda/rmsnorm.cu kernels/cuda/silu_mul.cu kernels/cuda/dense.h kernels/cuda/gemm.cu kernels/cuda/gemm_any.cu
-BS_CUDA_SOURCES += kernels/cuda/gemm_cublas.cu kernels/cuda/candidates.cu kernels/cuda/sample.cu kernels/cuda/mark_seen.cu
+BS_CUDA_SOURCES += kernels/cuda/graph.cu kernels/cuda/stream_read.cu kernels/cuda/tokens.cu kernels/cuda/overlap.h
+BS_CUDA_SOURCES += kernels/cuda/embed.cu kernels/cuda/rmsnorm.cu kernels/cuda/silu_mul.cu kernels/cuda/dense.h
+BS_CUDA_SOURCES += kernels/cuda/gemm.cu kernels/cuda/gemm_any.cu kernels/cuda/gemv.cu kernels/cuda/gemm_cublas.cu
+BS_CUDA_SOURCES += kernels/cuda/candidates.cu kernels/cuda/sample.cu kernels/cuda/mark_seen.cu
 if HAVE_CUDA
 libbs_kernels_a_SOURCES += $(BS_CUDA_SOURCES)
 else

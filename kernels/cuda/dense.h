@@ -39,6 +39,9 @@ static inline const bs_cuda_dense *bs_cuda_dense_of(const bs_stream *stream)
     return (const bs_cuda_dense *)stream->device->state;
 }
 
+/* gemv.cu: up to 16 tokens at the speed of memory. `takes` says whether it takes these operands. */
+bool bs_cuda_gemv_takes(const bs_gemm_args *args);
+bs_status bs_cuda_gemv(bs_stream *stream, const bs_gemm_args *args);
 /* gemm_cublas.cu: many tokens; W and x of one type. Opening loads the library; closing takes NULL. */
 bs_status bs_cuda_cublas_open(bs_cuda_cublas **out);
 void bs_cuda_cublas_close(bs_cuda_cublas *cublas);

@@ -35,6 +35,7 @@ struct bs_cuda_cublas {
     decltype(&cublasDestroy) destroy;
     decltype(&cublasSetStream) set_stream;
     decltype(&cublasSetWorkspace) set_workspace;
+    decltype(&cublasSetMathMode) set_math_mode;
     cublasStatus_t (*gemm)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int m, int n, int k,
                            const void *alpha, const void *a, cudaDataType a_type, int lda, const void *b,
                            cudaDataType b_type, int ldb, const void *beta, void *c, cudaDataType c_type,
@@ -73,10 +74,14 @@ bs_status bs_cuda_cublas_open(bs_cuda_cublas **out)
     else if (!find(c, STRING(cublasCreate), &c->create) || !find(c, STRING(cublasDestroy), &c->destroy) ||
              !find(c, STRING(cublasSetStream), &c->set_stream) ||
              !find(c, STRING(cublasSetWorkspace), &c->set_workspace) ||
+             !find(c, STRING(cublasSetMathMode), &c->set_math_mode) ||
              !find(c, STRING(cublasGemmEx), &c->gemm) ||
              !find(c, STRING(cublasGetStatusString), &c->status_string))
         status = bs_fail(BS_STATUS_UNSUPPORTED, "GPU: %s lacks a function: %s", LIBRARY, dlerror());
     else status = check(c, c->create(&c->handle), "GPU");
+    /* Parts of a sum are added in f32 before the one rounding to 16 bits. */
+    const int math = CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    if (status == BS_STATUS_OK) status = check(c, c->set_math_mode(c->handle, (cublasMath_t)math), "GPU");
     if (status == BS_STATUS_OK) *out = c;
     else bs_cuda_cublas_close(c);
     return status;
