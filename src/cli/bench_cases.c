@@ -36,6 +36,10 @@
     {                                                                                                        \
         BS_BENCH_GEMV, .n_query = (tokens), .type = BS_TYPE_##weights, .n_rows = (rows), .n_cols = (cols)    \
     }
+/* The matrices of Llama-3.1-8B. */
+#define GEMV_8B(tokens)                                                                                      \
+    GEMV(4096, 4096, BF16, tokens), GEMV(1024, 4096, BF16, tokens), GEMV(14336, 4096, BF16, tokens),         \
+        GEMV(4096, 14336, BF16, tokens), GEMV(128256, 4096, BF16, tokens)
 #define READ(bytes)                                                                                          \
     {                                                                                                        \
         BS_BENCH_READ, .context = (bytes)                                                                    \
@@ -58,6 +62,7 @@ static const bs_bench_case gpu_cases[] = {
     QUANTIZE(128 * Ki, 8, 1, true, "int2"), QUANTIZE(128 * Ki, 8, 1, false, "k4v2"),
     QUANTIZE(128, 8, 1, false, "int4"), QUANTIZE(128, 8, 1, false, "int2"),
     QUANTIZE(128, 8, 32, false, "int4"), QUANTIZE(128, 8, 32, false, "int2"),
+    GEMV_8B(1), GEMV_8B(4), GEMV_8B(16), GEMV(4096, 4096, F16, 1), GEMV(128, 4096, BF16, 1), GEMV(512, 8192, BF16, 1),
 };
 
 static const bs_bench_case cpu_cases[] = {

@@ -43,7 +43,7 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
     [BS_CLI_BENCH] =
         {"bench", "kernel [attend|quantize|gemv|read|all]", 1, 2, "Checks and times kernels on one device",
          "Each case is checked first (attend: a few rows against fp64 over the dequantized cache; quantize: bit "
-         "for bit against a CPU; gemv, on CPUs: rows against fp64), then timed, then a row of the table: bytes of a call, microseconds (median, "
+         "for bit against a CPU; gemv: rows against fp64), then timed, then a row of the table: bytes of a call, microseconds (median, "
          "10th and 90th percentile), GB/s, and the share of the bandwidth that a streaming read reached in the "
          "same run. Calls go round over more memory than the caches hold; on a GPU they are one CUDA graph, "
          "plain and with kernels that overlap. Without --case these are the cases of the project's speed "
