@@ -30,6 +30,7 @@ static bs_status print_text(const bs_tokenizer *tokenizer, const bs_tokens *ids,
 {
     bs_detokenizer detokenizer;
     bs_detokenizer_init(&detokenizer, tokenizer, show_special);
+    detokenizer.strip_space = bs_tokenizer_prefixes_space(tokenizer);
     char *text = NULL;
     size_t bytes = 0;
     bs_status status = BS_STATUS_OK;

@@ -52,52 +52,85 @@ static int32_t find_part(const bs_vocab *vocab, const char *bytes, size_t n)
     return id >= 0 ? id : bs_added_find(vocab, &vocab->added, bytes, n);
 }
 
-static bs_status add_merge(bs_bpe *bpe, const bs_vocab *vocab, const bs_string *merge, int64_t index,
+/* Parts of merge i. */
+static bs_status split_merge(const bs_merges *merges, int64_t i, bs_string *left, bs_string *right)
+{
+    *left = merges->left[i];
+    if (merges->right) {
+        *right = merges->right[i];
+    } else {
+        const char *space = left->bytes > 2 ? memchr(left->text + 1, ' ', left->bytes - 2) : NULL;
+        if (!space) return bs_fail(BS_STATUS_FORMAT, "%s[%" PRId64 "] is not two tokens", merges->name, i);
+        size_t n = (size_t)(space - left->text);
+        *right = (bs_string){space + 1, left->bytes - n - 1};
+        left->bytes = n;
+    }
+    if (bs_utf8_valid_bytes(left->text, left->bytes) == left->bytes &&
+        bs_utf8_valid_bytes(right->text, right->bytes) == right->bytes)
+        return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_FORMAT, "%s[%" PRId64 "] is not UTF-8", merges->name, i);
+}
+
+static bs_status add_merge(bs_bpe *bpe, const bs_vocab *vocab, const bs_merges *merges, int64_t index,
                            char *room)
 {
-    const char *space = merge->bytes > 2 ? memchr(merge->text + 1, ' ', merge->bytes - 2) : NULL;
-    if (!space)
-        return bs_fail(BS_STATUS_FORMAT, "tokenizer.ggml.merges[%" PRId64 "] is not two tokens", index);
-    size_t left_bytes = (size_t)(space - merge->text), right_bytes = merge->bytes - left_bytes - 1;
-    if (bs_utf8_valid_bytes(merge->text, merge->bytes) != merge->bytes)
-        return bs_fail(BS_STATUS_FORMAT, "tokenizer.ggml.merges[%" PRId64 "] is not UTF-8", index);
-    size_t n_left = bs_vocab_unmap(merge->text, left_bytes, room);
-    size_t n_right = bs_vocab_unmap(space + 1, right_bytes, room + n_left);
+    bs_string a = {0}, b = {0};
+    BS_TRY(split_merge(merges, index, &a, &b));
+    size_t n_left = bs_vocab_unmap(vocab->alphabet, a.text, a.bytes, room);
+    size_t n_right = bs_vocab_unmap(vocab->alphabet, b.text, b.bytes, room + n_left);
     int32_t left = find_part(vocab, room, n_left), right = find_part(vocab, room + n_left, n_right);
     int32_t merged = find_part(vocab, room, n_left + n_right);
     if (left < 0 || right < 0 || merged < 0)
-        return bs_fail(BS_STATUS_FORMAT,
-                       "tokenizer.ggml.merges[%" PRId64 "]: %s is not in tokenizer.ggml.tokens", index,
+        return bs_fail(BS_STATUS_FORMAT, "%s[%" PRId64 "]: %s is not in %s", merges->name, index,
                        left < 0    ? "its left part"
                        : right < 0 ? "its right part"
-                                   : "its result");
+                                   : "its result",
+                       merges->tokens_name);
     *find_merge(bpe, left, right) = (bs_merge_slot){left, right, (uint32_t)index, merged};
     return BS_STATUS_OK;
 }
 
-bs_status bs_bpe_create(const bs_vocab *vocab, const bs_string *merges, int64_t n_merges, bs_bpe *bpe)
+/* Bytes that the longest merge's two parts have. */
+static size_t longest_merge(const bs_merges *merges)
+{
+    size_t longest = 1;
+    for (int64_t i = 0; i < merges->n; i++) {
+        size_t bytes = merges->left[i].bytes + (merges->right ? merges->right[i].bytes : 0);
+        if (bytes > longest) longest = bytes;
+    }
+    return longest;
+}
+
+static void find_bytes(const bs_vocab *vocab, int32_t *byte_id)
+{
+    for (int i = 0; i < 256; i++)
+        byte_id[i] = vocab->alphabet == BS_ALPHABET_GPT2 ? bs_vocab_find(vocab, &(char){(char)i}, 1) : -1;
+    for (int32_t id = vocab->n - 1; id >= 0 && vocab->alphabet == BS_ALPHABET_SPACES; id--)
+        if (vocab->kind[id] == BS_TOKEN_BYTE && bs_vocab_length(vocab, id) == 1)
+            byte_id[(unsigned char)vocab->bytes[vocab->start[id]]] = id;
+}
+
+bs_status bs_bpe_create(const bs_vocab *vocab, const bs_merges *merges, bs_bpe *bpe)
 {
     bs_status status = BS_STATUS_OK;
     uint32_t n_slots = 16;
-    size_t longest = 1;
     char *room = NULL;
     memset(bpe, 0, sizeof *bpe);
-    if (n_merges < 0 || n_merges > MAX_MERGES)
-        return bs_fail(BS_STATUS_FORMAT, "tokenizer.ggml.merges has %" PRId64 " items: must be 0 … %d",
-                       n_merges, MAX_MERGES);
-    for (int64_t i = 0; i < n_merges; i++)
-        if (merges[i].bytes > longest) longest = merges[i].bytes;
-    while (n_slots < 2 * (uint32_t)n_merges) n_slots *= 2;
+    bpe->vocab = vocab;
+    if (merges->n < 0 || merges->n > MAX_MERGES)
+        return bs_fail(BS_STATUS_FORMAT, "%s has %" PRId64 " items: must be 0 … %d", merges->name, merges->n,
+                       MAX_MERGES);
+    while (n_slots < 2 * (uint32_t)merges->n) n_slots *= 2;
     bpe->slots = malloc(n_slots * sizeof *bpe->slots);
     bpe->slot_mask = n_slots - 1;
-    room = malloc(longest);
+    room = malloc(longest_merge(merges));
     if (!bpe->slots || !room) {
-        status = bs_fail(BS_STATUS_NOMEM, "tokenizer: out of memory for %" PRId64 " merges", n_merges);
+        status = bs_fail(BS_STATUS_NOMEM, "tokenizer: out of memory for %" PRId64 " merges", merges->n);
         goto err_free;
     }
     for (uint32_t i = 0; i < n_slots; i++) bpe->slots[i].left = -1;
-    for (int64_t i = 0; i < n_merges; i++) BS_TRY_GOTO(add_merge(bpe, vocab, &merges[i], i, room), err_free);
-    for (int i = 0; i < 256; i++) bpe->byte_id[i] = bs_vocab_find(vocab, &(char){(char)i}, 1);
+    for (int64_t i = 0; i < merges->n; i++) BS_TRY_GOTO(add_merge(bpe, vocab, merges, i, room), err_free);
+    find_bytes(vocab, bpe->byte_id);
     free(room);
     return BS_STATUS_OK;
 err_free:
@@ -168,14 +201,26 @@ static void consider(const bs_bpe *bpe, bs_bpe_scratch *scratch, uint32_t place)
     push_heap(scratch, (uint64_t)merge->rank << 32 | place);
 }
 
+static uint32_t put_symbol(bs_bpe_scratch *scratch, uint32_t n, int32_t id)
+{
+    if (id < 0) return n;
+    scratch->symbols[n] = (struct bs_symbol){id, n ? n - 1 : NO_RANK, n + 1, NO_RANK, -1};
+    return n + 1;
+}
+
 static uint32_t begin_piece(const bs_bpe *bpe, bs_bpe_scratch *scratch, const char *piece, size_t bytes)
 {
     uint32_t n = 0;
-    for (size_t i = 0; i < bytes; i++) {
-        int32_t id = bpe->byte_id[(unsigned char)piece[i]];
-        if (id < 0) continue;
-        scratch->symbols[n] = (struct bs_symbol){id, n ? n - 1 : NO_RANK, n + 1, NO_RANK, -1};
-        n++;
+    for (size_t i = 0, length; i < bytes; i += length) {
+        int32_t character = -1;
+        length = 1;
+        if (bpe->vocab->alphabet == BS_ALPHABET_SPACES) {
+            bs_utf8_next(piece + i, bytes - i, &length, NULL);
+            character = bs_vocab_find(bpe->vocab, piece + i, length);
+        }
+        if (character >= 0) n = put_symbol(scratch, n, character);
+        for (size_t j = i; character < 0 && j < i + length; j++)
+            n = put_symbol(scratch, n, bpe->byte_id[(unsigned char)piece[j]]);
     }
     if (n) scratch->symbols[n - 1].next = NO_RANK;
     scratch->n_heap = 0;

@@ -1,4 +1,5 @@
-/* bpe.h: byte-pair encoding of one piece: the bytes' tokens, merged in the order of the merge list.
+/* bpe.h: byte-pair encoding of one piece: the tokens of its bytes (of its characters, in SentencePiece's alphabet), merged
+ * in the order of the merge list.
  *
  * Of all neighbours that the list can merge, the pair of the lowest rank goes first, the leftmost of equals,
  * until none is left (Sennrich et al. 2016; byte level, Radford et al. 2019). A linked list of symbols and a
@@ -13,15 +14,24 @@
 
 typedef struct bs_merge_slot bs_merge_slot;
 
+/* Best first; in the vocabulary's alphabet. */
+typedef struct bs_merges {
+    const bs_string *left;  /* or "left right", where right is NULL */
+    const bs_string *right; /* [n] or NULL */
+    int64_t n;
+    const char *name, *tokens_name; /* what error lines call them */
+} bs_merges;
+
 typedef struct bs_bpe {
-    bs_merge_slot *slots; /* hash of (left, right) */
+    const bs_vocab *vocab; /* for the characters of SPACES */
+    bs_merge_slot *slots;  /* hash of (left, right) */
     uint32_t slot_mask;
     int32_t byte_id[256]; /* −1: not in the vocabulary */
 } bs_bpe;
 
-/* merges: "left right" in GPT-2's alphabet, best first. FORMAT names the merge whose parts or result are no
- * tokens. On failure bpe is freed. */
-bs_status bs_bpe_create(const bs_vocab *vocab, const bs_string *merges, int64_t n_merges, bs_bpe *bpe);
+/* FORMAT names the merge whose parts or result are no tokens. The vocabulary must live as long. On failure bpe is
+ * freed. */
+bs_status bs_bpe_create(const bs_vocab *vocab, const bs_merges *merges, bs_bpe *bpe);
 void bs_bpe_free(bs_bpe *bpe);
 
 /* Room for one piece, kept from piece to piece; zero it before the first use. */

@@ -1,4 +1,4 @@
-/* chat.c: the ChatML and Llama-3 families, and what is read from the template beside the family.
+/* chat.c: the ChatML, Llama-3 and Mistral families, and what is read from the template beside the family.
  *
  * Running Jinja for two shapes of text would be a language to maintain, and one that a file's author writes.
  * Markers tell the family; four things that differ within a family are read from the template's text:
@@ -11,6 +11,9 @@
  * - Llama-3.1 and later put a preamble with dates before the system message, and write it without one too.
  * Today's date is the one the template sets itself ("26 Jul 2024"): a prompt that changes at midnight would
  * make runs impossible to repeat and cached prefixes worthless.
+ * - Mistral's versions differ in the spaces around [INST], [/INST] and an answer, in the message that a system message
+ * joins (the first or the last), and in whether the markers are special tokens. The literals say the former, the
+ * vocabulary the latter.
  *
  * Not read: tools, images, and the reasoning blocks that some templates cut out of earlier answers.
  */
@@ -34,22 +37,30 @@ bs_chat_family bs_chat_family_of(const bs_tokenizer *tokenizer)
         find_special(tokenizer, "<|start_header_id|>") >= 0 &&
         find_special(tokenizer, "<|end_header_id|>") >= 0 && find_special(tokenizer, "<|eot_id|>") >= 0)
         return BS_CHAT_LLAMA3;
-    /* <|im_sep|> is another family's that borrows ChatML's markers. */
+    /* <|im_sep|> is another family's that borrows ChatML's markers; SmolLM3 writes a system turn with the date. */
     if (strstr(template, "<|im_start|>") && !strstr(template, "<|im_sep|>") &&
-        find_special(tokenizer, "<|im_start|>") >= 0 && find_special(tokenizer, "<|im_end|>") >= 0)
+        !strstr(template, "## Metadata") && find_special(tokenizer, "<|im_start|>") >= 0 &&
+        find_special(tokenizer, "<|im_end|>") >= 0)
         return BS_CHAT_CHATML;
+    /* <<SYS>> is Llama-2's, [SYSTEM_PROMPT] a later Mistral's. */
+    if (strstr(template, "[INST]") && strstr(template, "[/INST]") && strstr(template, "eos_token") &&
+        !strstr(template, "<<SYS>>") && !strstr(template, "[SYSTEM_PROMPT]") &&
+        bs_tokenizer_eos(tokenizer) >= 0)
+        return BS_CHAT_MISTRAL;
     return BS_CHAT_NONE;
 }
 
 const char *bs_chat_family_name(bs_chat_family family)
 {
-    return family == BS_CHAT_CHATML ? "chatml" : family == BS_CHAT_LLAMA3 ? "llama3" : "none";
+    static const char *const names[] = {"none", "chatml", "llama3", "mistral"};
+    return names[family];
 }
 
 /* The prompt so far: ids, and plain text that is tokenized when a special token or the end comes. */
 typedef struct prompt {
     const bs_tokenizer *tokenizer;
     bs_tokens *out;
+    size_t begin; /* of this prompt in out */
     char *text;
     size_t bytes, capacity;
 } prompt;
@@ -76,7 +87,8 @@ static bs_status add_string(prompt *prompt, const char *text)
 static bs_status flush_text(prompt *prompt)
 {
     if (prompt->bytes == 0) return BS_STATUS_OK;
-    BS_TRY(bs_tokenize(prompt->tokenizer, prompt->text, prompt->bytes, false, prompt->out));
+    BS_TRY(bs_tokenize_part(prompt->tokenizer, prompt->text, prompt->bytes, false,
+                            prompt->out->n == prompt->begin, prompt->out));
     prompt->bytes = 0;
     return BS_STATUS_OK;
 }
@@ -260,6 +272,106 @@ static bs_status add_chatml(prompt *prompt, const char *template, const bs_chat_
     return add_string(prompt, "assistant\n");
 }
 
+/* What a Mistral template says. */
+typedef struct mistral {
+    char *open, *close;                     /* "[INST] ", " [/INST]" with their spaces; heap */
+    bool space_before, space_behind, trims; /* an answer: before it, behind its end token */
+    bool has_system, system_last;
+} mistral;
+
+/* The last literal that holds the marker, at most a space in front of it. */
+static bs_status read_marker(const char *template, const char *marker, char **out)
+{
+    const char *quote = NULL;
+    for (const char *at = template; (at = strstr(at, marker)); at++) {
+        const char *before = at > template && at[-1] == ' ' ? at - 1 : at;
+        if (before > template && (before[-1] == '\'' || before[-1] == '"')) quote = before - 1;
+    }
+    if (!quote)
+        return bs_fail(BS_STATUS_UNSUPPORTED, "tokenizer.chat_template: %s stands in no literal of its own",
+                       marker);
+    return read_literal(quote, out);
+}
+
+/* The expression that writes an answer: between {{ and }}, with content and eos_token. */
+static void read_answer(const char *template, mistral *m)
+{
+    for (const char *eos = template; (eos = strstr(eos, "eos_token")); eos++) {
+        const char *begin = eos, *end = strstr(eos, "}}"), *content = NULL;
+        while (begin > template && strncmp(begin, "{{", 2) != 0) begin--;
+        for (const char *at = begin; at < eos; at++)
+            if (strncmp(at, "content", 7) == 0) content = at;
+        if (!content || !end) continue;
+        for (const char *at = begin; at < content; at++)
+            m->space_before |= strncmp(at, "' '", 3) == 0 || strncmp(at, "\" \"", 3) == 0;
+        for (const char *at = content; at < eos; at++) m->trims |= strncmp(at, "trim", 4) == 0;
+        for (const char *at = eos; at < end; at++)
+            m->space_behind |= strncmp(at, "' '", 3) == 0 || strncmp(at, "\" \"", 3) == 0;
+        return;
+    }
+}
+
+/* A marker with its spaces: a special token where the vocabulary has one. */
+static bs_status add_marker(prompt *prompt, const char *literal, const char *marker)
+{
+    const char *at = strstr(literal, marker);
+    if (find_special(prompt->tokenizer, marker) < 0) return add_string(prompt, literal);
+    BS_TRY(add_text(prompt, literal, (size_t)(at - literal)));
+    BS_TRY(add_special(prompt, marker));
+    return add_string(prompt, at + strlen(marker));
+}
+
+static bs_status add_mistral_answer(prompt *prompt, const mistral *m, bs_chat_message message)
+{
+    if (m->trims) trim(&message.content, &message.content_bytes);
+    if (m->space_before) BS_TRY(add_string(prompt, " "));
+    BS_TRY(add_text(prompt, message.content, message.content_bytes));
+    BS_TRY(flush_text(prompt));
+    BS_TRY(bs_tokens_push(prompt->out, bs_tokenizer_eos(prompt->tokenizer)));
+    return m->space_behind ? add_string(prompt, " ") : BS_STATUS_OK;
+}
+
+static bs_status add_mistral_turns(prompt *prompt, const mistral *m, const bs_chat_message *messages,
+                                   int n_messages)
+{
+    int first = strcmp(messages[0].role, "system") == 0;
+    if (first && !m->has_system)
+        return bs_fail(BS_STATUS_UNSUPPORTED, "message 0: the template has no place for a system message");
+    for (int i = first; i < n_messages; i++) {
+        bool user = (i - first) % 2 == 0;
+        if (strcmp(messages[i].role, user ? "user" : "assistant") != 0)
+            return bs_fail(BS_STATUS_RANGE,
+                           "message %d: role \"%s\": user and assistant must take turns, user first", i,
+                           messages[i].role);
+        if (!user) {
+            BS_TRY(add_mistral_answer(prompt, m, messages[i]));
+            continue;
+        }
+        BS_TRY(add_marker(prompt, m->open, "[INST]"));
+        if (first && i == (m->system_last ? n_messages - 1 : first)) {
+            BS_TRY(add_text(prompt, messages[0].content, messages[0].content_bytes));
+            BS_TRY(add_string(prompt, "\n\n"));
+        }
+        BS_TRY(add_text(prompt, messages[i].content, messages[i].content_bytes));
+        BS_TRY(add_marker(prompt, m->close, "[/INST]"));
+    }
+    return BS_STATUS_OK;
+}
+
+static bs_status add_mistral(prompt *prompt, const char *template, const bs_chat_message *messages,
+                             int n_messages)
+{
+    mistral m = {.has_system = strstr(template, "system_message") != NULL,
+                 .system_last = strstr(template, "loop.last and system_message") != NULL};
+    bs_status status = read_marker(template, "[INST]", &m.open);
+    if (status == BS_STATUS_OK) status = read_marker(template, "[/INST]", &m.close);
+    read_answer(template, &m);
+    if (status == BS_STATUS_OK) status = add_mistral_turns(prompt, &m, messages, n_messages);
+    free(m.open);
+    free(m.close);
+    return status;
+}
+
 static bs_status check_messages(const bs_chat_message *messages, int n_messages)
 {
     if (n_messages < 1) return bs_fail(BS_STATUS_RANGE, "chat: %d messages: must be at least 1", n_messages);
@@ -277,25 +389,27 @@ static bs_status check_messages(const bs_chat_message *messages, int n_messages)
     return BS_STATUS_OK;
 }
 
+typedef bs_status add_messages(prompt *prompt, const char *template, const bs_chat_message *messages,
+                               int n_messages);
+
 bs_status bs_chat_tokenize(const bs_tokenizer *tokenizer, const bs_chat_message *messages, int n_messages,
                            bs_tokens *out)
 {
     bs_status status = BS_STATUS_OK;
     bs_chat_family family = bs_chat_family_of(tokenizer);
     const char *template = bs_tokenizer_chat_template(tokenizer);
-    prompt prompt = {.tokenizer = tokenizer, .out = out};
-    size_t before = out->n;
+    prompt prompt = {.tokenizer = tokenizer, .out = out, .begin = out->n};
     if (family == BS_CHAT_NONE)
         return bs_fail(BS_STATUS_UNSUPPORTED, "tokenizer.chat_template: %s",
-                       *template ? "of a family that is neither ChatML nor Llama-3" : "the file has none");
+                       *template ? "of a family that is not ChatML, Llama-3 or Mistral"
+                                 : "the file has none");
     BS_TRY(check_messages(messages, n_messages));
     if (strstr(template, "bos_token") && bs_tokenizer_bos(tokenizer) >= 0)
         status = bs_tokens_push(out, bs_tokenizer_bos(tokenizer));
-    if (status == BS_STATUS_OK)
-        status = family == BS_CHAT_LLAMA3 ? add_llama3(&prompt, template, messages, n_messages)
-                                          : add_chatml(&prompt, template, messages, n_messages);
+    static add_messages *const families[] = {NULL, add_chatml, add_llama3, add_mistral};
+    if (status == BS_STATUS_OK) status = families[family](&prompt, template, messages, n_messages);
     if (status == BS_STATUS_OK) status = flush_text(&prompt);
-    if (status != BS_STATUS_OK) out->n = before;
+    if (status != BS_STATUS_OK) out->n = prompt.begin;
     free(prompt.text);
     return status;
 }

@@ -42,6 +42,13 @@ bs_status bs_detokenizer_push(bs_detokenizer *detokenizer, int32_t id, char **te
                        bs_tokenizer_n_vocab(detokenizer->tokenizer) - 1);
     const char *token = bs_tokenizer_token_bytes(detokenizer->tokenizer, id, &n);
     if (bs_tokenizer_is_special(detokenizer->tokenizer, id) && !detokenizer->show_special) n = 0;
+    if (detokenizer->strip_space && n > 0) {
+        detokenizer->strip_space = false;
+        if (token[0] == ' ') {
+            token++;
+            n--;
+        }
+    }
     /* Each byte, held ones too, becomes a U+FFFD at worst. */
     BS_TRY(reserve(text, *bytes, 3 * (n + (size_t)detokenizer->n_held)));
     for (size_t at = 0; at < n;) {

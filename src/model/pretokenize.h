@@ -1,4 +1,5 @@
-/* pretokenize.h: cuts text into the pieces that BPE merges within: one PCRE2 pattern a family.
+/* pretokenize.h: cuts text into the pieces that BPE merges within, by PCRE2 patterns: each pattern's matches are pieces
+ * and so is what lies between them, and the next pattern cuts each of those pieces as a text of its own.
  *
  * A bs_pretokenizer is immutable and may be used by many threads; a bs_pieces is one thread's walk over
  * texts.
@@ -15,6 +16,13 @@ typedef struct bs_pretokenizer bs_pretokenizer;
 /* By tokenizer.ggml.pre: gpt-2, smollm, llama-bpe, qwen2 and the names that converters gave to the same rules
  * (pretokenize.c). UNSUPPORTED names the model ("gpt2") and pre. */
 bs_status bs_pretokenizer_create(const char *pre, size_t bytes, bs_pretokenizer **out);
+/* By the patterns of a tokenizer.json, first to last; `name` (at most 63 bytes are kept) is what error lines call it. n 0:
+ * the whole text is one piece. UNSUPPORTED says what is wrong with a pattern. */
+enum { BS_MAX_PATTERNS = 8 };
+bs_status bs_pretokenizer_create_patterns(const char *name, const char *const *patterns, int n,
+                                          bs_pretokenizer **out);
+/* The pattern of GPT-2, which tokenizer.json does not write out. */
+const char *bs_pretokenizer_gpt2_pattern(void);
 void bs_pretokenizer_free(bs_pretokenizer *pretokenizer);
 /* Llama-3: a piece that is a token as it stands is not merged; bos comes before a prompt unless the file says
  * no. */

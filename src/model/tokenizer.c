@@ -5,10 +5,9 @@
  * caller's text only as far as the caller allows: control tokens are a template's to write, never a user's.
  */
 #include "src/model/bpe.h"
-#include "src/model/pretokenize.h"
+#include "src/model/nfc.h"
 #include "src/model/tokenizer_private.h"
 #include "src/model/utf8.h"
-#include "src/model/vocab.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -16,15 +15,14 @@
 /* A piece's places and a text's offsets stay far inside 32 bits. */
 #define MAX_TEXT_BYTES ((size_t)1 << 31)
 
-enum { MAX_ENDS = 6 };
-
 struct bs_tokenizer {
     bs_vocab vocab;
     bs_bpe bpe;
     bs_pretokenizer *pretokenizer;
-    bool ignore_merges, add_bos;
+    bool ignore_merges, add_bos, nfc;
+    bs_prefix_space prefix_space;
     int32_t bos, eos;
-    int32_t ends[MAX_ENDS];
+    int32_t ends[BS_MAX_ENDS + 6];
     int n_ends;
     char *chat_template;
 };
@@ -49,11 +47,12 @@ void bs_tokens_free(bs_tokens *tokens)
 }
 
 /* Ids that end an answer: the file's, and the ends of turn and text that the known families write. */
-static void collect_ends(bs_tokenizer *tokenizer, int64_t eot)
+static void collect_ends(bs_tokenizer *tokenizer, const bs_tokenizer_source *source)
 {
     static const char *const names[] = {"<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>"};
     if (tokenizer->eos >= 0) tokenizer->ends[tokenizer->n_ends++] = tokenizer->eos;
-    if (eot >= 0) tokenizer->ends[tokenizer->n_ends++] = (int32_t)eot;
+    if (source->eot >= 0) tokenizer->ends[tokenizer->n_ends++] = (int32_t)source->eot;
+    for (int i = 0; i < source->n_ends; i++) tokenizer->ends[tokenizer->n_ends++] = (int32_t)source->ends[i];
     for (int i = 0; i < 4; i++) {
         int32_t id = bs_added_find(&tokenizer->vocab, &tokenizer->vocab.added, names[i], strlen(names[i]));
         if (id >= 0 && tokenizer->vocab.kind[id] == BS_TOKEN_CONTROL)
@@ -68,29 +67,45 @@ static bs_status check_id(const char *key, int64_t id, int64_t n)
                    (long long)id, (long long)n);
 }
 
+static bs_status check_ids(const bs_tokenizer_source *source)
+{
+    BS_TRY(check_id("bos_token_id", source->bos, source->n_tokens));
+    BS_TRY(check_id("eos_token_id", source->eos, source->n_tokens));
+    return check_id("eot_token_id", source->eot, source->n_tokens);
+}
+
 bs_status bs_tokenizer_create(const bs_tokenizer_source *source, bs_tokenizer **out)
 {
     bs_status status = BS_STATUS_OK;
-    BS_TRY(check_id("bos_token_id", source->bos, source->n_tokens));
-    BS_TRY(check_id("eos_token_id", source->eos, source->n_tokens));
-    BS_TRY(check_id("eot_token_id", source->eot, source->n_tokens));
+    const bs_merges merges = {source->merges, source->merges_right, source->n_merges,
+                              source->merges_name ? source->merges_name : "tokenizer.ggml.merges",
+                              source->tokens_name ? source->tokens_name : "tokenizer.ggml.tokens"};
     bs_tokenizer *tokenizer = calloc(1, sizeof *tokenizer);
-    if (!tokenizer) return bs_fail(BS_STATUS_NOMEM, "tokenizer: out of memory");
-    BS_TRY_GOTO(bs_pretokenizer_create(source->pre.text, source->pre.bytes, &tokenizer->pretokenizer),
-                err_close);
-    BS_TRY_GOTO(bs_vocab_create(source->tokens, source->types, source->n_tokens, &tokenizer->vocab),
-                err_close);
-    BS_TRY_GOTO(bs_bpe_create(&tokenizer->vocab, source->merges, source->n_merges, &tokenizer->bpe),
-                err_close);
+    if (!tokenizer) {
+        bs_pretokenizer_free(source->pretokenizer);
+        return bs_fail(BS_STATUS_NOMEM, "tokenizer: out of memory");
+    }
+    tokenizer->pretokenizer = source->pretokenizer;
+    BS_TRY_GOTO(check_ids(source), err_close);
+    if (!tokenizer->pretokenizer)
+        BS_TRY_GOTO(bs_pretokenizer_create(source->pre.text, source->pre.bytes, &tokenizer->pretokenizer),
+                    err_close);
+    BS_TRY_GOTO(
+        bs_vocab_create(source->alphabet, source->tokens, source->types, source->n_tokens, &tokenizer->vocab),
+        err_close);
+    BS_TRY_GOTO(bs_bpe_create(&tokenizer->vocab, &merges, &tokenizer->bpe), err_close);
     BS_TRY_GOTO(
         bs_tokenizer_set_chat_template(tokenizer, source->chat_template.text, source->chat_template.bytes),
         err_close);
-    tokenizer->ignore_merges = bs_pretokenizer_ignores_merges(tokenizer->pretokenizer);
+    tokenizer->prefix_space = source->prefix_space;
+    tokenizer->nfc = source->nfc;
+    tokenizer->ignore_merges = source->ignore_merges ||
+                               bs_pretokenizer_ignores_merges(tokenizer->pretokenizer);
     tokenizer->add_bos = source->add_bos < 0 ? bs_pretokenizer_adds_bos(tokenizer->pretokenizer)
                                              : source->add_bos != 0;
     tokenizer->bos = (int32_t)source->bos;
     tokenizer->eos = (int32_t)source->eos;
-    collect_ends(tokenizer, source->eot);
+    collect_ends(tokenizer, source);
     *out = tokenizer;
     return BS_STATUS_OK;
 err_close:
@@ -147,12 +162,15 @@ bs_status bs_tokenizer_open(const bs_model *model, bs_tokenizer **out)
 {
     const bs_model_desc *desc = bs_model_get_desc(model);
     bs_tokenizer *tokenizer;
-    BS_TRY(bs_tokenizer_open_gguf(bs_model_gguf(model), &tokenizer));
+    const bs_gguf *gguf = bs_model_gguf(model);
+    BS_TRY(gguf ? bs_tokenizer_open_gguf(gguf, &tokenizer)
+                : bs_tokenizer_open_hf(bs_model_path(model), &tokenizer));
     int n = bs_tokenizer_n_vocab(tokenizer);
     if (n > desc->n_vocab) {
         bs_tokenizer_close(tokenizer);
-        return bs_fail(BS_STATUS_MISMATCH, "tokenizer.ggml.tokens has %d items, token_embd.weight %d rows", n,
-                       desc->n_vocab);
+        return bs_fail(BS_STATUS_MISMATCH, "%s has %d items, %s %d rows",
+                       gguf ? "tokenizer.ggml.tokens" : "tokenizer.json's vocabulary", n,
+                       gguf ? "token_embd.weight" : "model.embed_tokens.weight", desc->n_vocab);
     }
     *out = tokenizer;
     return BS_STATUS_OK;
@@ -193,6 +211,11 @@ bool bs_tokenizer_is_end(const bs_tokenizer *tokenizer, int32_t id)
 bool bs_tokenizer_adds_bos(const bs_tokenizer *tokenizer)
 {
     return tokenizer->add_bos && tokenizer->bos >= 0;
+}
+
+bool bs_tokenizer_prefixes_space(const bs_tokenizer *tokenizer)
+{
+    return tokenizer->prefix_space != BS_PREFIX_NONE;
 }
 
 int32_t bs_tokenizer_find(const bs_tokenizer *tokenizer, const char *text, size_t bytes)
@@ -236,8 +259,8 @@ typedef struct encoder {
     bs_tokens *out;
 } encoder;
 
-/* Text without added tokens. */
-static bs_status encode_plain(encoder *encoder, const char *text, size_t bytes)
+/* Text without added tokens, as the pieces are cut. */
+static bs_status encode_pieces(encoder *encoder, const char *text, size_t bytes)
 {
     const bs_tokenizer *tokenizer = encoder->tokenizer;
     bs_pieces_begin(encoder->pieces, text, bytes);
@@ -252,7 +275,44 @@ static bs_status encode_plain(encoder *encoder, const char *text, size_t bytes)
     }
 }
 
-static bs_status encode(encoder *encoder, const bs_added_tokens *added, const char *text, size_t bytes)
+/* SentencePiece's: U+2581 is a space, and one may come in front. */
+static bs_status encode_spaces(encoder *encoder, const char *text, size_t bytes, bool first)
+{
+    bs_prefix_space rule = encoder->tokenizer->prefix_space;
+    char *copy = malloc(bytes + 1);
+    if (!copy) return bs_fail(BS_STATUS_NOMEM, "tokenizer: out of memory for %zu bytes", bytes);
+    size_t n = bs_vocab_unmap(BS_ALPHABET_SPACES, text, bytes, copy + 1);
+    bool put = rule == BS_PREFIX_EVERY || (rule == BS_PREFIX_UNLESS && copy[1] != ' ') ||
+               (rule == BS_PREFIX_FIRST && first && copy[1] != ' ');
+    copy[0] = ' ';
+    bs_status status = encode_pieces(encoder, copy + !put, n + put);
+    free(copy);
+    return status;
+}
+
+static bs_status encode_composed(encoder *encoder, const char *text, size_t bytes)
+{
+    char *composed;
+    size_t n;
+    BS_TRY(bs_nfc(text, bytes, &composed, &n));
+    bs_status status = encode_pieces(encoder, composed, n);
+    free(composed);
+    return status;
+}
+
+/* Text without added tokens. */
+static bs_status encode_plain(encoder *encoder, const char *text, size_t bytes, bool first)
+{
+    if (bytes == 0) return BS_STATUS_OK;
+    if (encoder->tokenizer->vocab.alphabet == BS_ALPHABET_SPACES)
+        return encode_spaces(encoder, text, bytes, first);
+    if (encoder->tokenizer->nfc && bs_nfc_may_change(text, bytes))
+        return encode_composed(encoder, text, bytes);
+    return encode_pieces(encoder, text, bytes);
+}
+
+static bs_status encode(encoder *encoder, const bs_added_tokens *added, const char *text, size_t bytes,
+                        bool first)
 {
     const bs_vocab *vocab = &encoder->tokenizer->vocab;
     size_t plain = 0; /* text[plain … at) is not encoded yet */
@@ -264,16 +324,16 @@ static bs_status encode(encoder *encoder, const bs_added_tokens *added, const ch
             at++;
             continue;
         }
-        BS_TRY(encode_plain(encoder, text + plain, at - plain));
+        BS_TRY(encode_plain(encoder, text + plain, at - plain, first && plain == 0));
         BS_TRY(bs_tokens_push(encoder->out, id));
         at += bs_vocab_length(vocab, id);
         plain = at;
     }
-    return encode_plain(encoder, text + plain, bytes - plain);
+    return encode_plain(encoder, text + plain, bytes - plain, first && plain == 0);
 }
 
-bs_status bs_tokenize(const bs_tokenizer *tokenizer, const char *text, size_t bytes, bool parse_special,
-                      bs_tokens *out)
+bs_status bs_tokenize_part(const bs_tokenizer *tokenizer, const char *text, size_t bytes, bool parse_special,
+                           bool first, bs_tokens *out)
 {
     if (bytes > MAX_TEXT_BYTES)
         return bs_fail(BS_STATUS_RANGE, "text of %zu bytes: must be at most %zu", bytes, MAX_TEXT_BYTES);
@@ -284,9 +344,15 @@ bs_status bs_tokenize(const bs_tokenizer *tokenizer, const char *text, size_t by
     encoder encoder = {.tokenizer = tokenizer, .out = out};
     BS_TRY(bs_pieces_create(tokenizer->pretokenizer, &encoder.pieces));
     const bs_added_tokens *added = parse_special ? &tokenizer->vocab.added : &tokenizer->vocab.user;
-    bs_status status = encode(&encoder, added, text, bytes);
+    bs_status status = encode(&encoder, added, text, bytes, first);
     if (status != BS_STATUS_OK) out->n = before;
     bs_bpe_scratch_free(&encoder.scratch);
     bs_pieces_free(encoder.pieces);
     return status;
+}
+
+bs_status bs_tokenize(const bs_tokenizer *tokenizer, const char *text, size_t bytes, bool parse_special,
+                      bs_tokens *out)
+{
+    return bs_tokenize_part(tokenizer, text, bytes, parse_special, true, out);
 }

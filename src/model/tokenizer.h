@@ -1,7 +1,8 @@
-/* tokenizer.h: byte-level BPE from GGUF metadata: text to ids, ids to text, chat templates.
+/* tokenizer.h: BPE from GGUF metadata or tokenizer.json: text to ids, ids to text, chat templates.
  *
- * Pre-tokenizers gpt-2, smollm, llama-bpe and qwen2 (PCRE2; patterns in pretokenize.c). Text is validated as UTF-8 once.
- * The same ids as the `tokenizers` library (tests/data/tokenizer.*.json). Immutable after opening; thread safe but for
+ * Of GGUF the byte-level pre-tokenizers gpt-2, smollm, llama-bpe and qwen2, of tokenizer.json any that cut by patterns
+ * (PCRE2, pretokenize.c), and SentencePiece's BPE with byte tokens. Text is validated as UTF-8 once. The same ids as the
+ * `tokenizers` library (tests/data/tokenizer.*.json, hf-tokenizers). Immutable after opening; thread safe but for
  * bs_detokenizer, which is one stream's state.
  */
 #ifndef BS_TOKENIZER_H
@@ -19,7 +20,8 @@ typedef struct bs_tokens {
 bs_status bs_tokens_push(bs_tokens *tokens, int32_t id);
 void bs_tokens_free(bs_tokens *tokens);
 
-/* Reads tokenizer.ggml.* and tokenizer.chat_template of the model's file. UNSUPPORTED names model and pre. */
+/* Reads tokenizer.ggml.* and tokenizer.chat_template of the model's file, or tokenizer.json and tokenizer_config.json of
+ * its directory. UNSUPPORTED names what is not known here. */
 bs_status bs_tokenizer_open(const bs_model *model, bs_tokenizer **out);
 void bs_tokenizer_close(bs_tokenizer *tokenizer);
 
@@ -31,6 +33,8 @@ int32_t bs_tokenizer_eos(const bs_tokenizer *tokenizer);
 bool bs_tokenizer_is_end(const bs_tokenizer *tokenizer, int32_t id);
 /* Whether the file asks for bos before a prompt. */
 bool bs_tokenizer_adds_bos(const bs_tokenizer *tokenizer);
+/* Whether a text's first id may hold a space that the text does not have (SentencePiece). */
+bool bs_tokenizer_prefixes_space(const bs_tokenizer *tokenizer);
 /* Id of a token by its exact text (special ones too), −1 if there is none. */
 int32_t bs_tokenizer_find(const bs_tokenizer *tokenizer, const char *text, size_t bytes);
 
@@ -49,6 +53,8 @@ bool bs_tokenizer_is_special(const bs_tokenizer *tokenizer, int32_t id);
 typedef struct bs_detokenizer {
     const bs_tokenizer *tokenizer;
     bool show_special;
+    bool
+        strip_space; /* leaves out a space at the beginning, once; set it for ids of a whole text (prefixes_space) */
     unsigned char held[4];
     int n_held;
 } bs_detokenizer;

@@ -21,9 +21,30 @@ static int byte_of(uint32_t c)
     return 173;
 }
 
-size_t bs_vocab_unmap(const char *text, size_t bytes, char *out)
+/* U+2581 to spaces. */
+static size_t unmap_spaces(const char *text, size_t bytes, char *out)
+{
+    size_t n = 0;
+    for (size_t at = 0; at < bytes; n++) {
+        bool space = bytes - at >= 3 && memcmp(text + at, "\xe2\x96\x81", 3) == 0;
+        out[n] = space ? ' ' : text[at];
+        at += space ? 3 : 1;
+    }
+    return n;
+}
+
+int bs_vocab_byte_of(const char *text, size_t bytes)
+{
+    static const char digits[] = "0123456789ABCDEF";
+    if (bytes != 6 || memcmp(text, "<0x", 3) != 0 || text[5] != '>') return -1;
+    const char *high = memchr(digits, text[3], 16), *low = memchr(digits, text[4], 16);
+    return high && low ? (int)(16 * (high - digits) + (low - digits)) : -1;
+}
+
+size_t bs_vocab_unmap(bs_alphabet alphabet, const char *text, size_t bytes, char *out)
 {
     size_t n = 0, length;
+    if (alphabet == BS_ALPHABET_SPACES) return unmap_spaces(text, bytes, out);
     for (size_t at = 0; at < bytes; at += length) {
         uint32_t c = 0;
         bs_utf8_next(text + at, bytes - at, &length, &c);
@@ -70,11 +91,16 @@ static bs_status copy_tokens(bs_vocab *vocab, const bs_string *tokens, const int
             return bs_fail(BS_STATUS_FORMAT, "tokenizer.ggml.tokens[%d] is not UTF-8", i);
         vocab->kind[i] = (uint8_t)types[i];
         vocab->start[i] = at;
-        if (types[i] == BS_TOKEN_CONTROL || types[i] == BS_TOKEN_USER) {
+        int byte = vocab->alphabet == BS_ALPHABET_SPACES && types[i] == BS_TOKEN_BYTE
+                       ? bs_vocab_byte_of(token->text, token->bytes)
+                       : -1;
+        if (byte >= 0) {
+            vocab->bytes[at++] = (char)byte;
+        } else if (types[i] == BS_TOKEN_CONTROL || types[i] == BS_TOKEN_USER) {
             if (token->bytes) memcpy(vocab->bytes + at, token->text, token->bytes);
             at += token->bytes;
         } else {
-            at += bs_vocab_unmap(token->text, token->bytes, vocab->bytes + at);
+            at += bs_vocab_unmap(vocab->alphabet, token->text, token->bytes, vocab->bytes + at);
         }
         if (at - vocab->start[i] > vocab->longest) vocab->longest = at - vocab->start[i];
     }
@@ -93,7 +119,8 @@ static bs_status hash_tokens(bs_vocab *vocab)
     for (int i = 0; i < vocab->n; i++) {
         const char *bytes = vocab->bytes + vocab->start[i];
         size_t n = bs_vocab_length(vocab, i);
-        if ((vocab->kind[i] != BS_TOKEN_NORMAL && vocab->kind[i] != BS_TOKEN_BYTE) || n == 0) continue;
+        bool byte = vocab->kind[i] == BS_TOKEN_BYTE && vocab->alphabet == BS_ALPHABET_GPT2;
+        if ((vocab->kind[i] != BS_TOKEN_NORMAL && !byte) || n == 0) continue;
         uint32_t slot = hash_bytes(bytes, n) & vocab->slot_mask;
         while (vocab->slots[slot] >= 0 && !token_is(vocab, vocab->slots[slot], bytes, n))
             slot = (slot + 1) & vocab->slot_mask;
@@ -142,11 +169,13 @@ static bs_status sort_added(const bs_vocab *vocab, bool control, bs_added_tokens
     return BS_STATUS_OK;
 }
 
-bs_status bs_vocab_create(const bs_string *tokens, const int64_t *types, int64_t n, bs_vocab *vocab)
+bs_status bs_vocab_create(bs_alphabet alphabet, const bs_string *tokens, const int64_t *types, int64_t n,
+                          bs_vocab *vocab)
 {
     bs_status status = BS_STATUS_OK;
     uint64_t bytes = 1;
     memset(vocab, 0, sizeof *vocab);
+    vocab->alphabet = alphabet;
     if (n < 1 || n > MAX_TOKENS)
         return bs_fail(BS_STATUS_FORMAT, "tokenizer.ggml.tokens has %" PRId64 " items: must be 1 … %d", n,
                        MAX_TOKENS);

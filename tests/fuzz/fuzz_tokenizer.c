@@ -93,12 +93,13 @@ static void try_vocabulary(const char *text, size_t bytes)
     }
     bs_vocab vocab;
     bs_bpe bpe;
-    bs_status status = bs_vocab_create(tokens, types, n_tokens, &vocab);
+    bs_status status = bs_vocab_create(BS_ALPHABET_GPT2, tokens, types, n_tokens, &vocab);
     if (status != BS_STATUS_OK) {
         fuzz_expect_line(status);
         return;
     }
-    status = bs_bpe_create(&vocab, merges, n_merges, &bpe);
+    status = bs_bpe_create(
+        &vocab, &(bs_merges){merges, NULL, n_merges, "tokenizer.ggml.merges", "tokenizer.ggml.tokens"}, &bpe);
     if (status == BS_STATUS_OK) {
         encode_pieces(&bpe, &vocab, pieces, n_pieces);
         bs_bpe_free(&bpe);
