@@ -25,7 +25,9 @@
     X(merge_fold)                                                                                            \
     X(unrotate)                                                                                              \
     X(candidates)                                                                                            \
-    X(sample)
+    X(sample)                                                                                                \
+    X(random_fill)                                                                                           \
+    X(random_page)
 
 typedef struct bs_backend {
 #define X(op) bs_status (*op)(bs_stream * stream, const bs_##op##_args *args);

@@ -443,6 +443,32 @@ bs_status bs_op_unrotate(bs_stream *stream, const bs_unrotate_args *args);
  * 32-bit words of data is XORed into it, so that no read can be left out and a test can tell. */
 bs_status bs_op_stream_read(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink);
 
+/* ---- random numbers --------------------------------------------------------------------------------------- */
+/* For models and caches that have a shape and no contents (benches, tests). Counters go in, so what an element is does
+ * not depend on who else is drawn, on which rank, or on the device: the same bits everywhere. */
+
+/* Elements of one tensor: normal enough (a sum of four uniforms, ±3.45 std), mean 0. */
+typedef struct bs_random_fill_args {
+    void *out;        /* [device] [n_rows, n_cols] bf16, 8-byte aligned */
+    size_t row_bytes; /* from row to row, a multiple of 8 */
+    int64_t n_rows, n_cols;
+    int64_t first, ld; /* out[r, c] is element first + r · ld + c of the tensor; multiples of 4, as n_cols */
+    uint64_t seed;
+    uint32_t tensor;
+    float std;
+} bs_random_fill_args;
+bs_status bs_op_random_fill(bs_stream *stream, const bs_random_fill_args *args);
+
+/* A whole f16 slot: K and V of 128 tokens, all layers and heads, mean 0 and standard deviation 1. */
+typedef struct bs_random_page_args {
+    const bs_kv_pools *pools;
+    uint32_t slot;
+    int64_t page;      /* of its sequence */
+    int first_kv_head; /* of the model: the pools' head 0 */
+    uint64_t seed;
+} bs_random_page_args;
+bs_status bs_op_random_page(bs_stream *stream, const bs_random_page_args *args);
+
 /* ---- sampling --------------------------------------------------------------------------------------------- */
 
 enum { BS_MAX_CANDIDATES = 256 };

@@ -77,6 +77,13 @@ bs_status bs_op_clear_slots(bs_stream *stream, const bs_clear_slots_args *a)
     return a->n == 0 ? BS_STATUS_OK : stream->device->backend->clear_slots(stream, a);
 }
 
+bs_status bs_op_random_page(bs_stream *stream, const bs_random_page_args *a)
+{
+    REQUIRE("random_page", pools_fit(a->pools) && a->slot < a->pools->n_f16_slots);
+    REQUIRE("random_page", a->page >= 0 && a->page <= INT32_MAX && a->first_kv_head >= 0);
+    return stream->device->backend->random_page(stream, a);
+}
+
 bs_status bs_op_attend(bs_stream *stream, const bs_attend_args *a)
 {
     REQUIRE("attend", pools_fit(a->pools) && a->layer >= 0 && a->layer < a->pools->shape->n_layers);

@@ -84,6 +84,16 @@ bs_status bs_op_feed_tokens(bs_stream *stream, int32_t *ids, int n, const int32_
     return n == 0 ? BS_STATUS_OK : stream->device->backend->feed_tokens(stream, ids, n, last);
 }
 
+bs_status bs_op_random_fill(bs_stream *stream, const bs_random_fill_args *a)
+{
+    REQUIRE("random_fill", a->n_rows >= 0 && a->n_cols >= 0 && a->n_cols % 4 == 0);
+    REQUIRE("random_fill", a->first >= 0 && a->first % 4 == 0 && a->ld >= 0 && a->ld % 4 == 0);
+    if (a->n_rows == 0 || a->n_cols == 0) return BS_STATUS_OK;
+    REQUIRE("random_fill", a->out && (uintptr_t)a->out % 8 == 0 && a->row_bytes % 8 == 0);
+    REQUIRE("random_fill", a->row_bytes >= 2 * (size_t)a->n_cols);
+    return stream->device->backend->random_fill(stream, a);
+}
+
 bs_status bs_op_stream_read(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink)
 {
     REQUIRE("stream_read", bytes % 16 == 0 && sink && (bytes == 0 || data) && (uintptr_t)data % 16 == 0);

@@ -20,3 +20,4 @@ libbs_kernels_a_SOURCES += kernels/philox.h
 libbs_kernels_a_SOURCES += kernels/cpu/candidates.c
 libbs_kernels_a_SOURCES += kernels/cpu/sample.c
 libbs_kernels_a_SOURCES += kernels/cpu/stream_read.c
+libbs_kernels_a_SOURCES += kernels/noise.h kernels/cpu/random.c

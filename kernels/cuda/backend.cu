@@ -163,6 +163,8 @@ static bs_backend make_backend()
     table.merge_fold = bs_cuda_merge_fold;
     table.slot_bytes = bs_cuda_slot_bytes;
     table.stream_read = bs_cuda_stream_read;
+    table.random_fill = bs_cuda_random_fill;
+    table.random_page = bs_cuda_random_page;
     table.capture_begin = bs_cuda_capture_begin;
     table.capture_end = bs_cuda_capture_end;
     table.graph_launch = bs_cuda_graph_launch;

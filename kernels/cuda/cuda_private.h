@@ -80,6 +80,9 @@ void bs_cuda_timer_close(void *marks);
 bs_status bs_cuda_timer_mark(bs_stream *stream, void *marks, int which);
 bs_status bs_cuda_timer_read(void *marks, double *ms);
 
+bs_status bs_cuda_random_fill(bs_stream *stream, const bs_random_fill_args *args);
+bs_status bs_cuda_random_page(bs_stream *stream, const bs_random_page_args *args);
+
 bs_status bs_cuda_stream_read(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink);
 
 bs_status bs_cuda_merge(bs_stream *stream, const bs_merge_args *args);

@@ -23,3 +23,8 @@ tests_kernels_test_sampling_gpu_gpu_SOURCES = tests/kernels/test_sampling_gpu.c 
 tests_kernels_test_sampling_gpu_gpu_LDADD = $(BS_GPU_TEST_LIBS)
 endif
 endif
+# Random weights and pages: the same bits where there is a GPU, the CPU alone elsewhere.
+check_PROGRAMS += tests/kernels/test_random
+TESTS += tests/kernels/test_random
+tests_kernels_test_random_SOURCES = tests/kernels/test_random.c $(BS_GPU_TEST_SOURCES)
+tests_kernels_test_random_LDADD = $(BS_GPU_TEST_LIBS)
