@@ -449,7 +449,8 @@ bs_status bs_op_stream_read(bs_stream *stream, const void *data, size_t bytes, u
 
 /* Elements of one tensor: normal enough (a sum of four uniforms, ±3.45 std), mean 0. */
 typedef struct bs_random_fill_args {
-    void *out;        /* [device] [n_rows, n_cols] bf16, 8-byte aligned */
+    bs_type type;     /* BF16 or F16 */
+    void *out;        /* [device] [n_rows, n_cols], 8-byte aligned */
     size_t row_bytes; /* from row to row, a multiple of 8 */
     int64_t n_rows, n_cols;
     int64_t first, ld; /* out[r, c] is element first + r · ld + c of the tensor; multiples of 4, as n_cols */

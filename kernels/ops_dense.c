@@ -87,6 +87,7 @@ bs_status bs_op_feed_tokens(bs_stream *stream, int32_t *ids, int n, const int32_
 bs_status bs_op_random_fill(bs_stream *stream, const bs_random_fill_args *a)
 {
     REQUIRE("random_fill", a->n_rows >= 0 && a->n_cols >= 0 && a->n_cols % 4 == 0);
+    REQUIRE("random_fill", a->type == BS_TYPE_BF16 || a->type == BS_TYPE_F16);
     REQUIRE("random_fill", a->first >= 0 && a->first % 4 == 0 && a->ld >= 0 && a->ld % 4 == 0);
     if (a->n_rows == 0 || a->n_cols == 0) return BS_STATUS_OK;
     REQUIRE("random_fill", a->out && (uintptr_t)a->out % 8 == 0 && a->row_bytes % 8 == 0);

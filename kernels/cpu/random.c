@@ -23,8 +23,10 @@ static void fill_rows(void *context, int part)
         for (int64_t c = 0; c < a->n_cols; c += 4) {
             uint32_t words[4];
             bs_noise_of_tensor(a->seed, a->tensor, group + (uint64_t)c / 4, words);
-            for (int i = 0; i < 4; i++)
-                row[c + i] = bs_noise_bf16(bs_f32_bits((float)bs_noise_sum(words[i]) * f->step));
+            for (int i = 0; i < 4; i++) {
+                const float x = (float)bs_noise_sum(words[i]) * f->step;
+                row[c + i] = a->type == BS_TYPE_F16 ? bs_f32_to_f16(x) : bs_noise_bf16(bs_f32_bits(x));
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 /* random.cu: random weights and random cache pages, where a file or a prefill would take minutes.
  *
  * Math     noise.h: a Philox word an element, the sum of its bytes times a constant, rounded once.
- * Layout   weights [rows, cols] bf16; an f16 slot as kv_layout.h orders it.
+ * Layout   weights [rows, cols] bf16 or fp16; an f16 slot as kv_layout.h orders it.
  * Mapping  a thread four elements (a Philox call). Weights: a grid-stride loop over groups of four, 8-byte stores.
  * A page: a CTA a (layer, KV head, K or V), 256 threads; the scattered 2-byte stores stay in L2 until a line is whole.
  * Cost     about 80 integer operations a call: 8B weights are 2e9 calls, 1.6e11 operations, some 10 ms on an H200;
@@ -31,7 +31,11 @@ static __global__ void __launch_bounds__(THREADS) fill_kernel(bs_random_fill_arg
         uint16_t x[4];
         bs_noise_of_tensor(a.seed, a.tensor, (uint64_t)((a.first + row * a.ld) / 4 + group), words);
 #pragma unroll
-        for (int j = 0; j < 4; j++) x[j] = bs_noise_bf16(__float_as_uint(noise(words[j], step)));
+        for (int j = 0; j < 4; j++) {
+            const float y = noise(words[j], step);
+            x[j] = a.type == BS_TYPE_F16 ? __half_as_ushort(__float2half_rn(y))
+                                         : bs_noise_bf16(__float_as_uint(y));
+        }
         uint2 packed = make_uint2(x[0] | (uint32_t)x[1] << 16, x[2] | (uint32_t)x[3] << 16);
         *(uint2 *)((char *)a.out + (size_t)row * a.row_bytes + (size_t)group * sizeof packed) = packed;
     }

@@ -60,6 +60,11 @@ static bs_status check_options(const bs_options *options)
     if (bs_options_int(options, "chunk-tokens") % BS_PAGE_TOKENS != 0)
         return bs_fail(BS_STATUS_USAGE, "--chunk-tokens %lld: must be a multiple of %d",
                        (long long)bs_options_int(options, "chunk-tokens"), BS_PAGE_TOKENS);
+    for (int i = 0; i < 4 && bs_options_given(options, "prompt-ids"); i++) {
+        static const char *const others[] = {"prompt", "prompt-file", "chat", "batch"};
+        if (bs_options_given(options, others[i]))
+            return bs_fail(BS_STATUS_USAGE, "--prompt-ids: not together with --%s", others[i]);
+    }
     BS_TRY(bs_generate_batch_check(options));
     for (int i = 0; i < bs_options_count(options, "stop"); i++)
         if (bs_options_item(options, "stop", i)[0] == 0)
@@ -89,7 +94,13 @@ static bs_status open_local(generate *g)
     BS_TRY(bs_grid_choose(bs_comm_rank(g->comm), bs_comm_size(g->comm),
                           bs_model_get_desc(g->model)->n_kv_heads, bs_options_string(g->options, "grid"),
                           &g->grid));
-    return g->leader ? bs_tokenizer_open(g->model, &g->tokenizer) : BS_STATUS_OK;
+    if (!bs_model_is_random(g->model))
+        return g->leader ? bs_tokenizer_open(g->model, &g->tokenizer) : BS_STATUS_OK;
+    if (!g->is_batch &&
+        (bs_options_given(g->options, "prompt-ids") || bs_options_flag(g->options, "dry-run")))
+        return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_USAGE, "%s: has no tokenizer: give the prompt as --prompt-ids",
+                   bs_model_path(g->model));
 }
 
 /* ---- setting up: rank 0's prompt
@@ -117,12 +128,12 @@ static bs_status tokenize_prompt(generate *g, const char *text, size_t bytes)
 /* An id, or a token's exact text. */
 static bs_status read_stop_token(generate *g, const char *text)
 {
-    int n_vocab = bs_tokenizer_n_vocab(g->tokenizer);
+    int n_vocab = g->tokenizer ? bs_tokenizer_n_vocab(g->tokenizer) : bs_model_get_desc(g->model)->n_vocab;
     char *end;
     errno = 0;
     long id = strtol(text, &end, 10);
     if (*text < '0' || *text > '9' || *end || errno != 0)
-        id = bs_tokenizer_find(g->tokenizer, text, strlen(text));
+        id = g->tokenizer ? bs_tokenizer_find(g->tokenizer, text, strlen(text)) : -1;
     if (id < 0 || id >= n_vocab)
         return bs_fail(BS_STATUS_USAGE, "--stop-token %s: neither an id below %d nor a token of the model",
                        text, n_vocab);
@@ -152,8 +163,14 @@ static bs_status read_prompt(generate *g)
     for (int i = 0; i < bs_options_count(g->options, "stop-token"); i++)
         BS_TRY(read_stop_token(g, bs_options_item(g->options, "stop-token", i)));
     if (g->is_batch) return bs_generate_batch_read(g);
-    /* A dry run needs the prompt for its length only. */
-    if (!(bs_options_flag(g->options, "dry-run") && bs_options_given(g->options, "context"))) {
+    const char *ids = bs_options_string(g->options, "prompt-ids");
+    if (ids) {
+        BS_TRY(bs_cli_read_ids("prompt-ids", ids, bs_model_get_desc(g->model)->n_vocab, &g->prompt));
+        if (g->prompt.n == 0) return bs_fail(BS_STATUS_USAGE, "--prompt-ids: has no id");
+    } else if (!g->tokenizer && !bs_options_given(g->options, "context")) {
+        return bs_fail(BS_STATUS_USAGE, "--dry-run: give --context or --prompt-ids");
+    } else if (/* a dry run needs the prompt for its length only */
+               !(bs_options_flag(g->options, "dry-run") && bs_options_given(g->options, "context"))) {
         char *text;
         size_t bytes;
         BS_TRY(bs_cli_read_text(g->options, &text, &bytes));
@@ -253,9 +270,13 @@ static bs_status open_engine(generate *g)
 static void on_text(void *context, int32_t id, const char *text, size_t bytes)
 {
     generate *g = context;
-    (void)id;
     if (g->json || g->output != BS_STATUS_OK) return;
-    g->output = bs_cli_write(text, bytes);
+    if (g->tokenizer) {
+        g->output = bs_cli_write(text, bytes);
+    } else {
+        g->output = bs_cli_print(g->ids_shown ? " %d" : "%d", id);
+        g->ids_shown = true;
+    }
     if (g->output != BS_STATUS_OK) bs_sched_stop(g->sched);
 }
 

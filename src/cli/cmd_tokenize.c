@@ -6,25 +6,6 @@
 #include "src/model/tokenizer.h"
 
 #include <stdlib.h>
-#include <string.h>
-
-/* Ids in text, parted by spaces, commas or newlines. */
-static bs_status read_ids(const bs_tokenizer *tokenizer, const char *text, bs_tokens *out)
-{
-    int n_vocab = bs_tokenizer_n_vocab(tokenizer);
-    const char *separators = " ,\t\r\n";
-    for (const char *at = text + strspn(text, separators); *at; at += strspn(at, separators)) {
-        size_t bytes = strcspn(at, separators);
-        char *end;
-        long id = strtol(at, &end, 10);
-        if (*at < '0' || *at > '9' || end != at + bytes || id >= n_vocab)
-            return bs_fail(BS_STATUS_RANGE, "--decode: '%.*s' is not an id from 0 to %d",
-                           bytes > 40 ? 40 : (int)bytes, at, n_vocab - 1);
-        BS_TRY(bs_tokens_push(out, (int32_t)id));
-        at = end;
-    }
-    return BS_STATUS_OK;
-}
 
 static bs_status print_text(const bs_tokenizer *tokenizer, const bs_tokens *ids, bool show_special)
 {
@@ -57,7 +38,7 @@ static bs_status convert(const bs_options *options, const bs_tokenizer *tokenize
                          size_t bytes, bs_tokens *ids)
 {
     if (bs_options_flag(options, "decode")) {
-        BS_TRY(read_ids(tokenizer, text, ids));
+        BS_TRY(bs_cli_read_ids("decode", text, bs_tokenizer_n_vocab(tokenizer), ids));
         return print_text(tokenizer, ids, bs_options_flag(options, "show-special"));
     }
     if (bs_options_flag(options, "bos")) {

@@ -175,6 +175,22 @@ bs_status bs_cli_read_text(const bs_options *options, char **text, size_t *bytes
     return bs_cli_read_file("prompt-file", path ? path : "-", text, bytes);
 }
 
+bs_status bs_cli_read_ids(const char *option, const char *text, int n_vocab, bs_tokens *out)
+{
+    const char *separators = " ,\t\r\n";
+    for (const char *at = text + strspn(text, separators); *at; at += strspn(at, separators)) {
+        size_t bytes = strcspn(at, separators);
+        char *end;
+        long id = strtol(at, &end, 10);
+        if (*at < '0' || *at > '9' || end != at + bytes || id >= n_vocab)
+            return bs_fail(BS_STATUS_RANGE, "--%s: '%.*s' is not an id from 0 to %d", option,
+                           bytes > 40 ? 40 : (int)bytes, at, n_vocab - 1);
+        BS_TRY(bs_tokens_push(out, (int32_t)id));
+        at = end;
+    }
+    return BS_STATUS_OK;
+}
+
 /* ---- out
  * ---------------------------------------------------------------------------------------------------- */
 

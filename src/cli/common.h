@@ -7,6 +7,7 @@
 
 #include "src/base/options.h"
 #include "src/engine/engine.h"
+#include "src/model/tokenizer.h"
 
 #include <jansson.h>
 
@@ -33,6 +34,9 @@ bs_sampling bs_cli_read_sampling(const bs_options *options);
 bs_status bs_cli_read_text(const bs_options *options, char **text, size_t *bytes);
 /* A whole file, or standard input for "-", the same way; `option` names it in an error. */
 bs_status bs_cli_read_file(const char *option, const char *path, char **text, size_t *bytes);
+
+/* Appends ids of text, parted by spaces, commas or newlines; `option` names the source in an error (RANGE). */
+bs_status bs_cli_read_ids(const char *option, const char *text, int n_vocab, bs_tokens *out);
 
 /* To standard output and out of its buffer: a full disk or a reader that left is BS_STATUS_IO. */
 bs_status bs_cli_write(const void *data, size_t bytes);

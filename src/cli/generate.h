@@ -24,7 +24,7 @@ typedef struct generate {
     bs_sched *sched;
     bs_request *request;
 
-    bool json;
+    bool json, ids_shown; /* ids_shown: an answer without a tokenizer has begun */
     bs_progress load, prefill;
     uint64_t n_prefilled;
     double load_ms;

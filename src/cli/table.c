@@ -101,10 +101,11 @@ const bs_cli_entry bs_cli_entries[BS_CLI_N_COMMANDS] = {
 
 /* clang-format off */
 const bs_option bs_cli_options[] = {
-    STRING("model", 'm', "FILE", NULL, "Model", "GGUF file of a llama model", GENERATE | TOKENIZE | INFO | EVAL),
+    STRING("model", 'm', "MODEL", NULL, "Model", "GGUF file, Hugging Face directory, or random:NAME[:SEED], weights drawn", GENERATE | TOKENIZE | INFO | EVAL),
 
     STRING("prompt", 'p', "TEXT", NULL, "Prompt", "the text", GENERATE | TOKENIZE),
     STRING("prompt-file", 0, "FILE", NULL, "Prompt", "read the text from this file; - is standard input", GENERATE | TOKENIZE),
+    STRING("prompt-ids", 0, "IDS", NULL, "Prompt", "token ids, parted by spaces or commas, in the place of a text", GENERATE),
     FLAG("chat", "Prompt", "the prompt is a user's message: wrap it in the model's chat template", GENERATE),
     STRING("system", 0, "TEXT", NULL, "Prompt", "system message for --chat; without it the template's own, if it has one", GENERATE),
     FLAG("parse-special", "Prompt", "special tokens written out in the text become their ids", GENERATE | TOKENIZE),

@@ -47,8 +47,8 @@ bs_status bs_engine_plan_memory(const bs_model *model, const bs_device *device, 
 bs_status bs_engine_check_memory(const bs_model *model, const bs_device *device, const bs_grid *grid,
                                  const bs_engine_config *config);
 
-/* Places the weights and takes all memory, which is checked first (bs_engine_check_memory). Collective over all ranks (they agree on success). The model, device and
- * comm (with its grid set) must outlive the engine. `progress` as in bs_weights_place. */
+/* Places the weights and takes all memory, which is checked first (bs_engine_check_memory). Collective over all ranks
+ * (they agree on success). The model, device and comm (with its grid set) must outlive the engine. `progress` as in bs_weights_place. */
 bs_status bs_engine_open(const bs_model *model, bs_device *device, bs_comm *comm,
                          const bs_engine_config *config,
                          void (*progress)(void *context, uint64_t done, uint64_t total), void *context,

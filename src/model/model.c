@@ -91,6 +91,7 @@ bs_status bs_model_open(const char *path, bs_model **out)
 {
     bs_gguf *gguf;
     struct stat info;
+    if (bs_model_names_random(path)) return bs_model_open_random(path, out);
     if (stat(path, &info) == 0 && S_ISDIR(info.st_mode)) return bs_model_open_hf(path, out);
     BS_TRY(bs_gguf_open(path, &gguf));
     return bs_model_open_gguf(gguf, out);
@@ -101,6 +102,7 @@ void bs_model_close(bs_model *model)
     if (!model) return;
     bs_gguf_close(model->gguf);
     bs_safetensors_close(model->safetensors);
+    bs_random_model_free(model->random);
     free(model->layers);
     free(model->layer_desc);
     free(model->tensors);
@@ -116,6 +118,11 @@ const bs_model_desc *bs_model_get_desc(const bs_model *model)
 const char *bs_model_path(const bs_model *model)
 {
     return model->path;
+}
+
+bool bs_model_is_random(const bs_model *model)
+{
+    return model->random != NULL;
 }
 
 const bs_gguf *bs_model_gguf(const bs_model *model)

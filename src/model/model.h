@@ -57,6 +57,8 @@ typedef struct bs_model_desc {
 bs_status bs_model_open(const char *path, bs_model **out);
 void bs_model_close(bs_model *model);
 const bs_model_desc *bs_model_get_desc(const bs_model *model);
+/* Opened as random:NAME[:SEED]: weights are drawn where they are placed, and there is no tokenizer. */
+bool bs_model_is_random(const bs_model *model);
 /* As it was opened, for error lines. */
 const char *bs_model_path(const bs_model *model);
 /* The GGUF file behind it (src/model/gguf.h), for the tokenizer's keys; lives as long as the model. NULL: another

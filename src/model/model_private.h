@@ -27,6 +27,7 @@ struct bs_model {
     char *path;                  /* as it was asked for; in error lines */
     bs_gguf *gguf;               /* owns the tensors, or NULL */
     bs_safetensors *safetensors; /* owns them, or NULL */
+    struct bs_random_model *random; /* owns them, or NULL */
     bool rows_first;             /* shapes in error lines are [rows, columns], as the file writes them */
     bs_model_desc desc;
     bs_layer_desc *layer_desc;                         /* [n_layers], what desc.layers shows */
@@ -57,6 +58,16 @@ bs_status bs_model_open_gguf(bs_gguf *gguf, bs_model **out);
 bs_status bs_model_open_hf(const char *directory, bs_model **out);
 /* Its second half: a created model from a parsed config.json and model->safetensors (NULL: opened from model->path). */
 bs_status bs_model_describe_hf(bs_model *model, const char *config_path, struct json_t *config);
+
+/* random:NAME[:SEED], NAME a shape of src/model/shapes.h; BS_STATUS_USAGE lists them. */
+typedef struct bs_random_model bs_random_model;
+bool bs_model_names_random(const char *path);
+bs_status bs_model_open_random(const char *path, bs_model **out);
+void bs_random_model_free(bs_random_model *random);
+/* Draws a view of a random model's matrix to device memory, in BF16 or F16; view->data is an address and nothing to
+ * read. Stream-ordered. */
+bs_status bs_random_model_fill(const bs_model *model, bs_stream *stream, const bs_weight *view, bs_type type,
+                               void *out, size_t row_bytes);
 
 /* Vectors that kernels want in f32 wherever the matrices are: seven a layer, then the output norm. */
 typedef enum bs_vector {
@@ -89,7 +100,7 @@ void bs_shard_cut(const bs_shard_shape *shape, const bs_grid *grid, bs_merge_met
 
 /* The view of rows × columns of a tensor. */
 bs_weight bs_weight_view(const bs_tensor *tensor, bs_range rows, bs_range cols);
-/* Bytes of the shard's matrices on a GPU: 16 bits an element, groups at multiples of 256. */
+/* Bytes of the shard's matrices in memory of their own: 16 bits an element, groups at multiples of 256. */
 uint64_t bs_shard_matrix_bytes(const bs_model *model, const bs_shard *shard);
 /* Bytes that the view reads of each row: whole blocks. */
 uint64_t bs_weight_row_span(const bs_weight *weight);

@@ -162,6 +162,8 @@ bs_status bs_tokenizer_open(const bs_model *model, bs_tokenizer **out)
 {
     const bs_model_desc *desc = bs_model_get_desc(model);
     bs_tokenizer *tokenizer;
+    if (bs_model_is_random(model))
+        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: has no tokenizer", bs_model_path(model));
     const bs_gguf *gguf = bs_model_gguf(model);
     BS_TRY(gguf ? bs_tokenizer_open_gguf(gguf, &tokenizer)
                 : bs_tokenizer_open_hf(bs_model_path(model), &tokenizer));

@@ -2,7 +2,7 @@
  *
  * On a GPU each matrix of this rank gets memory of its own there, in one type (F16 or BF16) whatever the file's: q, k and
  * v behind each other, gate and up likewise, so that each group is one matrix too. The output head of a tied model is
- * rows of the embedding table, which every rank has whole.
+ * rows of the embedding table, which every rank has whole. So it is with a random model on a CPU, too, in BF16.
  *
  * On a CPU nothing is copied: a matrix is a view of the mapped file, in the file's own blocks, and ranks of
  * one machine share the page cache. Only what the kernels want in another type gets memory of its own, one
@@ -23,7 +23,7 @@
 struct bs_weights {
     bs_weight embedding, output;
     bs_buffer *buffer;   /* vectors, then inv_freq */
-    bs_buffer *matrices; /* on a GPU */
+    bs_buffer *matrices; /* on a GPU, or of a random model */
     const float *output_norm;
     const double *inv_freq;
     uint64_t bytes;
@@ -186,7 +186,7 @@ done:
     return status;
 }
 
-/* ---- on a GPU ---------------------------------------------------------------------------------------------
+/* ---- in memory of their own -------------------------------------------------------------------------------
  */
 
 /* A group of matrices begins at a multiple of 256 bytes; inside one they follow each other without a gap. */
@@ -216,8 +216,8 @@ static bs_weight join(const bs_weight *first, int64_t n_rows)
 }
 
 /* Views into memory at `base` for the host's views, which go to `items`, in the order of the file's tables. */
-static void make_gpu_views(const bs_model *model, const bs_shard *shard, bs_type type, char *base,
-                           bs_weights *weights, bs_upload_item *items)
+static void make_placed_views(const bs_model *model, const bs_shard *shard, bs_type type, char *base,
+                              bs_weights *weights, bs_upload_item *items)
 {
     uint64_t at = 0;
     int n = 0;
@@ -241,9 +241,34 @@ static void make_gpu_views(const bs_model *model, const bs_shard *shard, bs_type
     weights->output.data = base + (uint64_t)shard->vocab.first * weights->output.row_bytes;
 }
 
-static bs_status place_on_gpu(const bs_model *model, bs_device *device, const bs_shard *shard, bs_type type,
-                              void (*progress)(void *context, uint64_t done, uint64_t total), void *context,
-                              bs_weights *weights)
+/* The same items of a random model: nothing comes from a file. */
+static bs_status draw(const bs_model *model, bs_device *device, const bs_upload_item *items, int n_items,
+                      bs_type type, void (*progress)(void *context, uint64_t done, uint64_t total),
+                      void *context)
+{
+    bs_stream *stream;
+    bs_status status = BS_STATUS_OK;
+    uint64_t done = 0, total = 0;
+    BS_TRY(bs_stream_create(device, &stream));
+    for (int i = 0; i < n_items; i++)
+        total += 2 * (uint64_t)items[i].from.n_rows * (uint64_t)items[i].from.n_cols;
+    for (int i = 0; i < n_items; i++) {
+        const bs_weight *from = &items[i].from;
+        BS_TRY_GOTO(bs_random_model_fill(model, stream, from, type, items[i].to, 2 * (size_t)from->n_cols),
+                    err_stream);
+        done += 2 * (uint64_t)from->n_rows * (uint64_t)from->n_cols;
+        if (progress && i + 1 < n_items) progress(context, done, total);
+    }
+    BS_TRY_GOTO(bs_stream_sync(stream), err_stream);
+    if (progress) progress(context, total, total);
+err_stream:
+    bs_stream_destroy(stream);
+    return status;
+}
+
+static bs_status place_in_memory(const bs_model *model, bs_device *device, const bs_shard *shard,
+                                 bs_type type, void (*progress)(void *context, uint64_t done, uint64_t total),
+                                 void *context, bs_weights *weights)
 {
     const int n_items = 7 * weights->n_layers + (model->desc.tied_output ? 1 : 2);
     bs_upload_item *items = calloc((size_t)n_items, sizeof *items);
@@ -251,8 +276,12 @@ static bs_status place_on_gpu(const bs_model *model, bs_device *device, const bs
     bs_status status;
     BS_TRY_GOTO(bs_buffer_alloc(device, bs_shard_matrix_bytes(model, shard), "weights", &weights->matrices),
                 done);
-    make_gpu_views(model, shard, type, bs_buffer_at(weights->matrices, 0), weights, items);
-    BS_TRY_GOTO(bs_upload(device, items, n_items, type, progress, context), done);
+    make_placed_views(model, shard, type, bs_buffer_at(weights->matrices, 0), weights, items);
+    if (bs_model_is_random(model)) {
+        BS_TRY_GOTO(draw(model, device, items, n_items, type, progress, context), done);
+    } else {
+        BS_TRY_GOTO(bs_upload(device, items, n_items, type, progress, context), done);
+    }
 done:
     free(items);
     return status;
@@ -279,11 +308,12 @@ bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_sh
     if (!weights) return bs_fail(BS_STATUS_NOMEM, "no memory for the weights of %zu layers", n_layers);
     weights->n_layers = (int)n_layers;
     weights->bytes = bs_shard_weight_bytes(model, shard);
-    bool on_gpu = bs_device_get_info(device)->kind != BS_DEVICE_CPU;
+    const bool random = bs_model_is_random(model), on_gpu = bs_device_get_info(device)->kind != BS_DEVICE_CPU;
     make_views(model, shard, weights);
     BS_TRY_GOTO(place_vectors(model, shard, device, weights), err_free);
-    if (on_gpu) {
-        BS_TRY_GOTO(place_on_gpu(model, device, shard, type, progress, context, weights), err_free);
+    if (on_gpu || random) {
+        if (!on_gpu) type = BS_TYPE_BF16;
+        BS_TRY_GOTO(place_in_memory(model, device, shard, type, progress, context, weights), err_free);
     } else {
         loading load = {
             .progress = progress, .context = context, .page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE)};

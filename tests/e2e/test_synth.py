@@ -1,6 +1,8 @@
 """test_synth.py: models and caches of random numbers, memory that is capped, and the decode bench on them."""
+import array
 import json
 import os
+import random
 import re
 import sys
 
@@ -43,7 +45,52 @@ def test_device_mem():
     refused(1, "--device-mem", "bench", "kernel", "read", "--device", "cpu", "--device-mem", "1M", out=True)
 
 
+def generate(*words, ranks=0):
+    done = bitshard("generate", "--json", "--ignore-eos", *words, ranks=ranks)
+    if not c.check(done.returncode == 0, f"generate {' '.join(words)[:90]} on {ranks} ranks: exit {done.returncode} {done.stderr[-300:]}"):
+        c.finish()
+    return json.loads(done.stdout)
+
+
+def test_random():
+    """The same model on any grid: logits within what another order of summation costs, and so the same tokens."""
+    ids = os.path.join(c.WORK, "synth.i32")
+    rng = random.Random(20261128)
+    with open(ids, "wb") as file:
+        array.array("i", [rng.randrange(512) for _ in range(300)]).tofile(file)
+    for name in ("tiny-d128", "tiny-qwen2", "tiny-qwen3", "tiny-smollm3"):
+        out = os.path.join(c.WORK, f"synth.{name}.f32")
+        common = {"model": f"random:{name}", "tokens": ids, "n": 300, "kv": "f16", "stripe_pages": 1, "chunk": 128}
+        c.model_run(1, out=out, **common)
+        for ranks, grid in ((2, "2x1"), (3, "1x3")):
+            got = c.model_run(ranks, grid=grid, against=out, **common)
+            c.check(got["worst"] <= 1e-3, f"random:{name} on {grid}: worst {got['worst']} <= 1e-3")
+        os.remove(out)
+    one = generate("--model", "random:tiny-d128", "--prompt-ids", "5 17,300\n4", "-n", "40", "--kv", "f16")
+    c.check(one["prompt_tokens"] == [5, 17, 300, 4] and len(one["tokens"]) == 40 and one["text"] == "" and len(set(one["tokens"])) > 8,
+            f"ids in, ids out: {one}")
+    three = generate("--model", "random:tiny-d128", "--prompt-ids", "5 17 300 4", "-n", "40", "--kv", "f16", ranks=3)
+    c.check(three["tokens"] == one["tokens"], "the same tokens on 3 ranks")
+    other = generate("--model", "random:tiny-d128:2", "--prompt-ids", "5 17 300 4", "-n", "40", "--kv", "f16")
+    c.check(other["tokens"] != one["tokens"], "and others with another seed")
+    plain = bitshard("generate", "--model", "random:tiny-d128", "--prompt-ids", "5 17 300 4", "-n", "40", "--kv", "f16", "-q")
+    c.check(plain.stdout == " ".join(map(str, one["tokens"])) + "\n", f"without --json the ids on a line: {plain.stdout}")
+    same = generate("--model", TINY, "--prompt-ids", " ".join(map(str, generate("--model", TINY, "-p", "abc def", "-n", "3")["prompt_tokens"])), "-n", "3")
+    c.check(same["text"] == generate("--model", TINY, "-p", "abc def", "-n", "3")["text"], "--prompt-ids of a model with a tokenizer")
+    refused(2, "random:tiny-d64: has no tokenizer: give the prompt as --prompt-ids", "generate", "--model", "random:tiny-d64", "-p", "x", ranks=2)
+    refused(2, "NAME one of tiny-d128", "generate", "--model", "random:tiny", "--prompt-ids", "1")
+    refused(1, "random:tiny-d64: has no tokenizer", "tokenize", "--model", "random:tiny-d64", "-p", "x")
+    refused(1, "'600' is not an id from 0 to 599", "generate", "--model", "random:tiny-d64", "--prompt-ids", "1 600")
+    refused(2, "--prompt-ids: has no id", "generate", "--model", "random:tiny-d64", "--prompt-ids", ", ")
+    refused(2, "--prompt-ids: not together with --prompt", "generate", "--model", TINY, "--prompt-ids", "1", "-p", "x")
+    refused(2, "--dry-run: give --context or --prompt-ids", "generate", "--model", "random:llama-3.1-8b", "--dry-run")
+    done = bitshard("generate", "--model", "random:llama-3.1-8b", "--dry-run", "--context", "1M", "--kv", "int4", ranks=4)
+    c.check(done.returncode == 0 and "15.0 GiB" not in done.stdout.split("activations")[1] and "weights" in done.stdout, f"--dry-run of 8B: {done.stdout}")
+    refused(1, "--device-mem", "generate", "--model", "random:llama-3.1-70b", "--prompt-ids", "1", "--device-mem", "1G")
+
+
 made = bitshard("make-model", "tiny", TINY)
 if c.check(made.returncode == 0, f"make-model: {made.stderr}"):
     test_device_mem()
+    test_random()
 c.finish()

@@ -10,12 +10,13 @@ static const bs_kv_shape shape = {
 static bool with_gpu;
 
 /* Rows and columns of one matrix [N_ROWS, N_COLS], poison around them. */
-static void draw(gpu_side *side, int row, int n_rows, int col, int n_cols, uint16_t *out)
+static void draw(gpu_side *side, bs_type type, int row, int n_rows, int col, int n_cols, uint16_t *out)
 {
     const size_t row_bytes = 2 * N_COLS + 8, bytes = row_bytes * N_ROWS;
     uint8_t *got = malloc(bytes);
     gpu_poison(side, gpu_stage(side, 0), bytes);
-    bs_random_fill_args args = {.out = gpu_stage(side, 0),
+    bs_random_fill_args args = {.type = type,
+                                .out = gpu_stage(side, 0),
                                 .row_bytes = row_bytes,
                                 .n_rows = n_rows,
                                 .n_cols = n_cols,
@@ -39,8 +40,8 @@ static void a_part_is_what_it_is_in_the_whole(void **state)
 {
     static uint16_t whole[N_ROWS * N_COLS], part[N_ROWS * N_COLS];
     gpu_side *cpu = *state;
-    draw(cpu, 0, N_ROWS, 0, N_COLS, whole);
-    draw(cpu, 13, 20, 32, 64, part);
+    draw(cpu, BS_TYPE_BF16, 0, N_ROWS, 0, N_COLS, whole);
+    draw(cpu, BS_TYPE_BF16, 13, 20, 32, 64, part);
     for (int r = 0; r < 20; r++) assert_memory_equal(part + r * N_COLS, whole + (r + 13) * N_COLS + 32, 128);
     double sum = 0, squares = 0;
     for (int i = 0; i < N_ROWS * N_COLS; i++) {
@@ -84,8 +85,11 @@ static void a_gpu_has_the_cpus_bits(void **state)
     static uint16_t drawn[GPU_N_SIDES][N_ROWS * N_COLS];
     gpu_side *sides = *state;
     if (!with_gpu) skip();
-    for (int s = 0; s < GPU_N_SIDES; s++) draw(&sides[s], 2, N_ROWS - 2, 4, N_COLS - 4, drawn[s]);
-    assert_memory_equal(drawn[0], drawn[1], sizeof drawn[0]);
+    for (int i = 0; i < 2; i++) {
+        for (int s = 0; s < GPU_N_SIDES; s++)
+            draw(&sides[s], i ? BS_TYPE_F16 : BS_TYPE_BF16, 2, N_ROWS - 2, 4, N_COLS - 4, drawn[s]);
+        assert_memory_equal(drawn[0], drawn[1], sizeof drawn[0]);
+    }
     enum { BYTES = BS_PAGE_TOKENS * 64 * 2 };
     static uint8_t k[GPU_N_SIDES][BYTES], v[GPU_N_SIDES][BYTES];
     for (int s = 0; s < GPU_N_SIDES; s++) gpu_open_pools(&sides[s], &shape, N_PAGES, 0);
@@ -113,14 +117,15 @@ static void bad_arguments_are_refused(void **state)
 {
     gpu_side *cpu = *state;
     const bs_random_fill_args good = {
-        .out = gpu_stage(cpu, 0), .row_bytes = 16, .n_rows = 1, .n_cols = 8, .ld = 8};
-    bs_random_fill_args bad[4] = {good, good, good, good};
+        .type = BS_TYPE_BF16, .out = gpu_stage(cpu, 0), .row_bytes = 16, .n_rows = 1, .n_cols = 8, .ld = 8};
+    bs_random_fill_args bad[5] = {good, good, good, good, good};
     assert_int_equal(bs_op_random_fill(cpu->stream, &good), BS_STATUS_OK);
     bad[0].n_cols = 6;
     bad[1].first = 2;
     bad[2].row_bytes = 8;
     bad[3].out = NULL;
-    for (int i = 0; i < 4; i++) {
+    bad[4].type = BS_TYPE_F32;
+    for (int i = 0; i < 5; i++) {
         assert_int_equal(bs_op_random_fill(cpu->stream, &bad[i]), BS_STATUS_RANGE);
         bs_error_clear();
     }

@@ -15,3 +15,7 @@ tests_unit_test_weights_SOURCES = tests/unit/test_weights.c
 tests_unit_test_weights_LDADD = $(BS_TEST_LIBS)
 tests_unit_test_upload_SOURCES = tests/unit/test_upload.c
 tests_unit_test_upload_LDADD = $(BS_TEST_LIBS)
+check_PROGRAMS += tests/unit/test_random_model
+TESTS += tests/unit/test_random_model
+tests_unit_test_random_model_SOURCES = tests/unit/test_random_model.c
+tests_unit_test_random_model_LDADD = $(BS_TEST_LIBS)
