@@ -64,6 +64,16 @@ const bs_cache_memory *bs_cache_get_memory(const bs_cache *cache);
 bool bs_cache_fits(const bs_cache *cache, int64_t n_tokens, int *best_start);
 /* Takes the slot and reserves pages for n_tokens. BS_STATUS_FULL when it does not fit, RANGE for a bad slot. */
 bs_status bs_cache_seq_start(bs_cache *cache, int seq, int start_s, int64_t n_tokens);
+/* What bs_cache_seq_fill draws. */
+typedef struct bs_cache_noise {
+    uint64_t seed;
+    int first_kv_head; /* of the model: the one that is this rank's first */
+} bs_cache_noise;
+/* A sequence that has no tokens, or whole pages of an earlier fill, gets tokens of noise up to n_tokens, in the state in
+ * which decoding them would have left it: K and V of mean 0 and standard deviation 1, the same for a seed on every grid.
+ * For benches. Not for a decode step: it waits for the stream. RANGE beyond the reservation or behind real tokens. */
+bs_status bs_cache_seq_fill(bs_cache *cache, bs_stream *stream, int seq, int64_t n_tokens,
+                            const bs_cache_noise *noise);
 /* Frees the slot: pages without another owner go back to the pools (zeroed before reuse). */
 void bs_cache_seq_free(bs_cache *cache, int seq);
 /* dst becomes a copy of src at its present length, reserved for n_tokens: shares quantized and sink pages, copies the

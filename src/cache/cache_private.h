@@ -6,6 +6,7 @@
  *   sequence.c     reservations; start, free, fork, reuse
  *   step.c         what a step quantizes and which slots it takes
  *   tables.c       the device tables
+ *   fill.c         sequences that begin with noise
  *
  * A sequence keeps the slots of this shard's pages only, in page order: its list has one entry a page that is
  * owned. Where the kind of a page changes is three numbers (sink, quant_end, end), so a page's kind is never

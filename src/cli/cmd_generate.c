@@ -142,13 +142,15 @@ static bs_status read_stop_token(generate *g, const char *text)
 
 static bs_status choose_context(generate *g)
 {
-    int64_t answer = bs_options_int(g->options, "max-tokens"), need = (int64_t)g->prompt.n + answer;
+    int64_t answer = bs_options_int(g->options, "max-tokens"), fill = bs_options_int(g->options, "kv-fill");
+    int64_t need = fill + (int64_t)g->prompt.n + answer;
     bool given = bs_options_given(g->options, "context");
     int64_t context = given ? bs_options_int(g->options, "context") : need;
     if (context < need)
         return bs_fail(BS_STATUS_USAGE,
-                       "--context %lld: a prompt of %zu tokens and --max-tokens %lld need %lld",
-                       (long long)context, g->prompt.n, (long long)answer, (long long)need);
+                       "--context %lld: a prompt of %zu tokens%s and --max-tokens %lld need %lld",
+                       (long long)context, g->prompt.n, fill > 0 ? ", --kv-fill" : "", (long long)answer,
+                       (long long)need);
     int trained = bs_model_get_desc(g->model)->context_length;
     if (need > trained)
         bs_log_warn("prompt and answer may reach %lld tokens: the model was trained for %d", (long long)need,
@@ -307,6 +309,7 @@ static bs_status submit(generate *g)
         .prompt = g->prompt.ids,
         .n_prompt = (int64_t)g->prompt.n,
         .max_tokens = bs_options_int(o, "max-tokens"),
+        .fill_tokens = bs_options_int(o, "kv-fill"),
         .sampling = bs_cli_read_sampling(o),
         .ignore_end = bs_options_flag(o, "ignore-eos"),
         .show_special = bs_options_flag(o, "show-special"),

@@ -58,7 +58,7 @@ struct batch {
 
 bs_status bs_generate_batch_check(const bs_options *options)
 {
-    static const char *const others[] = {"prompt", "prompt-file", "system", "json", "chat"};
+    static const char *const others[] = {"prompt", "prompt-file", "system", "json", "chat", "kv-fill"};
     const char *path = bs_options_string(options, "batch"), *output = bs_options_string(options, "output");
     if (!path) {
         if (output) return bs_fail(BS_STATUS_USAGE, "--output %s: only with --batch", output);

@@ -137,6 +137,8 @@ const bs_option bs_cli_options[] = {
     CHOICE("v-encoder", "NAME", "least-squares", "least-squares|plain", "Cache", "range of a 2-bit group of V: best, or from min to max", GENERATE | EVAL),
     SCALED("context", 'c', "N", NULL, 1, INT32_MAX - 65536, "Cache", "tokens of the sequence; without it as many as prompt and answer need", GENERATE),
 
+    SCALED("kv-fill", 0, "N", "0", 0, INT32_MAX - 65536, "Cache", "begin behind N cached tokens of noise: long contexts without prefill", GENERATE),
+
     STRING("grid", 'g', "HxS", NULL, "Ranks", "head shards x sequence shards; without it the most head shards that fit", GENERATE | INFO | EVAL),
     CHOICE("merge", "NAME", "allreduce", "allreduce|allgather|fold", "Ranks", "how sequence shards merge attention", GENERATE | INFO | EVAL),
     CHOICE("transport", "NAME", "auto", "auto|mpi|nccl", "Ranks", "what GPUs' collectives go through: NCCL where each rank has its own GPU, else MPI, or these", GENERATE | BENCH | EVAL),

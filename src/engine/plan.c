@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-#define PLAN_MAGIC 0x31505342u /* "BSP1" */
+#define PLAN_MAGIC 0x32505342u /* "BSP2" */
 
 static size_t frees_at(void)
 {
@@ -123,6 +123,8 @@ static bs_status check_starts(const bs_plan *plan, const bs_plan_limits *limits,
         if (s->from < -1 || s->from >= limits->max_seqs || s->from == s->seq)
             return bad(plan, "start's from", s->from);
         if (s->reuse_tokens < -1) return bad(plan, "reuse_tokens", s->reuse_tokens);
+        if (s->fill_tokens < 0 || s->fill_tokens >= s->n_tokens || (s->fill_tokens > 0 && s->from >= 0))
+            return bad(plan, "fill_tokens", s->fill_tokens);
         BS_TRY(bs_sampling_check(&s->sampling));
         if (s->from >= 0 && s->reuse_tokens >= 0 && s->sampling.repeat_penalty != 1)
             return bad(plan, "reuse_tokens with a repeat penalty,", s->reuse_tokens);

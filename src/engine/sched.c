@@ -108,7 +108,9 @@ static bs_status check_request(const bs_sched *s, const bs_request_config *c)
     if (c->n_prompt < 1) return bs_fail(BS_STATUS_RANGE, "prompt: has no token");
     if (c->max_tokens < 0)
         return bs_fail(BS_STATUS_RANGE, "max tokens %lld: must be 0 or more", (long long)c->max_tokens);
-    if (c->n_prompt > s->max_tokens || c->max_tokens > s->max_tokens - c->n_prompt)
+    if (c->fill_tokens < 0 || c->fill_tokens > s->max_tokens ||
+        c->n_prompt > s->max_tokens - c->fill_tokens ||
+        c->max_tokens > s->max_tokens - c->fill_tokens - c->n_prompt)
         return bs_fail(BS_STATUS_RANGE,
                        "request of %lld prompt tokens and %lld to answer: the context is %lld",
                        (long long)c->n_prompt, (long long)c->max_tokens, (long long)s->max_tokens);
@@ -233,13 +235,14 @@ static void plan_starts(bs_sched *s, bs_plan *plan, const flight *before)
         bs_request *r = s->waiting.first;
         int slot = find_slot(s), start_s;
         if (!r || slot < 0 || count_prefills(s) >= s->max_prefill_seqs) return;
-        int64_t n_tokens = r->config.n_prompt + r->config.max_tokens;
+        int64_t n_tokens = r->config.fill_tokens + r->config.n_prompt + r->config.max_tokens;
         if (!find_room(s, r, n_tokens, before->n_starts + plan->n_starts, &start_s)) return;
         bs_plan_starts(plan)[plan->n_starts++] = (bs_plan_start){.seq = slot,
                                                                  .start_s = start_s,
                                                                  .n_tokens = n_tokens,
                                                                  .from = -1,
                                                                  .reuse_tokens = -1,
+                                                                 .fill_tokens = r->config.fill_tokens,
                                                                  .sampling = r->config.sampling};
         list_remove(&s->waiting, r);
         list_append(&s->running, r);
@@ -250,12 +253,18 @@ static void plan_starts(bs_sched *s, bs_plan *plan, const flight *before)
     }
 }
 
+/* Where the next token goes. */
+static int64_t position_of(const bs_request *r)
+{
+    return r->config.fill_tokens + r->n_planned;
+}
+
 /* Adds an entry of n tokens of r to the plan and gives the place for their ids. */
 static int32_t *plan_entry(bs_plan *plan, flight *f, bs_request *r, int n, int flags)
 {
     int32_t *tokens = bs_plan_tokens(plan) + plan->n_tokens;
     bs_plan_seqs(plan)[plan->n_seqs++] = (bs_plan_seq){
-        .seq = r->seq, .n_tokens = n, .flags = flags, .pos0 = r->n_planned, .first_token = plan->n_tokens};
+        .seq = r->seq, .n_tokens = n, .flags = flags, .pos0 = position_of(r), .first_token = plan->n_tokens};
     f->request[f->n_seqs++] = r;
     plan->n_tokens += n;
     r->n_planned += n;
@@ -270,7 +279,7 @@ static double plan_decodes(bs_sched *s, bs_plan *plan, flight *f)
     for (bs_request *r = s->running.first; r; r = r->next) {
         if (r->n_planned < r->config.n_prompt || r->n_draws >= r->config.max_tokens) continue;
         *plan_entry(plan, f, r, 1, BS_PLAN_SEQ_SAMPLE) = BS_PLAN_LAST_TOKEN;
-        ms += bs_cost_tokens_ms(&s->cost, 1, r->n_planned);
+        ms += bs_cost_tokens_ms(&s->cost, 1, position_of(r));
     }
     return ms;
 }
@@ -283,10 +292,10 @@ static void plan_prefills(bs_sched *s, bs_plan *plan, flight *f, double ms)
     for (bs_request *r = s->running.first; r; r = r->next) {
         int64_t left = r->config.n_prompt - r->n_planned;
         if (left <= 0) continue;
-        int n = bs_cost_cut(&s->cost, r->n_planned, s->chunk_tokens, s->max_cut, s->max_step_ms);
+        int n = bs_cost_cut(&s->cost, position_of(r), s->chunk_tokens, s->max_cut, s->max_step_ms);
         bool last = n >= left;
         if (last) n = (int)left;
-        double chunk_ms = bs_cost_tokens_ms(&s->cost, n, r->n_planned + n);
+        double chunk_ms = bs_cost_tokens_ms(&s->cost, n, position_of(r) + n);
         if (n > s->limits.max_step_tokens - plan->n_tokens || (!first && ms + chunk_ms > s->max_step_ms))
             continue;
         int flags = BS_PLAN_SEQ_PREFILL | (last && r->config.max_tokens > 0 ? BS_PLAN_SEQ_SAMPLE : 0);

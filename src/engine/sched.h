@@ -21,6 +21,7 @@ typedef struct bs_request_config {
     const int32_t *prompt; /* copied */
     int64_t n_prompt;      /* ≥ 1 */
     int64_t max_tokens;    /* of the answer, ≥ 0 */
+    int64_t fill_tokens;   /* tokens of noise in the cache before the prompt, for benches; usually 0 */
     bs_sampling sampling;
     bool ignore_end;         /* do not stop at the model's end tokens */
     bool show_special;       /* special tokens in the text */

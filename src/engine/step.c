@@ -8,6 +8,7 @@
  * Repetition penalty: the ids of a sequence are marked when they go in, so a drawn token is marked at the
  * step that feeds it back, before that step draws; the bitmap then holds exactly prompt and answer so far.
  */
+#include "src/base/checked.h"
 #include "src/engine/engine_private.h"
 
 #include <string.h>
@@ -32,6 +33,20 @@ static bs_status check_cache_seq(const bs_engine *e, int seq, bool in_use, const
                    seq, in_use ? "not in use" : "in use");
 }
 
+/* Begins a sequence behind tokens of noise; in pieces, so that a CPU shows progress. */
+static bs_status fill_sequence(bs_engine *e, int seq, int64_t n_tokens)
+{
+    enum { PIECE = 16 * BS_PAGE_TOKENS, SEED = 1 };
+    const bs_cache_noise noise = {.seed = SEED + (uint64_t)seq,
+                                  .first_kv_head = (int)e->layout.shard.kv_heads.first};
+    for (int64_t n = 0; n < n_tokens;) {
+        n = bs_min_i64(n + PIECE, n_tokens);
+        bs_comm_progress(e->comm, e->step, 0, BS_PHASE_PLAN);
+        BS_TRY(bs_cache_seq_fill(e->cache, e->stream, seq, n, &noise));
+    }
+    return BS_STATUS_OK;
+}
+
 static bs_status start_sequence(bs_engine *e, const bs_plan_start *s)
 {
     uint64_t *seen = seen_bitmap(e, s->seq);
@@ -48,7 +63,8 @@ static bs_status start_sequence(bs_engine *e, const bs_plan_start *s)
     BS_TRY(bs_fill_zero(e->stream, seen, e->layout.seen_bytes));
     if (s->from >= 0)
         return bs_cache_seq_reuse(e->cache, s->from, s->seq, s->reuse_tokens, s->n_tokens, &first_pos);
-    return bs_cache_seq_start(e->cache, s->seq, s->start_s, s->n_tokens);
+    BS_TRY(bs_cache_seq_start(e->cache, s->seq, s->start_s, s->n_tokens));
+    return fill_sequence(e, s->seq, s->fill_tokens);
 }
 
 static bs_status apply_frees_and_starts(bs_engine *e, const bs_plan *plan)

@@ -58,13 +58,12 @@ def test_random():
     rng = random.Random(20261128)
     with open(ids, "wb") as file:
         array.array("i", [rng.randrange(512) for _ in range(300)]).tofile(file)
-    for name in ("tiny-d128", "tiny-qwen2", "tiny-qwen3", "tiny-smollm3"):
+    for name, ranks, grid in (("tiny-d128", 2, "2x1"), ("tiny-qwen2", 3, "1x3"), ("tiny-qwen3", 2, "1x2")):
         out = os.path.join(c.WORK, f"synth.{name}.f32")
         common = {"model": f"random:{name}", "tokens": ids, "n": 300, "kv": "f16", "stripe_pages": 1, "chunk": 128}
         c.model_run(1, out=out, **common)
-        for ranks, grid in ((2, "2x1"), (3, "1x3")):
-            got = c.model_run(ranks, grid=grid, against=out, **common)
-            c.check(got["worst"] <= 1e-3, f"random:{name} on {grid}: worst {got['worst']} <= 1e-3")
+        got = c.model_run(ranks, grid=grid, against=out, **common)
+        c.check(got["worst"] <= 1e-3, f"random:{name} on {grid}: worst {got['worst']} <= 1e-3")
         os.remove(out)
     one = generate("--model", "random:tiny-d128", "--prompt-ids", "5 17,300\n4", "-n", "40", "--kv", "f16")
     c.check(one["prompt_tokens"] == [5, 17, 300, 4] and len(one["tokens"]) == 40 and one["text"] == "" and len(set(one["tokens"])) > 8,
@@ -89,8 +88,27 @@ def test_random():
     refused(1, "--device-mem", "generate", "--model", "random:llama-3.1-70b", "--prompt-ids", "1", "--device-mem", "1G")
 
 
+def test_kv_fill():
+    """Behind N tokens of noise: positions go on at N, and one and three ranks draw the same tokens."""
+    words = ("--model", "random:tiny-d128", "--prompt-ids", "1 2 3", "-n", "24", "--stripe-pages", "1")
+    answers = {}
+    for kv, fill in (("f16", "700"), ("f16", "1K"), ("int4", "700")):
+        one = answers[kv, fill] = generate(*words, "--kv", kv, "--kv-fill", fill)
+        three = generate(*words, "--kv", kv, "--kv-fill", fill, ranks=3)
+        n = int(fill.replace("K", "")) * (1024 if "K" in fill else 1) + 26
+        each = 2 * 2 * 4 * 8 * 128
+        c.check(one["cache_bytes_f16"] == three["cache_bytes_f16"] and 0 <= one["cache_bytes_f16"] / each - n <= 2 and one["cache_bytes"] == three["cache_bytes"],
+                f"{kv} --kv-fill {fill}: {one['cache_bytes_f16'] / each} tokens in the cache")
+        if kv == "f16":
+            c.check(one["tokens"] == three["tokens"] and len(one["prompt_tokens"]) == 3, "the same tokens on 3 ranks")
+    c.check(answers["f16", "700"]["tokens"] != answers["f16", "1K"]["tokens"] != generate(*words, "--kv", "f16")["tokens"], "what is in the cache matters")
+    refused(2, "--kv-fill: not together with --batch", "generate", "--model", TINY, "--batch", "x", "-o", "y", "--kv-fill", "9")
+    refused(2, "--context 1000", "generate", "--model", "random:tiny-d64", "--prompt-ids", "1", "--kv-fill", "1000", "--context", "1000")
+
+
 made = bitshard("make-model", "tiny", TINY)
 if c.check(made.returncode == 0, f"make-model: {made.stderr}"):
     test_device_mem()
     test_random()
+    test_kv_fill()
 c.finish()

@@ -12,3 +12,7 @@ tests_unit_test_cache_memory_LDADD = $(BS_TEST_LIBS)
 tests_unit_test_cache_memory_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc
 tests_unit_test_cache_random_SOURCES = tests/unit/test_cache_random.c $(BS_CACHE_GROUP)
 tests_unit_test_cache_random_LDADD = $(BS_TEST_LIBS)
+check_PROGRAMS += tests/unit/test_fill
+TESTS += tests/unit/test_fill
+tests_unit_test_fill_SOURCES = tests/unit/test_fill.c
+tests_unit_test_fill_LDADD = $(BS_TEST_LIBS)
