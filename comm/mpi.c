@@ -100,6 +100,8 @@ void bs_comm_finalize(bs_comm *comm)
 void bs_comm_abort(bs_comm *comm, int exit_code)
 {
     if (comm && comm->mpi) {
+        /* Whoever aborts has said why: what other ranks of the machine see of it is no news. */
+        if (comm->watchdog.running) atomic_flag_test_and_set(&comm->watchdog.window->reported);
         /* Another thread is at it already: time for its line to get out and for its abort to end this one. */
         if (atomic_exchange(&comm->ending, true)) nanosleep(&(struct timespec){.tv_sec = 2}, NULL);
         else if (comm->device_comm) comm->device_comm->abort(comm);

@@ -141,7 +141,7 @@ const bs_option bs_cli_options[] = {
 
     STRING("grid", 'g', "HxS", NULL, "Ranks", "head shards x sequence shards; without it the most head shards that fit", GENERATE | INFO | EVAL),
     CHOICE("merge", "NAME", "allreduce", "allreduce|allgather|fold", "Ranks", "how sequence shards merge attention", GENERATE | INFO | EVAL),
-    CHOICE("transport", "NAME", "auto", "auto|mpi|nccl", "Ranks", "what GPUs' collectives go through: NCCL where each rank has its own GPU, else MPI, or these", GENERATE | BENCH | EVAL),
+    CHOICE("transport", "NAME", "auto", "auto|mpi|nccl", "Ranks", "of GPUs; auto: NCCL where each rank has its own, else MPI", GENERATE | BENCH | EVAL),
     INT("stripe-pages", 0, "N", "8", 1, 1 << 20, "Ranks", "pages of 128 tokens dealt to a sequence shard at a time", GENERATE | EVAL),
     SCALED("chunk-tokens", 0, "N", "2048", 128, 65536, "Ranks", "prompt tokens of a step at most; a multiple of 128", GENERATE),
     FLOAT("step-ms", "MS", "500", 1, 1e6, "Ranks", "cut prompts so that a step is predicted to take no longer", GENERATE),

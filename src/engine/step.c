@@ -285,6 +285,7 @@ bs_status bs_engine_collect(bs_engine *e, bs_step_result *out)
     if (!flight || !flight->open) return bs_fail(BS_STATUS_INTERNAL, "no step is submitted");
     flight->open = false;
     BS_TRY(bs_timer_ms(flight->timer, &ms)); /* waits for its end */
+    bs_comm_progress(e->comm, flight->step, e->desc->n_layers, BS_PHASE_SAMPLE);
     BS_TRY(bs_stream_fault(e->stream));
     BS_TRY(show_results(e, flight, out));
     out->step_ms = ms;
