@@ -13,6 +13,7 @@
  * Measured docs/perf/LOG.md. */
 #include "kernels/cuda/fault.h"
 #include "kernels/cuda/kv_layout.h"
+#include "kernels/cuda/overlap.h"
 #include "kernels/cuda/warp_head.h"
 
 enum { WARP = 32, VECTORS_A_CTA = 4 };
@@ -66,6 +67,8 @@ static __device__ bool store_head(const job &j, const float x[D / WARP], uint32_
 template <int D> static __global__ void __launch_bounds__(WARP *VECTORS_A_CTA) append_kernel(job j)
 {
     __shared__ float rows[VECTORS_A_CTA][D];
+    bs_cuda_release_next();
+    bs_cuda_wait_before();
     const int n_kv_heads = j.layout.n_kv_heads, vectors_a_token = j.args.n_heads + 2 * n_kv_heads;
     const int vector = (int)(blockIdx.x * VECTORS_A_CTA + threadIdx.y), t = vector / vectors_a_token;
     if (t >= j.args.n_tokens) return;
@@ -109,7 +112,6 @@ bs_status bs_cuda_append(bs_stream *stream, const bs_append_args *args)
     j.fault = bs_cuda_stream_fault(stream);
     const unsigned n_ctas = (unsigned)((n + VECTORS_A_CTA - 1) / VECTORS_A_CTA);
     const dim3 block(WARP, VECTORS_A_CTA);
-    if (shape->head_dim == 128) append_kernel<128><<<n_ctas, block, 0, bs_cuda_stream(stream)>>>(j);
-    else append_kernel<64><<<n_ctas, block, 0, bs_cuda_stream(stream)>>>(j);
-    return bs_cuda_launched("append");
+    return bs_cuda_launch(stream, "append", shape->head_dim == 128 ? append_kernel<128> : append_kernel<64>,
+                          dim3(n_ctas), block, 0, j);
 }

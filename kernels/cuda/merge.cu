@@ -13,7 +13,7 @@
  *          the bits are the same on every rank.
  * Limits   any number of parts and rows below 2^31; D a positive number.
  * Measured docs/perf/LOG.md. */
-#include "kernels/cuda/cuda_private.h"
+#include "kernels/cuda/overlap.h"
 
 enum { ROWS_PER_CTA = 4, WARP = 32 };
 
@@ -47,6 +47,8 @@ static __device__ float sum_weights(const float *lse, int64_t stride, int n_part
 
 static __global__ void merge_kernel(bs_merge_args a)
 {
+    bs_cuda_release_next();
+    bs_cuda_wait_before();
     int row = my_row();
     if (row >= a.n_rows) return;
     float max = max_lse(a.lse, a.lse_stride, a.n_parts, row);
@@ -65,6 +67,8 @@ static __global__ void merge_kernel(bs_merge_args a)
 
 static __global__ void weigh_kernel(bs_merge_weigh_args a)
 {
+    bs_cuda_release_next();
+    bs_cuda_wait_before();
     int row = my_row();
     if (row >= a.n_rows) return;
     float x = a.lse[row], w = x == -INFINITY ? 0 : expf(x - a.lse_max[row]);
@@ -75,6 +79,8 @@ static __global__ void weigh_kernel(bs_merge_weigh_args a)
 
 static __global__ void finish_kernel(bs_merge_finish_args a)
 {
+    bs_cuda_release_next();
+    bs_cuda_wait_before();
     int row = my_row();
     if (row >= a.n_rows) return;
     const float *in = a.sum + (int64_t)row * (a.dim + 1);
@@ -85,6 +91,8 @@ static __global__ void finish_kernel(bs_merge_finish_args a)
 
 static __global__ void fold_kernel(bs_merge_fold_args a)
 {
+    bs_cuda_release_next();
+    bs_cuda_wait_before();
     int row = my_row();
     if (row >= a.n_rows) return;
     float max = max_lse(a.lse_all, a.n_rows, a.n_parts, row),
@@ -97,24 +105,24 @@ static __global__ void fold_kernel(bs_merge_fold_args a)
 
 bs_status bs_cuda_merge(bs_stream *stream, const bs_merge_args *args)
 {
-    merge_kernel<<<grid_of(args->n_rows), dim3(WARP, ROWS_PER_CTA), 0, bs_cuda_stream(stream)>>>(*args);
-    return bs_cuda_launched("merge");
+    return bs_cuda_launch(stream, "merge", merge_kernel, grid_of(args->n_rows), dim3(WARP, ROWS_PER_CTA), 0,
+                          *args);
 }
 
 bs_status bs_cuda_merge_weigh(bs_stream *stream, const bs_merge_weigh_args *args)
 {
-    weigh_kernel<<<grid_of(args->n_rows), dim3(WARP, ROWS_PER_CTA), 0, bs_cuda_stream(stream)>>>(*args);
-    return bs_cuda_launched("merge_weigh");
+    return bs_cuda_launch(stream, "merge_weigh", weigh_kernel, grid_of(args->n_rows),
+                          dim3(WARP, ROWS_PER_CTA), 0, *args);
 }
 
 bs_status bs_cuda_merge_finish(bs_stream *stream, const bs_merge_finish_args *args)
 {
-    finish_kernel<<<grid_of(args->n_rows), dim3(WARP, ROWS_PER_CTA), 0, bs_cuda_stream(stream)>>>(*args);
-    return bs_cuda_launched("merge_finish");
+    return bs_cuda_launch(stream, "merge_finish", finish_kernel, grid_of(args->n_rows),
+                          dim3(WARP, ROWS_PER_CTA), 0, *args);
 }
 
 bs_status bs_cuda_merge_fold(bs_stream *stream, const bs_merge_fold_args *args)
 {
-    fold_kernel<<<grid_of(args->n_rows), dim3(WARP, ROWS_PER_CTA), 0, bs_cuda_stream(stream)>>>(*args);
-    return bs_cuda_launched("merge_fold");
+    return bs_cuda_launch(stream, "merge_fold", fold_kernel, grid_of(args->n_rows), dim3(WARP, ROWS_PER_CTA),
+                          0, *args);
 }

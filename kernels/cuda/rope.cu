@@ -9,12 +9,14 @@
  * where the f64 value lies within 2 ulp of a rounding boundary, once in 10^8 or so.
  * Limits   below 2^31 pairs.
  * Measured docs/perf/LOG.md. */
-#include "kernels/cuda/cuda_private.h"
+#include "kernels/cuda/overlap.h"
 
 enum { THREADS = 128 };
 
 static __global__ void __launch_bounds__(THREADS) rope_table_kernel(bs_rope_table_args a)
 {
+    bs_cuda_release_next();
+    bs_cuda_wait_before();
     const int n_pairs = a.n_rot / 2, i = (int)(blockIdx.x * THREADS + threadIdx.x);
     if (i >= a.n_tokens * n_pairs) return;
     const int position = a.positions[i / n_pairs];
@@ -34,6 +36,6 @@ bs_status bs_cuda_rope_table(bs_stream *stream, const bs_rope_table_args *args)
     const int64_t n = (int64_t)args->n_tokens * (args->n_rot / 2);
     if (n > INT32_MAX - THREADS)
         return bs_fail(BS_STATUS_RANGE, "rope_table: %d tokens are too many for one launch", args->n_tokens);
-    rope_table_kernel<<<(unsigned)((n + THREADS - 1) / THREADS), THREADS, 0, bs_cuda_stream(stream)>>>(*args);
-    return bs_cuda_launched("rope_table");
+    return bs_cuda_launch(stream, "rope_table", rope_table_kernel,
+                          dim3((unsigned)((n + THREADS - 1) / THREADS)), dim3(THREADS), 0, *args);
 }

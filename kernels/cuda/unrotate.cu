@@ -8,7 +8,7 @@
  * Numerics the CPU's bits in F32.
  * Limits   the rotation for D 64 and 128; below 2^31 elements.
  * Measured docs/perf/LOG.md. */
-#include "kernels/cuda/cuda_private.h"
+#include "kernels/cuda/overlap.h"
 #include "kernels/cuda/warp_head.h"
 
 enum { WARP = 32, ROWS_PER_CTA = 4, THREADS = 256 };
@@ -16,6 +16,8 @@ enum { WARP = 32, ROWS_PER_CTA = 4, THREADS = 256 };
 template <int D>
 static __global__ void __launch_bounds__(WARP *ROWS_PER_CTA) unrotate_kernel(bs_unrotate_args a)
 {
+    bs_cuda_release_next();
+    bs_cuda_wait_before();
     const int row = (int)(blockIdx.x * ROWS_PER_CTA + threadIdx.y);
     if (row >= a.n_rows) return;
     float x[D / WARP];
@@ -29,6 +31,8 @@ static __global__ void __launch_bounds__(WARP *ROWS_PER_CTA) unrotate_kernel(bs_
 
 static __global__ void __launch_bounds__(THREADS) convert_kernel(bs_unrotate_args a, int n)
 {
+    bs_cuda_release_next();
+    bs_cuda_wait_before();
     const int i = (int)(blockIdx.x * THREADS + threadIdx.x);
     if (i < n) bs_cuda_store_act(a.out, i, a.act, a.o[i]);
 }
@@ -44,9 +48,8 @@ bs_status bs_cuda_unrotate(bs_stream *stream, const bs_unrotate_args *args)
     if (n > INT32_MAX - THREADS)
         return bs_fail(BS_STATUS_RANGE, "unrotate: %d rows are too many for one launch", args->n_rows);
     if (!args->hadamard)
-        convert_kernel<<<(unsigned)((n + THREADS - 1) / THREADS), THREADS, 0, bs_cuda_stream(stream)>>>(
-            *args, (int)n);
-    else if (args->dim == 128) unrotate_kernel<128><<<n_ctas, block, 0, bs_cuda_stream(stream)>>>(*args);
-    else unrotate_kernel<64><<<n_ctas, block, 0, bs_cuda_stream(stream)>>>(*args);
-    return bs_cuda_launched("unrotate");
+        return bs_cuda_launch(stream, "unrotate", convert_kernel,
+                              dim3((unsigned)((n + THREADS - 1) / THREADS)), dim3(THREADS), 0, *args, (int)n);
+    return bs_cuda_launch(stream, "unrotate", args->dim == 128 ? unrotate_kernel<128> : unrotate_kernel<64>,
+                          dim3(n_ctas), block, 0, *args);
 }
