@@ -6,8 +6,8 @@
  * Cost     2 · T · rows · cols operations: a chunk of 2,048 tokens through 14336 × 4096 is 241 G, 0.3 ms at 800
  * Tflop/s; below some 250 tokens the bytes of W are the bound.
  * Numerics products of act, sums in f32, no TF32; the same bits run to run (one stream, one workspace). The bias is
- * written to y first and added by cuBLAS (beta 1): one rounding of the sum, and one of the bias to the output's type,
- * which is exact for the biases of bf16 models.
+ * written to y first and added by cuBLAS (beta 1), after the sum has been rounded to the output's type: exact for the
+ * biases of bf16 models, two roundings of the rest.
  * Limits   W and x of one type; sizes and strides below 2^31. The workspace is the op's, so nothing is allocated.
  * Measured docs/perf/LOG.md.
  *

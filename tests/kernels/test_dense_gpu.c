@@ -91,11 +91,11 @@ static void compare(const gemm_case *c, const void *x, const void *w, const floa
                 size += fabs(term);
             }
             const double got = dense_load(y, (size_t)(t * ldy + r), c->out), error = fabs(got - want);
-            /* Twice the rounding: cuBLAS adds to a bias that is rounded too. */
-            const double rounding =
-                c->out == BS_TYPE_F32
-                    ? 0
-                    : dense_rounding(c->out) * (fabs(want) + (c->bias ? fabs(bias[r]) : 0)) + 0x1p-24;
+            /* cuBLAS rounds the sum before it adds a bias that is rounded too. */
+            const double with_bias = c->bias ? fabs(bias[r]) + fabs(want - bias[r]) : 0;
+            const double rounding = c->out == BS_TYPE_F32
+                                        ? 0
+                                        : dense_rounding(c->out) * (fabs(want) + with_bias) + 0x1p-24;
             if (c->out == BS_TYPE_F32 && size > 0) worst_gemm = fmax(worst_gemm, error / size);
             if (!(error <= TOL_GEMM_GPU * size + rounding))
                 fail_msg("%s x %s to %s, %dx%d from %d, %d tokens: row %d of token %d is %.9g, not %.9g",
