@@ -95,36 +95,35 @@ static __device__ __forceinline__ void advance(const gemv_job &j, const gemv_par
     if (++c->block < p.n_blocks) c->rows = rows_of_block(j, p, c->block);
 }
 
-static __device__ __forceinline__ void copy_16(uint32_t to, const uint8_t *from, bool inside, uint64_t policy)
+static __device__ __forceinline__ void copy_16(uint32_t to, const uint8_t *from, bool inside)
 {
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
-                 "r"(inside ? 16 : 0), "l"(policy)
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(inside ? 16 : 0)
                  : "memory");
 }
 
 /* A group's lines of n rows, 4 rows an instruction. The halves of odd rows' lines are swapped, so that the lanes of two
  * rows that read 64 bytes each meet in no bank. Columns behind the last are zeros. */
 static __device__ __forceinline__ void copy_lines(uint32_t to, const uint8_t *from, size_t ld, int n, int col,
-                                                  int n_cols, uint64_t policy)
+                                                  int n_cols)
 {
     const int lane = threadIdx.x % WARP, row = lane / 8, chunk = lane % 8;
     const bool inside = col + chunk * 8 < n_cols;
     from += (size_t)row * ld + (inside ? (size_t)col * 2 + chunk * 16 : 0);
     to += (uint32_t)(row * LINE + (chunk ^ (row & 1) << 2) * 16);
 #pragma unroll 8
-    for (int r = row; r < n; r += 4, from += 4 * ld, to += 4 * LINE) copy_16(to, from, inside, policy);
+    for (int r = row; r < n; r += 4, from += 4 * ld, to += 4 * LINE) copy_16(to, from, inside);
 }
 
-static __device__ __forceinline__ void load_w(const gemv_job &j, const gemv_cursor &c, uint32_t stage,
-                                              uint64_t policy)
+static __device__ __forceinline__ void load_w(const gemv_job &j, const gemv_cursor &c, uint32_t stage)
 {
     copy_lines(stage, j.w + (size_t)c.rows.first * j.row_bytes, j.row_bytes, c.rows.n, c.group * GROUP_COLS,
-               j.n_cols, policy);
+               j.n_cols);
 }
 
-static __device__ __forceinline__ void load_x(const gemv_job &j, int group, uint32_t stage, uint64_t policy)
+static __device__ __forceinline__ void load_x(const gemv_job &j, int group, uint32_t stage)
 {
-    copy_lines(stage + (uint32_t)j.x_at, j.x, j.ldx_bytes, j.n_tokens, group * GROUP_COLS, j.n_cols, policy);
+    copy_lines(stage + (uint32_t)j.x_at, j.x, j.ldx_bytes, j.n_tokens, group * GROUP_COLS, j.n_cols);
 }
 
 static __device__ __forceinline__ void end_group()
@@ -232,14 +231,13 @@ static __global__ void __launch_bounds__(THREADS, 2) gemv_kernel(const __grid_co
     const int warp = __shfl_sync(~0u, (int)threadIdx.x / WARP, 0);
     const uint8_t *const ring = rings + warp * j.n_stages * j.stage_bytes;
     const uint32_t ring_at = smem_address(ring);
-    const uint64_t once = evict_first_policy(), keep = evict_normal_policy();
     const gemv_part part = part_of_cta(j);
     const int n_groups = max((j.n_cols + GROUP_COLS - 1) / GROUP_COLS - warp + N_WARPS - 1, 0) / N_WARPS;
     const int n = n_groups * part.n_blocks, n_early = min(n, j.n_stages - 1);
     gemv_cursor next = {0, warp, rows_of_block(j, part, 0)};
     bs_cuda_release_next();
     for (int i = 0; i < n_early; i++, advance(j, part, warp, &next)) {
-        load_w(j, next, ring_at + (uint32_t)(i * j.stage_bytes), once);
+        load_w(j, next, ring_at + (uint32_t)(i * j.stage_bytes));
         end_group();
     }
     if (j.n_ahead > 0) {
@@ -252,7 +250,7 @@ static __global__ void __launch_bounds__(THREADS, 2) gemv_kernel(const __grid_co
     }
     bs_cuda_wait_before();
     for (int i = 0; i < n_early; i++)
-        load_x(j, warp + i % n_groups * N_WARPS, ring_at + (uint32_t)(i * j.stage_bytes), keep);
+        load_x(j, warp + i % n_groups * N_WARPS, ring_at + (uint32_t)(i * j.stage_bytes));
     end_group();
     wait_for_groups(0);
     float *const all = (float *)(rings + N_WARPS * j.n_stages * j.stage_bytes);
@@ -266,8 +264,8 @@ static __global__ void __launch_bounds__(THREADS, 2) gemv_kernel(const __grid_co
             __syncwarp(); /* all lanes' copies are there, and all have read the stage before */
             if (i + j.n_stages - 1 < n) {
                 const uint32_t to = ring_at + (uint32_t)(free_stage * j.stage_bytes);
-                load_w(j, next, to, once);
-                load_x(j, next.group, to, keep);
+                load_w(j, next, to);
+                load_x(j, next.group, to);
                 advance(j, part, warp, &next);
             }
             end_group(); /* also an empty one: they are counted */
