@@ -85,6 +85,35 @@ static bs_status print_cache(const info *i, const bs_model_desc *d)
                         bytes, f16);
 }
 
+/* ", window of 4096 tokens", "… in 12 of 24 layers"; or "". */
+static void describe_window(const bs_model_desc *d, char *text, size_t bytes)
+{
+    int window = 0, n = 0;
+    for (int l = 0; l < d->n_layers; l++) {
+        if (d->layers[l].window == 0) continue;
+        window = d->layers[l].window;
+        n++;
+    }
+    text[0] = 0;
+    if (n == d->n_layers) snprintf(text, bytes, ", window of %d tokens", window);
+    else if (n > 0) snprintf(text, bytes, ", window of %d tokens in %d of %d layers", window, n, d->n_layers);
+}
+
+static bs_status print_attention(const bs_model_desc *d)
+{
+    char window[80], scaling[48] = "", layers[48] = "";
+    int n_rope = 0;
+    describe_window(d, window, sizeof window);
+    for (int l = 0; l < d->n_layers; l++) n_rope += d->layers[l].rope;
+    if (d->rope_kind != BS_ROPE_PLAIN)
+        snprintf(scaling, sizeof scaling, ", %s scaling", bs_rope_kind_name(d->rope_kind));
+    if (n_rope < d->n_layers) snprintf(layers, sizeof layers, ", in %d of %d layers", n_rope, d->n_layers);
+    BS_TRY(bs_cli_print("  attention       %d heads on %d KV heads of %d%s\n", d->n_heads, d->n_kv_heads,
+                        d->head_dim, window));
+    return bs_cli_print("  RoPE            base %g, %d channels, %s%s%s\n", d->rope_theta, d->n_rot,
+                        d->rope_interleaved ? "interleaved" : "halves", scaling, layers);
+}
+
 static bs_status print_model(const info *i)
 {
     const bs_model_desc *d = bs_model_get_desc(i->model);
@@ -96,13 +125,11 @@ static bs_status print_model(const info *i)
     BS_TRY(bs_cli_print("  shape           %d layers, hidden %d, FFN %d, vocabulary %d%s\n", d->n_layers,
                         d->n_hidden, d->n_ffn, d->n_vocab,
                         d->tied_output ? ", output tied to the embedding" : ""));
-    char window[48] = "";
-    if (d->window > 0) snprintf(window, sizeof window, ", window of %d tokens", d->window);
-    BS_TRY(bs_cli_print("  attention       %d heads on %d KV heads of %d%s\n", d->n_heads, d->n_kv_heads,
-                        d->head_dim, window));
-    BS_TRY(bs_cli_print("  RoPE            base %g, %d channels, %s\n", d->rope_theta, d->n_rot,
-                        d->rope_interleaved ? "interleaved" : "halves"));
+    BS_TRY(print_attention(d));
     BS_TRY(bs_cli_print("  trained for     %d tokens\n", d->context_length));
+    if (d->sampling.sample)
+        BS_TRY(bs_cli_print("  authors sample  at temperature %g, top-p %g, top-k %d\n",
+                            (double)d->sampling.temperature, (double)d->sampling.top_p, d->sampling.top_k));
     BS_TRY(print_types(i->model));
     return print_cache(i, d);
 }

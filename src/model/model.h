@@ -1,8 +1,9 @@
 /* model.h: a model file, its description, and the part of it that one rank uses.
  *
  * A bs_model is opened from a GGUF file or a Hugging Face directory (config.json and safetensors): the description is
- * read and checked whole, the data mapped read-only and never copied. bs_shard says which heads, columns and rows belong to a rank (DESIGN §3: pure arithmetic, the same on every
- * rank), and bs_weights are the views of this rank's matrices in the file's own blocks.
+ * read and checked whole, the data mapped read-only and never copied. bs_shard says which heads, columns and rows belong
+ * to a rank (DESIGN §3: pure arithmetic, the same on every rank), and bs_weights are the views of this rank's matrices in
+ * the file's own blocks.
  */
 #ifndef BS_MODEL_H
 #define BS_MODEL_H
@@ -22,6 +23,7 @@ typedef struct bs_layer_desc {
 } bs_layer_desc;
 
 typedef enum bs_rope_kind { BS_ROPE_PLAIN, BS_ROPE_LINEAR, BS_ROPE_LLAMA3, BS_ROPE_YARN } bs_rope_kind;
+const char *bs_rope_kind_name(bs_rope_kind kind); /* "plain", "linear", "llama3", "yarn" */
 
 /* How a model's authors sample (generation_config.json); `sample` false: greedily, or they do not say. */
 typedef struct bs_suggested_sampling {

@@ -1,21 +1,53 @@
-/* model_gguf.c: what a GGUF file of architecture `llama` describes, checked against its own tensors.
+/* model_gguf.c: what a GGUF file describes, checked against its own tensors.
  *
  * Nothing is guessed: every tensor of the file must be one that this architecture has, in the shape that the
  * keys promise, and what would change the arithmetic unseen (an expert count, a RoPE scaling that is not
- * known here, a bias) is refused by name. Traps of the format (facts): the rows of Q and K are stored
- * permuted, so RoPE pairs neighbours (2i, 2i + 1); Llama-3's frequency scaling is baked into
+ * known here, a bias of another matrix than q, k, v) is refused by name. Traps of the format (facts): the rows of
+ * Q and K of llama (which Mistral's files call themselves too) and smollm3 are stored permuted, so RoPE pairs
+ * neighbours (2i, 2i + 1), those of qwen2 and qwen3 are not; Llama-3's frequency scaling is baked into
  * `rope_freqs.weight`, which divides inv_freq; a file without `output.weight` uses the embedding table as its
- * output head.
+ * output head; smollm3 has no key for the layers without RoPE, every fourth is one.
  */
 #include "config.h"
 #include "src/model/gguf_private.h"
 #include "src/model/model_private.h"
+#include "src/model/rope.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+typedef struct architecture {
+    const char *name;
+    bool interleaved; /* Q and K are permuted */
+    bool qkv_bias;    /* must be there; llama may have it */
+    bool qk_norm;
+    int no_rope_step; /* each so many'th layer has no RoPE; 0: all have it */
+} architecture;
+
+static const architecture architectures[] = {
+    {"llama", .interleaved = true},
+    {"qwen2", .qkv_bias = true},
+    {"qwen3", .qk_norm = true},
+    {"smollm3", .interleaved = true, .no_rope_step = 4},
+};
+enum { N_ARCHITECTURES = sizeof architectures / sizeof architectures[0] };
+
+static const architecture *find_architecture(bs_string name)
+{
+    for (int i = 0; i < N_ARCHITECTURES; i++)
+        if (strlen(architectures[i].name) == name.bytes &&
+            memcmp(architectures[i].name, name.text, name.bytes) == 0)
+            return &architectures[i];
+    return NULL;
+}
+
+static const architecture *arch_of(const bs_model *model)
+{
+    return find_architecture((bs_string){model->desc.architecture, strlen(model->desc.architecture)});
+}
 
 /* ---- keys -------------------------------------------------------------------------------------------------
  */
@@ -64,9 +96,10 @@ static bs_status read_names(bs_model *model)
     bs_string text = {"", 0};
     bool found;
     BS_TRY(bs_gguf_get_string(model->gguf, "general.architecture", &text, NULL));
-    if (text.bytes != strlen("llama") || memcmp(text.text, "llama", text.bytes) != 0)
-        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: general.architecture is %.*s: only llama is supported",
-                       path, text.bytes < 64 ? (int)text.bytes : 64, text.text);
+    if (!find_architecture(text))
+        return bs_fail(BS_STATUS_UNSUPPORTED,
+                       "%s: general.architecture is %.*s: must be llama, qwen2, qwen3 or smollm3", path,
+                       text.bytes < 64 ? (int)text.bytes : 64, text.text);
     copy_text(desc->architecture, sizeof desc->architecture, text);
     BS_TRY(bs_gguf_get_string(model->gguf, "general.name", &text, &found));
     if (!found || text.bytes == 0 || !bs_gguf_is_text(text)) {
@@ -74,6 +107,19 @@ static bs_status read_names(bs_model *model)
         text.bytes = strlen(text.text);
     }
     copy_text(desc->name, sizeof desc->name, text);
+    return BS_STATUS_OK;
+}
+
+/* Of Mistral, in every layer; other architectures' files have no key for the layers that it is of. */
+static bs_status read_window(bs_model *model)
+{
+    int64_t window = 0;
+    bool found;
+    if (strcmp(model->desc.architecture, "llama") != 0)
+        return expect_int(model, "attention.sliding_window", 0);
+    BS_TRY(bs_gguf_get_int(model->gguf, arch_key(model, "attention.sliding_window"), 0, INT32_MAX, &window,
+                           &found));
+    model->desc.window = (int)window;
     return BS_STATUS_OK;
 }
 
@@ -105,7 +151,8 @@ static bs_status read_sizes(bs_model *model)
     desc->head_dim = (int)head_dim;
     desc->attn_scale = 1.0f / sqrtf((float)head_dim);
     BS_TRY(expect_int(model, "attention.value_length", head_dim));
-    return expect_int(model, "expert_count", 0);
+    BS_TRY(expect_int(model, "expert_count", 0));
+    return read_window(model);
 }
 
 static bs_status read_norm(bs_model *model)
@@ -131,25 +178,42 @@ static bs_status claim(bs_model *model, const char *name, int64_t cols, int64_t 
 static bs_status claim_layer(bs_model *model, int number)
 {
     const bs_model_desc *desc = &model->desc;
+    const architecture *arch = arch_of(model);
     bs_model_layer *layer = &model->layers[number];
-    int64_t hidden = desc->n_hidden, q = (int64_t)desc->n_heads * desc->head_dim;
-    int64_t kv = (int64_t)desc->n_kv_heads * desc->head_dim, ffn = desc->n_ffn;
+    const int64_t hidden = desc->n_hidden, ffn = desc->n_ffn, D = desc->head_dim, q = desc->n_heads * D,
+                  kv = desc->n_kv_heads * D;
+    enum presence { NEEDED, OPTIONAL, ABSENT };
+    const enum presence norm = arch->qk_norm ? NEEDED : ABSENT;
+    const enum presence bias = arch->qkv_bias ? NEEDED : strcmp(arch->name, "llama") == 0 ? OPTIONAL : ABSENT;
     const struct {
         const char *name;
         int64_t cols, rows;
         const bs_tensor **out;
+        enum presence presence;
     } wanted[] = {
-        {"attn_norm", hidden, 0, &layer->attn_norm}, {"attn_q", hidden, q, &layer->q},
-        {"attn_k", hidden, kv, &layer->k},           {"attn_v", hidden, kv, &layer->v},
-        {"attn_output", q, hidden, &layer->o},       {"ffn_norm", hidden, 0, &layer->ffn_norm},
-        {"ffn_gate", hidden, ffn, &layer->gate},     {"ffn_up", hidden, ffn, &layer->up},
-        {"ffn_down", ffn, hidden, &layer->down},
+        {"attn_norm.weight", hidden, 0, &layer->attn_norm, NEEDED},
+        {"attn_q.weight", hidden, q, &layer->q, NEEDED},
+        {"attn_k.weight", hidden, kv, &layer->k, NEEDED},
+        {"attn_v.weight", hidden, kv, &layer->v, NEEDED},
+        {"attn_output.weight", q, hidden, &layer->o, NEEDED},
+        {"ffn_norm.weight", hidden, 0, &layer->ffn_norm, NEEDED},
+        {"ffn_gate.weight", hidden, ffn, &layer->gate, NEEDED},
+        {"ffn_up.weight", hidden, ffn, &layer->up, NEEDED},
+        {"ffn_down.weight", ffn, hidden, &layer->down, NEEDED},
+        {"attn_q_norm.weight", D, 0, &layer->q_norm, norm},
+        {"attn_k_norm.weight", D, 0, &layer->k_norm, norm},
+        {"attn_q.bias", q, 0, &layer->q_bias, bias},
+        {"attn_k.bias", kv, 0, &layer->k_bias, bias},
+        {"attn_v.bias", kv, 0, &layer->v_bias, bias},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         char name[64];
-        snprintf(name, sizeof name, "blk.%d.%s.weight", number, wanted[i].name);
+        snprintf(name, sizeof name, "blk.%d.%s", number, wanted[i].name);
+        if (wanted[i].presence == ABSENT) continue;
+        if (wanted[i].presence == OPTIONAL && !bs_gguf_find_tensor(model->gguf, name)) continue;
         BS_TRY(claim(model, name, wanted[i].cols, wanted[i].rows, wanted[i].out));
     }
+    if (arch->no_rope_step) model->layer_desc[number].rope = (number + 1) % arch->no_rope_step != 0;
     return BS_STATUS_OK;
 }
 
@@ -206,27 +270,59 @@ static bs_status claim_tensors(bs_model *model)
 /* ---- RoPE -------------------------------------------------------------------------------------------------
  */
 
-/* Divisor of every position: 1, or the factor of linear scaling (older files write rope.scale_linear alone).
- */
-static bs_status read_rope_scaling(const bs_model *model, double *out)
+static bs_status get_factor(const bs_model *model, const char *rest, double min, double max, double *out,
+                            bool *found)
 {
-    const bs_gguf *gguf = model->gguf;
-    bs_string type = {"none", 4};
-    bool found, linear;
-    double factor = 1;
-    BS_TRY(bs_gguf_get_float(gguf, arch_key(model, "rope.scale_linear"), &factor, &found));
-    BS_TRY(bs_gguf_get_string(gguf, arch_key(model, "rope.scaling.type"), &type, &found));
-    linear = type.bytes == 6 && memcmp(type.text, "linear", 6) == 0;
-    if (!linear && !(type.bytes == 4 && memcmp(type.text, "none", 4) == 0))
-        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: %s is %.*s: only none and linear are supported",
-                       bs_gguf_path(gguf), arch_key(model, "rope.scaling.type"),
-                       type.bytes < 64 ? (int)type.bytes : 64, type.text);
-    if (linear) BS_TRY(bs_gguf_get_float(gguf, arch_key(model, "rope.scaling.factor"), &factor, NULL));
-    if (!(factor >= 1e-3 && factor <= 1e6))
-        return bs_fail(BS_STATUS_FORMAT, "%s: %s is %g: must be 0.001 … 1000000", bs_gguf_path(gguf),
-                       arch_key(model, "rope.scaling.factor"), factor);
-    *out = factor;
+    const char *key = arch_key(model, rest);
+    BS_TRY(bs_gguf_get_float(model->gguf, key, out, found));
+    if ((found && !*found) || (*out >= min && *out <= max)) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_FORMAT, "%s: %s is %g: must be %g … %g", bs_gguf_path(model->gguf), key, *out,
+                   min, max);
+}
+
+/* attn_factor multiplies what YaRN gives by itself. */
+static bs_status read_yarn(const bs_model *model, bs_rope_scaling *s)
+{
+    int64_t context = model->desc.context_length;
+    double factor = 1, unused = 1;
+    bool found;
+    s->kind = BS_ROPE_YARN;
+    s->beta_fast = 32;
+    s->beta_slow = 1;
+    BS_TRY(get_factor(model, "rope.scaling.factor", 1, 1e6, &s->factor, NULL));
+    BS_TRY(bs_gguf_get_int(model->gguf, arch_key(model, "rope.scaling.original_context_length"), 1, INT32_MAX,
+                           &context, &found));
+    s->original_context = (double)context;
+    BS_TRY(get_factor(model, "rope.scaling.yarn_beta_fast", 1e-3, 1e6, &s->beta_fast, &found));
+    BS_TRY(get_factor(model, "rope.scaling.yarn_beta_slow", 1e-3, 1e6, &s->beta_slow, &found));
+    if (!(s->beta_slow < s->beta_fast))
+        return bs_fail(BS_STATUS_FORMAT, "%s: %s is %g: must be below yarn_beta_fast %g",
+                       bs_gguf_path(model->gguf), arch_key(model, "rope.scaling.yarn_beta_slow"),
+                       s->beta_slow, s->beta_fast);
+    BS_TRY(get_factor(model, "rope.scaling.yarn_ext_factor", 1, 1, &unused, &found));
+    unused = 0;
+    BS_TRY(get_factor(model, "rope.scaling.yarn_log_multiplier", 0, 0, &unused, &found));
+    BS_TRY(get_factor(model, "rope.scaling.attn_factor", 1e-3, 1e3, &factor, &found));
+    s->attention_factor = factor * (0.1 * log(s->factor) + 1);
     return BS_STATUS_OK;
+}
+
+/* Older files write rope.scale_linear alone. */
+static bs_status read_rope_scaling(const bs_model *model, bs_rope_scaling *s)
+{
+    bs_string type = {"none", 4};
+    bool found;
+    BS_TRY(get_factor(model, "rope.scale_linear", 1e-3, 1e6, &s->factor, &found));
+    if (found) s->kind = BS_ROPE_LINEAR;
+    BS_TRY(bs_gguf_get_string(model->gguf, arch_key(model, "rope.scaling.type"), &type, &found));
+    if (type.bytes == 4 && memcmp(type.text, "none", 4) == 0) return BS_STATUS_OK;
+    if (type.bytes == 4 && memcmp(type.text, "yarn", 4) == 0) return read_yarn(model, s);
+    if (type.bytes != 6 || memcmp(type.text, "linear", 6) != 0)
+        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: %s is %.*s: only none, linear and yarn are supported",
+                       bs_gguf_path(model->gguf), arch_key(model, "rope.scaling.type"),
+                       type.bytes < 64 ? (int)type.bytes : 64, type.text);
+    s->kind = BS_ROPE_LINEAR;
+    return get_factor(model, "rope.scaling.factor", 1e-3, 1e6, &s->factor, NULL);
 }
 
 /* inv_freq[i] /= rope_freqs.weight[i], where the file has it. */
@@ -256,12 +352,11 @@ static bs_status read_rope(bs_model *model)
 {
     bs_model_desc *desc = &model->desc;
     const char *path = bs_gguf_path(model->gguf);
-    double factor = 1;
+    bs_rope_scaling scaling = {.kind = BS_ROPE_PLAIN, .factor = 1};
     int64_t n_rot = desc->head_dim;
     bool found;
     desc->rope_theta = 10000;
-    desc->rope_attention_factor = 1;
-    desc->rope_interleaved = true;
+    desc->rope_interleaved = arch_of(model)->interleaved;
     BS_TRY(bs_gguf_get_float(model->gguf, arch_key(model, "rope.freq_base"), &desc->rope_theta, &found));
     if (!(desc->rope_theta > 1 && desc->rope_theta <= 1e15))
         return bs_fail(BS_STATUS_FORMAT, "%s: %s is %g: must be above 1 and at most 1e15", path,
@@ -272,9 +367,8 @@ static bs_status read_rope(bs_model *model)
         return bs_fail(BS_STATUS_FORMAT, "%s: %s is %" PRId64 ": must be even", path,
                        arch_key(model, "rope.dimension_count"), n_rot);
     desc->n_rot = (int)n_rot;
-    BS_TRY(read_rope_scaling(model, &factor));
-    for (int i = 0; i < desc->n_rot / 2; i++)
-        desc->inv_freq[i] = pow(desc->rope_theta, -2.0 * i / desc->n_rot) / factor;
+    BS_TRY(read_rope_scaling(model, &scaling));
+    bs_rope_fill(desc, &scaling);
     return apply_rope_freqs(model);
 }
 

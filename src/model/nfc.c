@@ -2,11 +2,12 @@
  *
  * Characters are kept until one comes that neither is a mark nor composes with what is in front of it; then those
  * kept are composed and written. So a long text needs little memory, and a hostile one (a million marks) only time
- * that is linear. Hangul is arithmetic, everything else in tables (nfc_tables.h, made from Python's unicodedata).
+ * that is linear. Hangul is arithmetic, everything else in tables (nfc_apart.h, nfc_joined.h, made from Python's unicodedata).
  */
 #include "config.h"
 #include "src/model/nfc.h"
-#include "src/model/nfc_tables.h"
+#include "src/model/nfc_apart.h"
+#include "src/model/nfc_joined.h"
 #include "src/model/utf8.h"
 
 #include <stdlib.h>

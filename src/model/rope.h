@@ -23,6 +23,5 @@ typedef struct bs_rope_scaling {
 /* Fills desc's rope_kind, inv_freq and rope_attention_factor from its rope_theta and n_rot. Values were checked by
  * whoever read them: theta > 1, factor > 0, original_context ≥ 1, low < high. */
 void bs_rope_fill(bs_model_desc *desc, const bs_rope_scaling *scaling);
-const char *bs_rope_kind_name(bs_rope_kind kind);
 
 #endif

@@ -70,9 +70,9 @@ MODELS = {
                         "bfloat16", True, False, [dict(rope_parameters=plain(1e6))]),
     "qwen3": (Qwen3Config(**shape(48, 2, 1, 64, 260), head_dim=128, rope_parameters=plain(1e6)),
               "bfloat16", False, False, []),
-    "smollm3": (SmolLM3Config(**shape(64, 2, 1, 48, 260, layers=3), head_dim=64, tie_word_embeddings=True,
-                              no_rope_layers=[1, 0, 1], rope_parameters=plain(2e6)),
-                "bfloat16", False, False, [dict(no_rope_layers=[1, 1, 1])]),
+    "smollm3": (SmolLM3Config(**shape(32, 2, 1, 32, 260, layers=4), head_dim=64, tie_word_embeddings=True,
+                              rope_parameters=plain(2e6)),
+                "bfloat16", False, False, [dict(no_rope_layers=[1, 1, 1, 1])]),
 }
 
 

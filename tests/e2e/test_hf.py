@@ -1,5 +1,6 @@
 """Hugging Face directories: small models of each architecture written by transformers, whose float32 logits are the
-golden data (tests/data/make_hf_golden.py), on 1, 2 and 3 ranks, in steps of many tokens and of one.
+golden data (tests/data/make_hf_golden.py), on 1, 2 and 3 ranks, in steps of many tokens and of one, and the same models
+as GGUF files. Then one with a tokenizer through the commands, and with its data at an odd address.
 
 The f16 cache rounds K and V. So there are two comparisons: with logits of transformers whose attention rounds them as
 well, which leaves the order of sums, and with its logits as they are.
@@ -12,6 +13,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(__file__))
 import common as c
+import hf_dir
 
 DATA = os.path.join(c.SRC, "tests", "data", "hf")
 MIDDLE = c.tolerance("TOL_HF_LOGITS_MIDDLE")
@@ -45,23 +47,68 @@ def check_model(name):
     ids, out = (os.path.join(c.WORK, "hf" + end) for end in (".i32", ".f32"))
     with open(ids, "wb") as file:
         array.array("i", golden["tokens"]).tofile(file)
-    for ranks, step, grid in ((1, 256, "auto"), (1, 1, "auto"), (2, 256, "auto"), (3, 1, "1x3")):
-        options = {} if grid == "auto" else {"grid": grid}
-        c.model_run(ranks, model=path, tokens=ids, kv="f16", step=step, stripe_pages=1, out=out, **options)
+    gguf = os.path.join(c.WORK, f"hf.{name}.gguf")
+    runs = [(path, 1, 256), (path, 2, 256), (path, 3, 1)] + ([(gguf, 1, 1)] if hf_dir.to_gguf(path, gguf) else [])
+    for model, ranks, step in runs:
+        options = {"grid": "1x3"} if ranks == 3 else {}
+        c.model_run(ranks, model=model, tokens=ids, kv="f16", step=step, stripe_pages=1, out=out, **options)
         every = floats(out)
         got = array.array("f")
         for row in golden["rows"]:
             got.extend(every[row * n_vocab:(row + 1) * n_vocab])
         rows, far = distances(got, rounded, n_vocab), distances(got, exact, n_vocab)[-1]
         middle, worst = rows[len(rows) // 2], rows[-1]
-        what = f"{name}, {ranks} ranks, {step} tokens a step"
+        what = f"{name}{' as GGUF' if model == gguf else ''}, {ranks} ranks, {step} tokens a step"
         c.check(middle <= MIDDLE and worst <= WORST, f"{what}: middle row {middle:.1e} <= {MIDDLE}, worst {worst:.1e} <= "
                 f"{WORST} of transformers with an fp16 cache")
         c.check(far <= EXACT, f"{what}: worst row {far:.1e} <= {EXACT} of transformers")
+
+
+def check_odd(path):
+    """The file's data begins at an odd byte: the same logits, bit for bit."""
+    ids, outs = os.path.join(c.WORK, "hf.i32"), [os.path.join(c.WORK, f"hf.{i}.f32") for i in range(2)]
+    c.model_run(1, model=path, tokens=ids, kv="f16", step=1, out=outs[0])
+    tensors = hf_dir.read_tensors(path)
+    name = os.path.join(path, "model.safetensors")
+    pad = next(n for n in range(7, 200) if not try_pad(name, tensors, n))
+    c.model_run(1, model=path, tokens=ids, kv="f16", step=1, out=outs[1])
+    c.check(floats(outs[0]) == floats(outs[1]), f"data at an odd address (header padded to {pad}): the same logits")
+
+
+def try_pad(name, tensors, n):
+    hf_dir.write_file(name, tensors, n)
+    with open(name, "rb") as file:
+        return int.from_bytes(file.read(8), "little") % 2 == 0
+
+
+def check_commands(path):
+    """tokenize, info, generate, chat on a whole directory."""
+    def output(*words, ranks=0):
+        done = c.run(ranks, [c.BITSHARD, *words])
+        c.check(done.returncode == 0, f"{words[0]}: exit {done.returncode} {done.stderr[-300:] if done.returncode else ''}")
+        return done.stdout
+
+    ids = json.loads(output("tokenize", "--model", path, "--json", "-p", "abc <|im_end|>"))["tokens"]
+    c.check(ids[0] == 259 and len(ids) == 13, f"tokenize: {ids}")
+    ids = json.loads(output("tokenize", "--model", path, "--json", "--parse-special", "-p", "abc<|im_end|>"))["tokens"]
+    c.check(ids[0] == 259 and ids[-1] == 2 and len(ids) == 3, f"tokenize --parse-special: {ids}")
+    info = output("info", "--model", path)
+    for part in ("llama", "2 layers, hidden 48", "BF16", "halves", "temperature 0.6, top-p 0.9"):
+        c.check(part in info, f"info has {part!r}")
+    for words in (["-p", "abc"], ["--chat", "-p", "hi"], ["-p", "abc", "--kv", "f16"]):
+        greedy = [output("generate", "--model", path, "-n", "8", "--ignore-eos", "--temperature", "0", "--json", *words, ranks=r)
+                  for r in (0, 2)]
+        answers = [json.loads(text) for text in greedy]
+        c.check(len(answers[0]["tokens"]) == 8, f"generate {words}: {answers[0]['tokens']}")
+        if "f16" in words:
+            c.check(answers[0]["tokens"] == answers[1]["tokens"], "generate: the same on two ranks")
 
 
 names = sorted(os.listdir(DATA))
 c.check(len(names) >= 10, f"{len(names)} models")
 for name in names:
     check_model(name)
+whole = hf_dir.make_whole(os.path.join(DATA, "smollm2"), os.path.join(c.WORK, "hf-whole"))
+check_commands(whole)
+check_odd(whole)
 c.finish()

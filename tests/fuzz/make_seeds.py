@@ -29,30 +29,40 @@ def pack_pair(key, kind, item, of=None):
     return head + struct.pack("<IQ", of, len(item)) + b"".join(value(of, one) for one in item)
 
 
+def gguf_of(pairs, tensors, alignment=32):
+    """pairs: (key, type, value, type of an array's items); tensors: (name, type, dims, data)."""
+    table, data = b"", b""
+    for name, kind, dims, content in tensors:
+        table += string(name) + struct.pack("<I", len(dims)) + b"".join(struct.pack("<Q", d) for d in dims)
+        table += struct.pack("<IQ", kind, len(data))
+        data += content.ljust(-(-len(content) // alignment) * alignment, b"\0")
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pack_pair(*one) for one in pairs) + table
+    return head.ljust(-(-len(head) // alignment) * alignment, b"\0") + data
+
+
 def gguf(pairs, tensors, alignment=32):
-    """pairs: (key, type, value, type of an array's items); tensors: (name, type, dims); data is a pattern."""
-    offset, table, data = 0, b"", b""
+    """The same of tensors (name, type, dims), whose data is a pattern."""
+    filled = []
     for name, kind, dims in tensors:
         elements = 1
         for dim in dims:
             elements *= dim
         block, size = BLOCK[kind]
-        n = elements // block * size
-        table += string(name) + struct.pack("<I", len(dims)) + b"".join(struct.pack("<Q", d) for d in dims)
-        table += struct.pack("<IQ", kind, offset)
-        data += bytes((i * 7) % 61 for i in range(n)).ljust(-(-n // alignment) * alignment, b"\0")
-        offset = len(data)
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pack_pair(*one) for one in pairs) + table
-    return head.ljust(-(-len(head) // alignment) * alignment, b"\0") + data
+        filled.append((name, kind, dims, bytes((i * 7) % 61 for i in range(elements // block * size))))
+    return gguf_of(pairs, filled, alignment)
 
 
-def letters(text):
-    """GPT-2's alphabet."""
+def letters_of(data):
+    """Bytes in GPT-2's alphabet."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     table = {b: chr(b) for b in printable}
     for n, b in enumerate(b for b in range(256) if b not in printable):
         table[b] = chr(256 + n)
-    return "".join(table[b] for b in text.encode())
+    return "".join(table[b] for b in data)
+
+
+def letters(text):
+    return letters_of(text.encode())
 
 
 def model_parts(tied=True, freqs=False, template="{{'<|im_start|>system\\nBe.<|im_end|>\\n'}}{{bos_token}}", pre="smollm", kind=2):
