@@ -40,6 +40,7 @@ typedef struct bs_grid {
     X(MERGE, "merge")                                                                                        \
     X(O_PROJ, "o_proj")                                                                                      \
     X(FFN, "ffn")                                                                                            \
+    X(SUM, "all-reduce")                                                                                     \
     X(LOGITS, "logits")                                                                                      \
     X(SAMPLE, "sample")                                                                                      \
     X(SNAPSHOT, "snapshot")

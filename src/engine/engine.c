@@ -152,6 +152,17 @@ bs_comm *bs_engine_comm(const bs_engine *engine)
     return engine->comm;
 }
 
+uint64_t bs_engine_step_weight_bytes(const bs_engine *engine)
+{
+    return bs_weights_step_bytes(engine->weights);
+}
+
+void bs_engine_set_mark(bs_engine *engine, bs_engine_mark *mark, void *context)
+{
+    engine->mark = mark;
+    engine->mark_context = context;
+}
+
 bs_range bs_engine_vocab(const bs_engine *engine)
 {
     return engine->layout.shard.vocab;

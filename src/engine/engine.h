@@ -62,6 +62,14 @@ bs_comm *bs_engine_comm(const bs_engine *engine);
 /* The ids whose logits this rank computes; may be none. */
 bs_range bs_engine_vocab(const bs_engine *engine);
 
+/* Bytes of matrices that this rank reads in a step of any length: all of its own but the embedding table. */
+uint64_t bs_engine_step_weight_bytes(const bs_engine *engine);
+
+/* For benches that take a step apart: `mark` is called when a step enters a phase, after everything before was queued on
+ * the stream, and with BS_PHASE_IDLE behind the last one. While it is set steps run op by op, none is replayed from a graph. NULL: none. Every rank the same. */
+typedef void bs_engine_mark(void *context, bs_stream *stream, bs_phase phase);
+void bs_engine_set_mark(bs_engine *engine, bs_engine_mark *mark, void *context);
+
 /* What a step gave, the same on every rank (but for logits). Valid until the next one is collected. */
 typedef struct bs_step_result {
     int n_seqs;           /* as in the plan */

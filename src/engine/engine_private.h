@@ -129,6 +129,8 @@ struct bs_engine {
     bool is_async; /* what is submitted only queues: the next may follow before it is collected */
     bs_engine_graph graphs[BS_ENGINE_MAX_GRAPHS];
     int n_graphs;
+    bs_engine_mark *mark; /* NULL: none */
+    void *mark_context;
 
     /* The step that is submitted. */
     int64_t step;
@@ -136,6 +138,13 @@ struct bs_engine {
     int n_all_rows, n_rows; /* rows of ALL_LOGITS, rows to sample from */
     bool any_penalty, needs_all;
 };
+
+/* A step enters a phase: for the watchdog, and for whoever takes it apart. */
+static inline void bs_engine_enter(bs_engine *e, int layer, bs_phase phase)
+{
+    bs_comm_progress(e->comm, e->step, layer, phase);
+    if (e->mark) e->mark(e->mark_context, e->stream, phase);
+}
 
 /* Addresses inside the regions. */
 static inline void *bs_engine_act(const bs_engine *e, size_t offset)

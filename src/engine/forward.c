@@ -46,11 +46,12 @@ static bs_status norm(bs_engine *e, const float *gain, bool add)
 }
 
 /* sum = W x on this rank's columns, then over all ranks. */
-static bs_status project_and_sum(bs_engine *e, const bs_weight *w, const void *x, int64_t ldx)
+static bs_status project_and_sum(bs_engine *e, int layer, const bs_weight *w, const void *x, int64_t ldx)
 {
     const bs_engine_layout *l = &e->layout;
     float *sum = bs_engine_act(e, l->act_at.sum);
     BS_TRY(bs_engine_project(e, w, NULL, x, ldx, e->n_tokens, BS_TYPE_F32, sum, l->n_hidden));
+    bs_engine_enter(e, layer, BS_PHASE_SUM);
     return bs_comm_allreduce_sum(e->comm, BS_GROUP_ALL, e->stream, sum,
                                  (size_t)e->n_tokens * (size_t)l->n_hidden);
 }
@@ -188,21 +189,21 @@ static bs_status run_attention(bs_engine *e, int layer)
 {
     const bs_engine_layout *l = &e->layout;
     const bs_layer_weights *w = bs_weights_layer(e->weights, layer);
-    bs_comm_progress(e->comm, e->step, layer, BS_PHASE_QKV);
+    bs_engine_enter(e, layer, BS_PHASE_QKV);
     BS_TRY(norm(e, w->attn_norm, layer > 0));
     BS_TRY(project_qkv(e, w));
-    bs_comm_progress(e->comm, e->step, layer, BS_PHASE_APPEND);
+    bs_engine_enter(e, layer, BS_PHASE_APPEND);
     BS_TRY(append(e, layer));
-    bs_comm_progress(e->comm, e->step, layer, BS_PHASE_ATTEND);
+    bs_engine_enter(e, layer, BS_PHASE_ATTEND);
     BS_TRY(attend(e, layer));
-    bs_comm_progress(e->comm, e->step, layer, BS_PHASE_MERGE);
+    bs_engine_enter(e, layer, BS_PHASE_MERGE);
     BS_TRY(merge(e));
-    bs_comm_progress(e->comm, e->step, layer, BS_PHASE_O_PROJ);
+    bs_engine_enter(e, layer, BS_PHASE_O_PROJ);
     /* o_cols are counted over the whole model's columns, attended holds those of my heads. */
     const bs_range *cols = &l->shard.o_cols;
     size_t first = cols->n > 0 ? (size_t)(cols->first - l->shard.heads.first * l->head_dim) : 0;
     size_t at = l->act_at.attended + first * (size_t)bs_type_block_bytes(l->act);
-    return project_and_sum(e, &w->o, bs_engine_act(e, at), (int64_t)l->n_heads * l->head_dim);
+    return project_and_sum(e, layer, &w->o, bs_engine_act(e, at), (int64_t)l->n_heads * l->head_dim);
 }
 
 /* gate and up from normed: the halves of one matrix's rows where their weights are one; then gate = silu(gate) · up. */
@@ -236,10 +237,10 @@ static bs_status run_ffn(bs_engine *e, int layer)
     const bs_engine_layout *l = &e->layout;
     const bs_layer_weights *w = bs_weights_layer(e->weights, layer);
     const int64_t n_ffn = l->shard.ffn.n;
-    bs_comm_progress(e->comm, e->step, layer, BS_PHASE_FFN);
+    bs_engine_enter(e, layer, BS_PHASE_FFN);
     BS_TRY(norm(e, w->ffn_norm, true));
     if (n_ffn > 0) BS_TRY(run_gate_up(e, w));
-    return project_and_sum(e, &w->down, bs_engine_act(e, l->act_at.gate),
+    return project_and_sum(e, layer, &w->down, bs_engine_act(e, l->act_at.gate),
                            w->gate_up.n_rows > 0 ? 2 * n_ffn : n_ffn);
 }
 
@@ -249,7 +250,7 @@ bs_status bs_engine_prepare(bs_engine *e)
 {
     const bs_cache_tables *tables = bs_cache_get_tables(e->cache);
     if (tables->n_quantize == 0) return BS_STATUS_OK;
-    bs_comm_progress(e->comm, e->step, 0, BS_PHASE_QUANTIZE);
+    bs_engine_enter(e, 0, BS_PHASE_QUANTIZE);
     bs_quantize_args quantize = {.pools = bs_cache_pools(e->cache),
                                  .n_pages = tables->n_quantize,
                                  .f16_slot = tables->quantize_from,
@@ -261,7 +262,7 @@ bs_status bs_engine_prepare(bs_engine *e)
 static bs_status embed(bs_engine *e)
 {
     const bs_engine_layout *l = &e->layout;
-    bs_comm_progress(e->comm, e->step, 0, BS_PHASE_EMBED);
+    bs_engine_enter(e, 0, BS_PHASE_EMBED);
     bs_embed_args embed = {.table = bs_weights_embedding(e->weights),
                            .tokens = bs_engine_input(e, l->input_at.tokens),
                            .n_tokens = e->n_tokens,
@@ -287,7 +288,7 @@ bs_status bs_engine_forward(bs_engine *e)
         BS_TRY(run_attention(e, layer));
         BS_TRY(run_ffn(e, layer));
     }
-    bs_comm_progress(e->comm, e->step, e->desc->n_layers, BS_PHASE_LOGITS);
+    bs_engine_enter(e, e->desc->n_layers, BS_PHASE_LOGITS);
     if (e->n_rows + e->n_all_rows == 0) return BS_STATUS_OK;
     return norm(e, bs_weights_output_norm(e->weights), true);
 }

@@ -49,7 +49,7 @@ static bs_status record(bs_engine *e, bs_graph **out)
 
 bs_status bs_engine_run_decode(bs_engine *e)
 {
-    bs_engine_graph *g = has_graphs(e) ? find_graph(e) : NULL;
+    bs_engine_graph *g = has_graphs(e) && !e->mark ? find_graph(e) : NULL;
     if (!g || g->n_runs++ == 0) return bs_engine_run_ops(e);
     if (!g->graph) BS_TRY(record(e, &g->graph));
     return bs_graph_launch(e->stream, g->graph);

@@ -76,7 +76,7 @@ bs_status bs_engine_gather_logits(bs_engine *e)
     for (int row0 = 0; row0 < e->n_all_rows; row0 += l->logit_rows) {
         int n = (int)bs_min_i64(l->logit_rows, e->n_all_rows - row0);
         float *mine = own ? gathered : gathered + (int64_t)n * l->max_vocab * e->grid->rank;
-        bs_comm_progress(e->comm, e->step, e->desc->n_layers, BS_PHASE_LOGITS); /* many rows take long */
+        bs_engine_enter(e, e->desc->n_layers, BS_PHASE_LOGITS); /* many rows take long */
         BS_TRY(compute_logits(e, rows + row0, n, mine));
         BS_TRY(own ? copy_logits(e, row0, n, l->shard.vocab.n, 0, l->shard.vocab.n, mine)
                    : gather_parts(e, row0, n, gathered));
@@ -92,7 +92,7 @@ static bs_status gather_candidates(bs_engine *e, int n_out, bs_candidate *candid
     int64_t part = (int64_t)e->n_rows * n_out;
     const int32_t *rows = (const int32_t *)bs_engine_input(e, l->input_at.rows) + e->n_all_rows;
     BS_TRY(compute_logits(e, rows, e->n_rows, logits));
-    bs_comm_progress(e->comm, e->step, e->desc->n_layers, BS_PHASE_SAMPLE);
+    bs_engine_enter(e, e->desc->n_layers, BS_PHASE_SAMPLE);
     bs_candidates_args args = {
         .n_rows = e->n_rows,
         .logits = logits,

@@ -252,7 +252,9 @@ bs_status bs_engine_run_ops(bs_engine *e)
 {
     BS_TRY(bs_engine_forward(e));
     BS_TRY(bs_engine_gather_logits(e));
-    return bs_engine_sample(e);
+    BS_TRY(bs_engine_sample(e));
+    if (e->mark) e->mark(e->mark_context, e->stream, BS_PHASE_IDLE);
+    return BS_STATUS_OK;
 }
 
 bs_status bs_engine_submit(bs_engine *e, const bs_plan *plan)

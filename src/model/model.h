@@ -115,6 +115,8 @@ const bs_weight *bs_weights_embedding(const bs_weights *weights); /* [vocab, hid
 const bs_weight *bs_weights_output(const bs_weights *weights);    /* [vocab.n, hidden] */
 const float *bs_weights_output_norm(const bs_weights *weights);   /* [device] [hidden] f32 */
 const double *bs_weights_inv_freq(const bs_weights *weights);     /* [device] [n_rot/2] */
+/* Bytes of this rank's matrices that every step reads: all but the embedding table. */
+uint64_t bs_weights_step_bytes(const bs_weights *weights);
 /* Bytes of this rank's matrices and of the buffers taken for them, for --dry-run. */
 uint64_t bs_weights_mapped_bytes(const bs_weights *weights);
 /* The same from a shard alone, before anything is placed. */

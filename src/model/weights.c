@@ -359,6 +359,16 @@ const double *bs_weights_inv_freq(const bs_weights *weights)
     return weights->inv_freq;
 }
 
+uint64_t bs_weights_step_bytes(const bs_weights *weights)
+{
+    uint64_t bytes = 0;
+    for (int i = 1; i < 2 + 7 * weights->n_layers; i++) {
+        const bs_weight *view = view_at(weights, i);
+        bytes += (uint64_t)view->n_rows * bs_weight_row_span(view);
+    }
+    return bytes;
+}
+
 uint64_t bs_weights_mapped_bytes(const bs_weights *weights)
 {
     return weights->bytes;
