@@ -48,10 +48,22 @@ static bs_status reduce_host(bs_comm *comm, bs_group group, float *data, size_t 
     return BS_STATUS_OK;
 }
 
+static bs_status record(bs_comm *comm, bs_collective collective)
+{
+    collective.layer = comm->layer;
+    collective.phase = comm->phase;
+    return comm->recorder(comm->recorder_context, &collective);
+}
+
 static bs_status all_reduce(bs_comm *comm, bs_group group, bs_stream *stream, float *data, size_t n,
                             MPI_Op op)
 {
     if (bs_comm_group_size(comm, group) == 1 || n == 0) return BS_STATUS_OK;
+    if (comm->recorder)
+        return record(comm, (bs_collective){.kind = op == MPI_MAX ? BS_COLLECTIVE_MAX : BS_COLLECTIVE_SUM,
+                                            .group = group,
+                                            .recv = data,
+                                            .n = n});
     if (comm->device_comm) return comm->device_comm->reduce(comm, group, stream, data, n, op == MPI_MAX);
     if (!on_gpu(stream)) return reduce_host(comm, group, data, n, op);
     BS_TRY(stage(comm, n * sizeof *data));
@@ -98,6 +110,11 @@ bs_status bs_comm_allgather(bs_comm *comm, bs_group group, bs_stream *stream, co
         return bs_fail(BS_STATUS_RANGE, "all-gather of %zu bytes: at most 1 GiB", bytes);
     if (bytes == 0) return BS_STATUS_OK;
     if (n == 1) return send == recv ? BS_STATUS_OK : bs_copy_on_device(stream, recv, send, bytes);
+    if (comm->recorder)
+        return record(
+            comm,
+            (bs_collective){
+                .kind = BS_COLLECTIVE_GATHER, .group = group, .send = send, .recv = recv, .bytes = bytes});
     if (comm->device_comm) return comm->device_comm->gather(comm, group, stream, send, recv, bytes);
     if (!on_gpu(stream)) return gather_host(comm, group, send, recv, bytes);
     BS_TRY(stage(comm, (size_t)n * bytes));
@@ -107,4 +124,20 @@ bs_status bs_comm_allgather(bs_comm *comm, bs_group group, bs_stream *stream, co
     BS_TRY(gather_host(comm, group, mine, comm->staging, bytes));
     BS_TRY(bs_copy_to_device(stream, recv, comm->staging, (size_t)n * bytes));
     return bs_stream_sync(stream);
+}
+
+void bs_comm_set_recorder(bs_comm *comm, bs_collective_recorder *recorder, void *context)
+{
+    comm->recorder = recorder;
+    comm->recorder_context = context;
+}
+
+bs_status bs_comm_run_collective(bs_comm *comm, bs_stream *stream, const bs_collective *c)
+{
+    switch (c->kind) {
+    case BS_COLLECTIVE_SUM: return bs_comm_allreduce_sum(comm, c->group, stream, c->recv, c->n);
+    case BS_COLLECTIVE_MAX: return bs_comm_allreduce_max(comm, c->group, stream, c->recv, c->n);
+    case BS_COLLECTIVE_GATHER: return bs_comm_allgather(comm, c->group, stream, c->send, c->recv, c->bytes);
+    }
+    return bs_fail(BS_STATUS_INTERNAL, "collective of kind %d", (int)c->kind);
 }

@@ -120,6 +120,24 @@ bs_status bs_comm_allreduce_max(bs_comm *comm, bs_group group, bs_stream *stream
 bs_status bs_comm_allgather(bs_comm *comm, bs_group group, bs_stream *stream, const void *send, void *recv,
                             size_t bytes);
 
+/* A device collective that was asked for, to be carried out later and as often as wanted, with what the memory it names
+ * then holds. */
+typedef struct bs_collective {
+    enum { BS_COLLECTIVE_SUM, BS_COLLECTIVE_MAX, BS_COLLECTIVE_GATHER } kind;
+    bs_group group;
+    const void *send; /* of a gather; bytes each rank */
+    void *recv;       /* of a gather, or the data of a reduce; n floats */
+    size_t bytes, n;
+    int layer; /* where this rank was (bs_comm_progress) when it was asked for */
+    bs_phase phase;
+} bs_collective;
+/* From now on the device collectives of groups of two or more are handed to `recorder` and not carried out: what stands
+ * between them can be recorded as graphs where the transport itself cannot (bs_comm_capturable). NULL: no longer. */
+typedef bs_status bs_collective_recorder(void *context, const bs_collective *collective);
+void bs_comm_set_recorder(bs_comm *comm, bs_collective_recorder *recorder, void *context);
+/* Carries one out. Collective. */
+bs_status bs_comm_run_collective(bs_comm *comm, bs_stream *stream, const bs_collective *collective);
+
 /* Whether small ones (32 KiB a rank) go through memory that the ranks share, as they do where all of 16 at most
  * are on one machine, or all through MPI. For tests and benches. The same on all ranks. */
 void bs_comm_set_shared(bs_comm *comm, bool on);

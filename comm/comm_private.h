@@ -82,6 +82,10 @@ struct bs_comm {
     size_t staging_bytes;
     bs_shared shared;
     bs_watchdog watchdog;
+    bs_collective_recorder *recorder; /* or NULL */
+    void *recorder_context;
+    int layer; /* as bs_comm_progress was told last */
+    bs_phase phase;
 };
 
 /* BS_STATUS_COMM with MPI's own words when code is not MPI_SUCCESS. */

@@ -225,6 +225,8 @@ void bs_comm_progress(bs_comm *comm, int64_t step, int layer, bs_phase phase)
 {
     bs_watch_slot *mine = comm->watchdog.mine;
     bs_comm_hold_if_ending(comm);
+    comm->layer = layer;
+    comm->phase = phase;
     if (!mine) return;
     atomic_store_explicit(&mine->step, step, memory_order_relaxed);
     atomic_store_explicit(&mine->layer, layer, memory_order_relaxed);

@@ -93,12 +93,15 @@ typedef struct bs_engine_flight {
     bs_timer *timer;
 } bs_engine_flight;
 
-/* A decode step as one graph, for any step of as many rows (graph.c). */
+/* A decode step recorded, for any step of as many rows (graph.c): n_calls + 1 graphs, and between them the collectives
+ * that the transport cannot have recorded. */
 typedef struct bs_engine_graph {
     int n_rows;
-    bool needs_all;
-    int n_runs; /* without the graph: the first warms up */
-    bs_graph *graph;
+    bool needs_all, is_recorded;
+    int n_runs; /* not recorded: the first warms up */
+    int n_calls, n_parts, max_calls;
+    bs_collective *calls;
+    bs_graph **parts; /* [max_calls + 1] */
 } bs_engine_graph;
 enum { BS_ENGINE_MAX_GRAPHS = 64 };
 

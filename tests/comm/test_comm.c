@@ -73,6 +73,51 @@ static void test_gather(bs_group group, size_t n, bool in_place)
     free(mine);
 }
 
+static bs_collective kept[3];
+static int n_kept;
+
+static bs_status keep(void *context, const bs_collective *collective)
+{
+    CHECK(context == kept && n_kept < 3);
+    kept[n_kept++] = *collective;
+    return BS_STATUS_OK;
+}
+
+/* Collectives that are recorded are carried out later, with what the memory holds then, as often as wanted. */
+static void test_recorded(bs_group group)
+{
+    enum { N = 40 };
+    int size = bs_comm_group_size(comm, group);
+    float sum[N], most[N], mine[N], *all = calloc((size_t)size * N, sizeof *all);
+    n_kept = 0;
+    memset(sum, 0, sizeof sum);
+    memset(most, 0, sizeof most);
+    memset(mine, 0, sizeof mine);
+    bs_comm_progress(comm, 5, 3, BS_PHASE_MERGE);
+    bs_comm_set_recorder(comm, keep, kept);
+    CHECK(bs_comm_allreduce_sum(comm, group, stream, sum, N) == BS_STATUS_OK);
+    CHECK(bs_comm_allreduce_max(comm, group, stream, most, N) == BS_STATUS_OK);
+    CHECK(bs_comm_allgather(comm, group, stream, mine, all, sizeof mine) == BS_STATUS_OK);
+    bs_comm_set_recorder(comm, NULL, NULL);
+    bs_comm_progress_idle(comm);
+    CHECK(n_kept == (size > 1 ? 3 : 0));
+    for (int round = 0; round < 2 && n_kept > 0; round++) {
+        fill(sum, N);
+        fill(most, N);
+        fill(mine, N);
+        mine[0] += (float)round;
+        for (int i = 0; i < 3; i++) {
+            CHECK(kept[i].layer == 3 && kept[i].phase == BS_PHASE_MERGE);
+            CHECK(bs_comm_run_collective(comm, stream, &kept[i]) == BS_STATUS_OK);
+        }
+        float want = 0;
+        for (int r = 0; r < size; r++) want += value(member(group, r), 7);
+        CHECK(sum[7] == want && most[7] == value(member(group, size - 1), 7));
+        for (int r = 0; r < size; r++) CHECK(all[r * N] == value(member(group, r), 0) + (float)round);
+    }
+    free(all);
+}
+
 static void test_host_messages(void)
 {
     int rank = bs_comm_rank(comm), size = bs_comm_size(comm);
@@ -140,6 +185,8 @@ static void test_collectives(void)
             test_gather((bs_group)group, sizes[i], false);
             test_gather((bs_group)group, sizes[i], true);
         }
+    test_recorded(BS_GROUP_ALL);
+    test_recorded(BS_GROUP_SEQ);
     test_same_bits(17);
     test_same_bits(5000);
     test_same_bits(300007);
