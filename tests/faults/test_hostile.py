@@ -4,8 +4,10 @@ what is wrong, the right exit code and nothing on standard output, on every numb
 make check runs each without a launcher, and every fourth on 2 or 3 ranks; BITSHARD_BIG=1 each on 1, 2 and 3 as well.
 """
 import concurrent.futures
+import json
 import os
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.join(HERE, "..", "e2e"), os.path.join(HERE, "..", "fuzz")]
 import common as c
+import hf_dir
 import make_seeds as g
 
 DIR = os.path.join(c.WORK, "hostile")
@@ -81,7 +84,7 @@ def files():
         os.mkfifo(fifo)
     secret = path_of("secret.gguf", b"GGUF")
     os.chmod(secret, 0)
-    for path, part in (("/nowhere.gguf", "/nowhere.gguf: No such file"), ("", "No such file"), (DIR, "not a regular file"), (fifo, "not a regular file"),
+    for path, part in (("/nowhere.gguf", "/nowhere.gguf: No such file"), ("", "No such file"), (DIR, "config.json: No such file"), (fifo, "not a regular file"),
                        ("/dev/zero", "not a regular file"), (loop, "symbolic links"), (long, "too long"), (MODEL + "/x", "Not a directory"),
                        (path_of("empty", b""), "the file is empty"), (path_of("text", b"once upon a time\n"), "not a GGUF file"),
                        (secret, "version needs" if os.geteuid() == 0 else "Permission denied")):
@@ -201,6 +204,156 @@ def models():
     generate("--kv", "f16", code=1, part="not a number", model=path_of("bad-nan.gguf", good[:data + offset] + b"\0\0\xc0\x7f" * 4 + good[data + offset + 16:]))
 
 
+GOLDEN = os.path.join(c.SRC, "tests", "data", "hf")
+
+
+def directory(part, base="smollm2", files=None, **changes):
+    """A whole directory with one damage: files: name: bytes, None (gone) or a function of the JSON in it; changes: keys of
+    config.json, None to leave one out."""
+    path = os.path.join(DIR, f"hf-{len(cases)}")
+    shutil.rmtree(path, ignore_errors=True)
+    os.makedirs(path)
+    whole = os.path.join(DIR, "hf-whole-" + base)
+    if not os.path.exists(whole):
+        hf_dir.make_whole(os.path.join(GOLDEN, base), whole)
+    files = dict(files or {})
+    if changes:
+        def change(config):
+            config.update(changes)
+            return {key: value for key, value in config.items() if value is not None}
+        files["config.json"] = change
+    for name in os.listdir(whole):
+        if name not in files:
+            os.symlink(os.path.join(whole, name), os.path.join(path, name))
+    for name, data in files.items():
+        if callable(data):
+            with open(os.path.join(whole, name), encoding="utf-8") as file:
+                data = json.dumps(data(json.load(file))).encode()
+        if data is not None:
+            path_of(os.path.join(os.path.basename(path), name), data)
+    generate(code=1, part=part, model=path)
+
+
+def safetensors(header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return u64(len(text) if length is None else length) + text + data
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8), **more):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets), **more}
+
+
+def directories():
+    """config.json, safetensors, the index, tokenizer.json: one damage each."""
+    for part, data in (("config.json: line 1", b"{"), ("must be an object", b"[]"), ("config.json: line 1", b'{"a": 1, "a": 2}'), ("the file is empty", b""),
+                       ("maximum parsing depth", b"[" * 100000), ("config.json: line 1", b"\xff\xfe"), ("config.json: line 1", b'{"a": 99999999999999999999}'),
+                       ("model_type is missing", b"{}"), ("config.json: No such file", None)):
+        directory(part, files={"config.json": data})
+    for part, changes in (("model_type is mamba", {"model_type": "mamba"}), ("architectures is LlamaForX: must be LlamaForCausalLM", {"architectures": ["LlamaForX"]}),
+                          ("hidden_act is gelu", {"hidden_act": "gelu"}), ("attention_bias is true", {"attention_bias": True}), ("mlp_bias is true", {"mlp_bias": True}),
+                          ("quant_method is awq", {"quantization_config": {"quant_method": "awq"}}), ("num_hidden_layers is 0", {"num_hidden_layers": 0}),
+                          ("model.layers.2.input_layernorm.weight is missing", {"num_hidden_layers": 3}), ("num_hidden_layers is a string", {"num_hidden_layers": "2"}),
+                          ("tensor model.layers.1.input_layernorm.weight: not one", {"num_hidden_layers": 1}), ("num_hidden_layers is 1000000000", {"num_hidden_layers": 10**9}),
+                          ("head_dim is 80: must be 64 or 128", {"head_dim": 80}), ("head_dim is 16 (hidden_size", {"head_dim": None}),
+                          ("num_key_value_heads is 2: must divide", {"num_key_value_heads": 2}), ("num_attention_heads is missing", {"num_attention_heads": None}),
+                          ("tensor model.embed_tokens.weight is [260, 48]: config.json asks for [999, 48]", {"vocab_size": 999}), ("vocab_size is 2147483647", {"vocab_size": 2**31 - 1}),
+                          ("config.json asks for [260, 96]", {"hidden_size": 96}), ("gate_proj.weight is [64, 48]: config.json asks for [65, 48]", {"intermediate_size": 65}),
+                          ("rms_norm_eps is -1", {"rms_norm_eps": -1}), ("rms_norm_eps is missing", {"rms_norm_eps": None}), ("max_position_embeddings", {"max_position_embeddings": None}),
+                          ("tensor lm_head.weight is missing", {"tie_word_embeddings": False}), ("tie_word_embeddings is an integer", {"tie_word_embeddings": 1}),
+                          ("sliding_window is 5: not a key of a llama", {"sliding_window": 5}), ("rope_parameters.rope_theta is 0", {"rope_parameters": {"rope_theta": 0}}),
+                          ("rope_parameters.rope_type is dynamic", {"rope_parameters": {"rope_type": "dynamic", "factor": 2}}), ("rope_parameters is an array", {"rope_parameters": []}),
+                          ("rope_parameters.full_attention is an object", {"rope_parameters": {"full_attention": {}}}),
+                          ("rope_parameters.factor is missing", {"rope_parameters": {"rope_type": "linear"}}), ("rope_scaling.factor is 0", {"rope_parameters": None, "rope_scaling": {"type": "yarn", "factor": 0}}),
+                          ("low_freq_factor is 4: must be below", {"rope_parameters": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}}),
+                          ("partial_rotary_factor is 0.3", {"partial_rotary_factor": 0.3}), ("must be an object", {"quantization_config": True})):
+        directory(part, **changes)
+    directory("no_rope_layers has 1 items", "smollm3", no_rope_layers=[1])
+    directory("no_rope_layers[0] is 2", "smollm3", no_rope_layers=[2, 1, 1, 1])
+    directory("layer_types[1] is chunked", "qwen2", layer_types=["full_attention", "chunked"])
+    name = "model.safetensors"
+    for part, data in ((": neither model.safetensors nor", None), ("the file is empty", b""), ("needs 8 bytes, the file has 7", b"1234567"), ("length is 9223372036854775808", u64(1 << 63)),
+                       ("length is 100 bytes: the file has 2", safetensors(b"{}", length=100)), ("does not begin with {", safetensors(b"[1]")), ("line 1", safetensors(b'{"a":')),
+                       ("nested more than 8 deep", safetensors(b'{"a":' + b"[" * 9)), ("no tensors", safetensors(b"{}")), ("line 1", safetensors(b'{"a":1,"a":2}')),
+                       ("tensor a: must be an object of dtype, shape", safetensors({"a": 1})), ("tensor a: must be an object of", safetensors({"a": entry(more=1)})),
+                       ("dtype is no string", safetensors({"a": entry(dtype=3)})), ("dtype is F8_E4M3: must be", safetensors({"a": entry(dtype="F8_E4M3")})),
+                       ("shape is no array", safetensors({"a": {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}})), ("shape[1] is -2", safetensors({"a": entry(shape=[2, -2])})),
+                       ("shape[0] is 0", safetensors({"a": entry(shape=[0])})), ("shape[0] is no integer", safetensors({"a": entry(shape=[2.0])})),
+                       ("shape has 5 dimensions", safetensors({"a": entry(shape=[1] * 5)})), ("more than 2^63-1", safetensors({"a": entry(shape=[2**62, 2**62])})),
+                       ("are not two integers", safetensors({"a": entry(offsets=[0])})), ("data_offsets are [8, 0]", safetensors({"a": entry(offsets=[8, 0])}, b"12345678")),
+                       ("the file has 7 bytes of data", safetensors({"a": entry()}, b"1234567")), ("its shape and dtype make 8", safetensors({"a": entry(offsets=[0, 4])}, b"12345678")),
+                       ("data_offsets are [-8, 0]", safetensors({"a": entry(offsets=[-8, 0])}, b"12345678")),
+                       ("before the one in front of it ends at byte 8", safetensors({"a": entry(), "b": entry(offsets=[4, 12])}, b"1" * 12)),
+                       ("leaving a gap behind the one that ends at byte 8", safetensors({"a": entry(), "b": entry(offsets=[12, 20])}, b"1" * 20)),
+                       ("1 bytes behind the last tensor", safetensors({"a": entry()}, b"1" * 9)), ("leaving a gap", safetensors({"a": entry(offsets=[1, 9])}, b"1" * 9)),
+                       ("control character", safetensors({"a\nb": entry()}, b"1" * 8)), ("0 bytes long", safetensors({"": entry()}, b"1" * 8)),
+                       ("__metadata__ is an array", safetensors({"__metadata__": [], "a": entry()}, b"1" * 8)), ("embed_tokens.weight is missing", safetensors({"a": entry()}, b"1" * 8))):
+        directory(part, files={name: data})
+    good = open(os.path.join(GOLDEN, "smollm2", name), "rb").read()
+    n = 8 + struct.unpack("<Q", good[:8])[0]
+    directory("bytes of data", files={name: good[:-1]})
+    directory("1 bytes behind the last tensor", files={name: good + b"x"})
+    directory("not a number", files={name: good[:n] + b"\xc0\x7f" * ((len(good) - n) // 2)})
+    tensors = hf_dir.read_tensors(os.path.join(GOLDEN, "smollm2"))
+    more = path_of("more.safetensors")
+    hf_dir.write_file(more, {**tensors, "lm_head.weight": ("BF16", [260, 48], bytes(260 * 96))})
+    directory("tie_word_embeddings is true, and tensor lm_head.weight is not", files={name: open(more, "rb").read()})
+    hf_dir.write_file(more, {**tensors, "model.layers.0.self_attn.q_proj.bias": ("BF16", [192], bytes(384))})
+    directory("q_proj.bias: not one that this llama model has", files={name: open(more, "rb").read()})
+    index, shard = "model.safetensors.index.json", "model-00001-of-00003.safetensors"
+    some = hf_dir.read_file(os.path.join(GOLDEN, "llama31", shard))
+    tensor = sorted(some)[0]
+
+    def mapped(where):
+        return lambda data: {"weight_map": {**data["weight_map"], tensor: where}}
+
+    for part, change in (("weight_map is missing", lambda data: {}), ("weight_map has 0 tensors", lambda data: {"weight_map": {}}), ("is an integer: must be a file's name", mapped(3)),
+                         ('"../x"', mapped("../x")), ('"/etc/passwd"', mapped("/etc/passwd")), ("nowhere.safetensors: No such file", mapped("nowhere.safetensors")),
+                         ("weight_map says it is in model-00002", mapped("model-00002-of-00003.safetensors")),
+                         ("is not in the index's weight_map", lambda data: {"weight_map": {k: v for k, v in data["weight_map"].items() if k != tensor}}),
+                         ("that file has no such tensor", lambda data: {"weight_map": {**data["weight_map"], "ghost": shard}})):
+        directory(part, "llama31", files={index: change})
+    directory(shard, "llama31", files={shard: open(os.path.join(GOLDEN, "llama31", shard), "rb").read()[:-2]})
+    directory(shard + ": No such file", "llama31", files={shard: None})
+
+
+def tokenizer_files():
+    def model(**changes):
+        return lambda data: {**data, "model": {**data["model"], **changes}}
+
+    def top(**changes):
+        return lambda data: {**data, **changes}
+
+    def vocab(change):
+        return lambda data: {**data, "model": {**data["model"], "vocab": {**data["model"]["vocab"], **change}}}
+
+    def added(**change):
+        return lambda data: {**data, "added_tokens": [{**data["added_tokens"][0], **change}, *data["added_tokens"][1:]]}
+
+    split = {"type": "Split", "pattern": {"Regex": "a("}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    for part, change in (("No such file", None), ("the file is empty", b""), ("line 1", b"{]"), ("model is missing", b"{}"), ("model.type is Unigram", model(type="Unigram")),
+                         ("model.dropout is set", model(dropout=0.1)), ("model.byte_fallback is true", model(byte_fallback=True)), ("model.vocab is an array", model(vocab=[])),
+                         ("model.merges is missing", model(merges=None)), ("model.merges[0]: its left part", model(merges=[["zz", "b"]])), ("model.merges[0] is not two tokens", model(merges=["ab"])),
+                         ("model.merges[1] is not two strings", model(merges=[["a", "b"], "a b"])), ("model.merges[0] is not two strings", model(merges=[["a", 3]])),
+                         ("id that is a string", vocab({"x": "1"})), ("id of token x is -1", vocab({"x": -1})), ("which", vocab({"x": 200})), ("the largest id is 1000000", vocab({"x": 10**6})),
+                         ("tokenizer.json's vocabulary has 301 items, model.embed_tokens.weight 260 rows", vocab({"x": 300})), ("added_tokens[0].id is no integer", added(id="0")),
+                         ("added_tokens[0].rstrip is true", added(rstrip=True)), ("added_tokens[0].content is missing", added(content=None)),
+                         ("normalizer.type is Lowercase", top(normalizer={"type": "Lowercase"})), ("pre_tokenizer.type is Whitespace", top(pre_tokenizer={"type": "Whitespace"})),
+                         ("neither a byte-level", top(pre_tokenizer=None)), ("pre_tokenizer. is a string", top(pre_tokenizer="x")), ("pattern 0: PCRE2 error", top(pre_tokenizer={"type": "Sequence", "pretokenizers": [split, byte_level]})),
+                         ("must be \"Isolated\"", top(pre_tokenizer={"type": "Sequence", "pretokenizers": [{**split, "behavior": "Removed"}, byte_level]})),
+                         ("more than 8 steps", top(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Digits"}] * 9})),
+                         ("comes behind the step", top(pre_tokenizer={"type": "Sequence", "pretokenizers": [byte_level, byte_level]})),
+                         ("post_processor.type is BertProcessing", top(post_processor={"type": "BertProcessing"})),
+                         ("post_processor's <s> is not a token", top(post_processor={"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}]}))):
+        directory(part, files={"tokenizer.json": change})
+    config = "tokenizer_config.json"
+    for part, change in (("eos_token is <eos>: not a token", top(eos_token="<eos>")), ("eos_token is an integer", top(eos_token=7)), ("chat_template is true", top(chat_template=True)),
+                         ("add_bos_token is a string", top(add_bos_token="no"))):
+        directory(part, files={config: change})
+    for part, change in (("eos_token_id is no integer", top(eos_token_id=["1"])), ("eos_token_id is -5", top(eos_token_id=-5)), ("temperature is -1", top(temperature=-1)), ("top_p is a string", top(top_p="x"))):
+        directory(part, files={"generation_config.json": change})
+
+
 def data_bytes(good):
     """Of the data section: the last tensor's end."""
     last = good.rindex(b".weight") + 7
@@ -261,6 +414,8 @@ def main():
     files()
     texts()
     models()
+    directories()
+    tokenizer_files()
     jobs = []
     for number, (words, code, part, how) in enumerate(cases):
         # The launcher has streams and limits of its own, and these need no ranks.

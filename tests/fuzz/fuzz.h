@@ -26,6 +26,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 /* An error must have its line; forgets it. */
 void fuzz_expect_line(bs_status status);
 
+/* The shards of a model on 1 … 5 ranks, and the weights of three placed: whatever was opened can be cut. */
+void fuzz_cut(const bs_model *model);
+
 /* The tokenizer of family 0 … 3 (gpt-2, smollm, llama-bpe, qwen2) over one small vocabulary: all 256 bytes, some merges,
  * control tokens of both chat families and a user-defined one. Made at the first call, never closed. */
 enum { FUZZ_FAMILIES = 4 };

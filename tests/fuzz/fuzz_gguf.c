@@ -61,28 +61,6 @@ static void ask_keys(const bs_gguf *gguf)
     }
 }
 
-static void cut(const bs_model *model)
-{
-    const bs_model_desc *desc = bs_model_get_desc(model);
-    for (int size = 1; size <= 5; size++) {
-        int64_t ffn = 0, vocab = 0;
-        for (int rank = 0; rank < size; rank++) {
-            bs_grid grid;
-            bs_shard shard;
-            FUZZ_CHECK(bs_grid_choose(rank, size, desc->n_kv_heads, NULL, &grid) == BS_STATUS_OK);
-            bs_status status = bs_shard_compute(model, &grid, BS_MERGE_ALLREDUCE, &shard);
-            if (status != BS_STATUS_OK) {
-                fuzz_expect_line(status);
-                return;
-            }
-            ffn += shard.ffn.n;
-            vocab += shard.vocab.n;
-            (void)bs_shard_weight_bytes(model, &shard);
-        }
-        FUZZ_CHECK(ffn == desc->n_ffn && vocab == desc->n_vocab);
-    }
-}
-
 static void use_tokenizer(const bs_model *model)
 {
     bs_tokenizer *tokenizer;
@@ -116,7 +94,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         fuzz_expect_line(status);
         return 0;
     }
-    cut(model);
+    fuzz_cut(model);
     use_tokenizer(model);
     bs_model_close(model);
     return 0;

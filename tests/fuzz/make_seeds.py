@@ -3,6 +3,7 @@
 Beside them in corpus/, under other names and not made here, are inputs that fuzzing found to reach further, and any that
 broke something.
 """
+import json
 import os
 import struct
 import sys
@@ -105,6 +106,77 @@ def ggufs():
     yield "cut", model()[:700]
 
 
+def safetensors_of(tensors):
+    """name: (dtype, shape); data is a pattern."""
+    header, at = {}, 0
+    for name, (dtype, shape) in tensors.items():
+        n = {"F32": 4}.get(dtype, 2)
+        for size in shape:
+            n *= size
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + n]}
+        at += n
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return struct.pack("<Q", len(text)) + text + bytes((i * 7) % 61 for i in range(at))
+
+
+def directory_model(kind, dtype="BF16", layers=1, **changes):
+    """The smallest model of an architecture: a head of 64, hidden and FFN 8, vocabulary 6."""
+    config = {"model_type": kind, "num_hidden_layers": layers, "max_position_embeddings": 64, "hidden_size": 8, "intermediate_size": 8,
+              "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 64, "vocab_size": 6, "rms_norm_eps": 1e-5,
+              "tie_word_embeddings": True, **changes}
+    tensors = {"model.embed_tokens.weight": (dtype, [6, 8]), "model.norm.weight": (dtype, [8])}
+    if not config["tie_word_embeddings"]:
+        tensors["lm_head.weight"] = (dtype, [6, 8])
+    for layer in range(layers):
+        part = {"input_layernorm.weight": [8], "post_attention_layernorm.weight": [8], "self_attn.o_proj.weight": [8, 64]}
+        part.update({f"self_attn.{x}_proj.weight": [64, 8] for x in "qkv"})
+        part.update({f"mlp.{x}_proj.weight": [8, 8] for x in ("gate", "up", "down")})
+        if kind == "qwen2":
+            part.update({f"self_attn.{x}_proj.bias": [64] for x in "qkv"})
+        if kind == "qwen3":
+            part.update({f"self_attn.{x}_norm.weight": [64] for x in "qk"})
+        tensors.update({f"model.layers.{layer}.{name}": (dtype, shape) for name, shape in part.items()})
+    return json.dumps(config).encode() + b"\0" + safetensors_of(tensors)
+
+
+def directories():
+    yield "llama", directory_model("llama", rope_parameters={"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+                                                            "original_max_position_embeddings": 16}, tie_word_embeddings=False)
+    yield "mistral", directory_model("mistral", "F16", sliding_window=16, rope_theta=1e6)
+    yield "qwen2", directory_model("qwen2", "F32", use_sliding_window=True, sliding_window=8, layer_types=["sliding_attention"],
+                                   rope_scaling={"type": "yarn", "factor": 4, "original_max_position_embeddings": 16})
+    yield "qwen3", directory_model("qwen3", rope_scaling={"rope_type": "linear", "factor": 2.5})
+    yield "smollm3", directory_model("smollm3", layers=2, no_rope_layers=[1, 0], architectures=["SmolLM3ForCausalLM"])
+    yield "file", b"{}\0" + safetensors_of({"a": ("F32", [2, 3]), "b": ("F16", []), "c": ("BF16", [1, 1, 1, 5])})
+
+
+def pipelines():
+    letters_all = {letters_of(bytes([b])): b for b in range(256)}
+    spaces = {f"<0x{b:02X}>": b + 3 for b in range(256)}
+    spaces.update({t: 259 + i for i, t in enumerate(("\u2581", "a", "b", "\u2581a", "ab"))})
+
+    def one(vocab, merges, added=(), config=None, **more):
+        model = {"type": "BPE", "vocab": vocab, "merges": merges, **more.pop("model", {})}
+        items = [{"id": i, "content": text, "special": special} for i, text, special in added]
+        return json.dumps({"added_tokens": items, "model": model, **more}).encode() + b"\0" + json.dumps(config or {}).encode()
+
+    level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}|[^\s\p{N}]+|\s+(?!\S)|\s+"}, "behavior": "Isolated", "invert": False}
+    front = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}]}
+    yield "gpt2", one({**letters_all, "ab": 256}, ["a b"], [(257, "<s>", True)], {"eos_token": "<s>"}, pre_tokenizer={**level, "use_regex": True})
+    yield "llama3", one({**letters_all, "ab": 256}, [["a", "b"]], [(257, "<s>", True), (258, "ab", False)], {"bos_token": {"content": "<s>"}},
+                        pre_tokenizer={"type": "Sequence", "pretokenizers": [split, level]}, post_processor=front, model={"ignore_merges": True})
+    yield "qwen2", one(letters_all, [], [(256, "<|im_start|>", True), (257, "<|im_end|>", True)], {"chat_template": TEMPLATES[0]},
+                       normalizer={"type": "NFC"}, pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, level]})
+    specials = [(0, "<unk>", True), (1, "<s>", True), (2, "</s>", True)]
+    mistral = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ bos_token }}{{ '[INST] ' + m['content'] + ' [/INST]' }}{{ m['content'] + eos_token }}"}
+    yield "llama2", one(spaces, ["a b", "\u2581 a"], specials, mistral, model={"byte_fallback": True}, post_processor=front,
+                        normalizer={"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"},
+                                                                       {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]})
+    yield "metaspace", one(spaces, [["a", "b"]], specials, mistral, model={"byte_fallback": True},
+                           pre_tokenizer={"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": True})
+
+
 TEXTS = ("The 12 ab ab\n\n  it's in the end", "Grüße, 世界! 🎉 ñ", "<|im_start|>user\n<tool> hi<|im_end|>", "a\u2028b\u00a0 \t c", "\0\x01\x7f")
 
 
@@ -158,7 +230,7 @@ def lines():
 
 
 def main():
-    for name, make in (("gguf", ggufs), ("tokenizer", tokenizers), ("chat", chats), ("batch", lines)):
+    for name, make in (("gguf", ggufs), ("safetensors", directories), ("tokenizer", tokenizers), ("tokenizer_json", pipelines), ("chat", chats), ("batch", lines)):
         directory = os.path.join(TOP, name)
         os.makedirs(directory, exist_ok=True)
         for seed, data in make():
