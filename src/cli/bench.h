@@ -7,6 +7,7 @@
  *   bench_attend.c, bench_quantize.c, bench_gemv.c, bench_read.c    one case of each op
  *   bench_time.c      graph replays on a GPU, a plain loop on a CPU; medians
  *   bench_report.c    table, CSV, JSON
+ *   bench_decode.c    `bench decode`: a token's time, on all ranks
  */
 #ifndef BS_CLI_BENCH_H
 #define BS_CLI_BENCH_H
@@ -109,6 +110,8 @@ bs_status bs_bench_close_report(bs_bench *bench);
 /* The table's head; read_gb_s is known. */
 bs_status bs_bench_begin_table(const bs_bench *bench);
 bs_status bs_bench_report(bs_bench *bench, const bs_bench_row *row);
+/* A row of columns to --csv and --json; the caller keeps its reference. */
+bs_status bs_bench_add_row(bs_bench *bench, json_t *row);
 /* The row of a case that did not pass, with the kept error line, which is cleared. */
 bs_status bs_bench_report_failure(bs_bench *bench, const bs_bench_case *item, int number);
 
@@ -119,6 +122,8 @@ bs_status bs_bench_attend(bs_bench *bench, const bs_bench_case *item, int number
 bs_status bs_bench_quantize(bs_bench *bench, const bs_bench_case *item, int number);
 bs_status bs_bench_gemv(bs_bench *bench, const bs_bench_case *item, int number);
 bs_status bs_bench_read(bs_bench *bench, const bs_bench_case *item, int number);
+/* All of `bench decode`. Collective; the ranks agree on the status. */
+bs_status bs_bench_decode(const bs_options *options, bs_comm *comm);
 /* Sets read_gb_s. */
 bs_status bs_bench_read_ceiling(bs_bench *bench);
 /* Bytes of one call: of gemv the blocks of W. For attend K and V as stored, parameters counted: quantized pages whole, f16 ones by the

@@ -263,7 +263,7 @@ bs_status bs_bench_select(const bs_options *options, bs_device_kind kind, bs_ben
     static const char *const ops[] = {"all", "attend", "quantize", "gemv", "read"};
     bs_bench_list list = {0};
     if (strcmp(bs_options_operand(options, 0), "kernel") != 0)
-        return bs_fail(BS_STATUS_USAGE, "bench %s: must be kernel", bs_options_operand(options, 0));
+        return bs_fail(BS_STATUS_USAGE, "bench %s: must be kernel or decode", bs_options_operand(options, 0));
     if (bs_options_n_operands(options) > 1) {
         size_t i = 0;
         while (i < sizeof ops / sizeof *ops && strcmp(ops[i], bs_options_operand(options, 1)) != 0) i++;

@@ -85,6 +85,13 @@ static bs_status write_csv(bs_bench *b, json_t *row)
     return bs_cli_write_csv(b->csv, bs_options_string(b->options, "csv"), row, head);
 }
 
+bs_status bs_bench_add_row(bs_bench *b, json_t *row)
+{
+    if (b->csv) BS_TRY(write_csv(b, row));
+    if (!b->rows || json_array_append(b->rows, row) == 0) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_NOMEM, "JSON: no memory");
+}
+
 static bs_status flush_table(const bs_bench *b, int printed)
 {
     if (printed >= 0 && fflush(b->table) == 0) return BS_STATUS_OK;
@@ -99,9 +106,7 @@ static bs_status write_row(bs_bench *b, const bs_bench_row *r, const char *why)
     if (!row) return bs_fail(BS_STATUS_NOMEM, "JSON: no memory");
     describe(row, b, r, why ? why : "passed");
     add_figures(row, b, r, !why);
-    bs_status status = b->csv ? write_csv(b, row) : BS_STATUS_OK;
-    if (status == BS_STATUS_OK && b->rows && json_array_append(b->rows, row) != 0)
-        status = bs_fail(BS_STATUS_NOMEM, "JSON: no memory");
+    bs_status status = bs_bench_add_row(b, row);
     json_decref(row);
     return status;
 }

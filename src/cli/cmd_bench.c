@@ -57,6 +57,10 @@ static bs_status run_cases(bs_bench *b, const bs_bench_list *list)
 
 bs_status bs_cli_bench(const bs_options *options, bs_comm *comm)
 {
+    if (strcmp(bs_options_operand(options, 0), "decode") == 0) return bs_bench_decode(options, comm);
+    if (bs_comm_size(comm) > 1)
+        return bs_comm_agree(comm, bs_fail(BS_STATUS_USAGE, "bench %s: is for one rank, not %d",
+                                           bs_options_operand(options, 0), bs_comm_size(comm)));
     bs_bench b = {.options = options};
     bs_bench_list list = {0};
     BS_TRY(bs_cli_open_device(options, comm, &b.device));

@@ -41,14 +41,18 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "With --model it prints the shape, the types of the tensors, the size of a token in the cache, and "
          "for the ranks of this job the grid and the part of the model that each holds."},
     [BS_CLI_BENCH] =
-        {"bench", "kernel [attend|quantize|gemv|read|all]", 1, 2, "Checks and times kernels on one device",
+        {"bench", "kernel [attend|quantize|gemv|read|all] | decode", 1, 2, "Times kernels on one device, or a token of a model",
          "Each case is checked first (attend: a few rows against fp64 over the dequantized cache; quantize: bit "
          "for bit against a CPU; gemv: rows against fp64), then timed, then a row of the table: bytes of a call, microseconds (median, "
          "10th and 90th percentile), GB/s, and the share of the bandwidth that a streaming read reached in the "
          "same run. Calls go round over more memory than the caches hold; on a GPU they are one CUDA graph, "
          "plain and with kernels that overlap. Without --case these are the cases of the project's speed "
          "targets (a CPU has smaller ones); a case that fails does not end the run, but the run fails.\n\n"
-         "The shape options time attend on a shape of your own instead."},
+         "The shape options time attend on a shape of your own instead.\n\n"
+         "bench decode runs on all ranks of the job: milliseconds a token of --model (random:NAME needs no file) behind "
+         "each of --contexts cached tokens of noise, for each format of --kv and each of --batches; with the floor, "
+         "which is weights and cache read once at the bandwidth of a streaming read, and where the time goes. A row "
+         "that does not fit the device's memory says so."},
     [BS_CLI_EVAL] =
         {"eval", "", 0, 0, "Measures what KV formats cost in quality, against f16, over a text",
          "All formats of --kv read the text in one run, side by side with an f16 cache, and each position sees "
@@ -64,7 +68,7 @@ const bs_cli_entry bs_cli_entries[BS_CLI_N_COMMANDS] = {
     [BS_CLI_TOKENIZE] = {bs_cli_tokenize, false},
     [BS_CLI_MAKE_MODEL] = {bs_cli_make_model, false},
     [BS_CLI_INFO] = {bs_cli_info, true},
-    [BS_CLI_BENCH] = {bs_cli_bench, false},
+    [BS_CLI_BENCH] = {bs_cli_bench, true},
     [BS_CLI_EVAL] = {bs_cli_eval, true},
 };
 
@@ -101,7 +105,7 @@ const bs_cli_entry bs_cli_entries[BS_CLI_N_COMMANDS] = {
 
 /* clang-format off */
 const bs_option bs_cli_options[] = {
-    STRING("model", 'm', "MODEL", NULL, "Model", "GGUF file, Hugging Face directory, or random:NAME[:SEED], weights drawn", GENERATE | TOKENIZE | INFO | EVAL),
+    STRING("model", 'm', "MODEL", NULL, "Model", "GGUF file, Hugging Face directory, or random:NAME[:SEED], weights drawn", GENERATE | TOKENIZE | INFO | BENCH | EVAL),
 
     STRING("prompt", 'p', "TEXT", NULL, "Prompt", "the text", GENERATE | TOKENIZE),
     STRING("prompt-file", 0, "FILE", NULL, "Prompt", "read the text from this file; - is standard input", GENERATE | TOKENIZE),
@@ -139,10 +143,10 @@ const bs_option bs_cli_options[] = {
 
     SCALED("kv-fill", 0, "N", "0", 0, INT32_MAX - 65536, "Cache", "begin behind N cached tokens of noise: long contexts without prefill", GENERATE),
 
-    STRING("grid", 'g', "HxS", NULL, "Ranks", "head shards x sequence shards; without it the most head shards that fit", GENERATE | INFO | EVAL),
-    CHOICE("merge", "NAME", "allreduce", "allreduce|allgather|fold", "Ranks", "how sequence shards merge attention", GENERATE | INFO | EVAL),
+    STRING("grid", 'g', "HxS", NULL, "Ranks", "head shards x sequence shards; without it the most head shards that fit", GENERATE | INFO | BENCH | EVAL),
+    CHOICE("merge", "NAME", "allreduce", "allreduce|allgather|fold", "Ranks", "how sequence shards merge attention", GENERATE | INFO | BENCH | EVAL),
     CHOICE("transport", "NAME", "auto", "auto|mpi|nccl", "Ranks", "of GPUs; auto: NCCL where each rank has its own, else MPI", GENERATE | BENCH | EVAL),
-    INT("stripe-pages", 0, "N", "8", 1, 1 << 20, "Ranks", "pages of 128 tokens dealt to a sequence shard at a time", GENERATE | EVAL),
+    INT("stripe-pages", 0, "N", "8", 1, 1 << 20, "Ranks", "pages of 128 tokens dealt to a sequence shard at a time", GENERATE | BENCH | EVAL),
     SCALED("chunk-tokens", 0, "N", "2048", 128, 65536, "Ranks", "prompt tokens of a step at most; a multiple of 128", GENERATE),
     FLOAT("step-ms", "MS", "500", 1, 1e6, "Ranks", "cut prompts so that a step is predicted to take no longer", GENERATE),
     FLOAT("watchdog-s", "S", "7", 0, 86400, "Ranks", "end the job when a rank makes no progress this long; 0: never", GENERATE | EVAL),
@@ -150,17 +154,21 @@ const bs_option bs_cli_options[] = {
     STRING("case", 0, "WHICH", NULL, "Cases", "only these, parted by commas: a number, a range as 3-9, or part of a name; --dry-run lists them", BENCH),
     FLAG("dry-run", "Cases", "list the cases, and stop", BENCH),
 
+    STRING("contexts", 0, "LIST", NULL, "Decode", "cached tokens, parted by commas; without it 1K,32K,128K,1M, on a CPU 1K,8K", BENCH),
+    STRING("batches", 0, "LIST", "1", "Decode", "sequences decoded together, parted by commas", BENCH),
+    INT("steps", 0, "N", "32", 8, 1000, "Decode", "steps of a row that are timed", BENCH),
+
     INT("batch", 0, "N", "1", 1, 4096, "Shape of attend", "sequences", BENCH),
     STRING("heads", 0, "HQ/HKV", "32/8", "Shape of attend", "query heads/KV heads", BENCH),
     SCALED("context", 'c', "N", NULL, 1, INT32_MAX - 65536, "Shape of attend", "tokens of each sequence; without it 128K, on a CPU 8K", BENCH),
     INT("tokens", 0, "N", "1", 1, 4096, "Shape of attend", "query tokens of each sequence, the last of its context", BENCH),
     CHOICE("head-dim", "D", "128", "64|128", "Shape of attend", "channels of a head", BENCH),
     SCALED("window", 0, "N", "0", 0, INT32_MAX, "Shape of attend", "a query sees this many tokens; 0: all", BENCH),
-    STRING("kv", 0, "FORMATS", "int4", "Shape of attend", "KV formats, parted by commas (docs/kv-format.md)", BENCH),
+    STRING("kv", 0, "FORMATS", "int4", "Shape of attend", "KV formats, of decode too, parted by commas (docs/kv-format.md)", BENCH),
 
     STRING("device", 0, "NAME", "auto", "Device", "cpu, cuda (the GPU of the rank's number on the machine), gpu:N, or auto", GENERATE | INFO | BENCH | EVAL),
     SCALED("device-mem", 0, "BYTES", "0", 0, MOST, "Device", "most memory of a rank's device, as 80G; 0: what there is", GENERATE | INFO | BENCH | EVAL),
-    CHOICE("dtype", "NAME", "auto", "auto|bf16|f16", "Device", "weights and activations on a GPU: bf16 for a model of bf16 weights and f16 for others, or these", GENERATE | EVAL),
+    CHOICE("dtype", "NAME", "auto", "auto|bf16|f16", "Device", "weights and activations on a GPU: bf16 for a model of bf16 weights and f16 for others, or these", GENERATE | BENCH | EVAL),
     INT("threads", 't', "N", "1", 1, 1024, "Device", "CPU threads of each rank", GENERATE | INFO | BENCH | EVAL),
     CHOICE("isa", "NAME", "auto", "auto|scalar|avx2|avx512", "Device", "CPU instructions; the best there are, or these", GENERATE | INFO | BENCH | EVAL),
 

@@ -1,0 +1,496 @@
+/* bench_decode.c: `bitshard bench decode`: what a token costs behind so many cached ones.
+ *
+ * An engine is opened for each KV format and batch, sized for the longest context that fits; each row then starts its
+ * sequences behind that many tokens of noise and decodes through bs_engine_run, as generate does: graphs, plans one step
+ * ahead and all. The time of a token is what lies between two results on rank 0. Afterwards a few steps run op by op with
+ * timers at the phases, which shows how the time is shared out; their sum is not the step's time, as graphs leave the
+ * host's gaps out and let kernels overlap. Everything is collective, and what does not fit is a row that says so.
+ */
+#include "config.h"
+
+#include "src/base/checked.h"
+#include "src/base/log.h"
+#include "src/base/progress.h"
+#include "src/cli/bench_decode.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    WARM_STEPS = 4,
+    PART_STEPS = 8,
+    MAX_STEPS = 1000,
+    SPARE_TOKENS = WARM_STEPS + PART_STEPS + 4,
+    CHUNK = 2048
+};
+
+/* ---- options ---- */
+
+/* "1K,32K,1M": positive counts up to most, with K, M and G. */
+static bs_status parse_counts(const char *option, const char *text, int64_t most, int64_t *out, int *n)
+{
+    *n = 0;
+    for (const char *at = text; at; at = strchr(at, ','), at = at ? at + 1 : NULL) {
+        size_t bytes = strcspn(at, ",");
+        char *end;
+        errno = 0;
+        long long x = strtoll(at, &end, 10);
+        int shift = *end == 'K' ? 10 : *end == 'M' ? 20 : *end == 'G' ? 30 : 0;
+        if (shift) end++;
+        if (*at < '0' || *at > '9' || end != at + bytes || errno != 0 || x < 1 || x > most >> shift)
+            return bs_fail(BS_STATUS_USAGE, "--%s %s: '%.*s' is not a number from 1 to %lld", option, text,
+                           bytes > 40 ? 40 : (int)bytes, at, (long long)most);
+        if (*n == BS_DECODE_MAX_ITEMS)
+            return bs_fail(BS_STATUS_USAGE, "--%s: more than %d numbers", option, BS_DECODE_MAX_ITEMS);
+        out[(*n)++] = (int64_t)x << shift;
+    }
+    return BS_STATUS_OK;
+}
+
+static bs_status parse_formats(bs_decode_bench *d, const bs_options *o)
+{
+    if (!(d->list = strdup(bs_options_string(o, "kv")))) return bs_fail(BS_STATUS_NOMEM, "--kv: no memory");
+    for (char *item = d->list, *next; item; item = next) {
+        bs_kv_format format;
+        next = strchr(item, ',');
+        if (next) *next++ = 0;
+        BS_TRY(bs_kv_format_parse(item, &format));
+        if (d->n_formats == BS_DECODE_MAX_ITEMS)
+            return bs_fail(BS_STATUS_USAGE, "--kv: more than %d formats", BS_DECODE_MAX_ITEMS);
+        d->kv[d->n_formats++] = item;
+    }
+    return BS_STATUS_OK;
+}
+
+static bs_status read_options(bs_decode_bench *d)
+{
+    const bs_options *o = d->bench.options;
+    const char *contexts = bs_options_string(o, "contexts");
+    if (bs_options_n_operands(o) > 1)
+        return bs_fail(BS_STATUS_USAGE, "bench decode %s: takes no operand", bs_options_operand(o, 1));
+    if (!contexts) contexts = d->bench.gpu ? "1K,32K,128K,1M" : "1K,8K";
+    BS_TRY(parse_counts("contexts", contexts, INT32_MAX - 2 * 65536, d->contexts, &d->n_contexts));
+    BS_TRY(parse_counts("batches", bs_options_string(o, "batches"), 1024, d->batches, &d->n_batches));
+    BS_TRY(parse_formats(d, o));
+    BS_TRY(bs_cli_read_merge(o, &d->config.merge));
+    d->config.act = bs_cli_read_dtype(o);
+    d->config.stripe_pages = (int)bs_options_int(o, "stripe-pages");
+    d->n_steps = (int)bs_options_int(o, "steps");
+    return BS_STATUS_OK;
+}
+
+static bs_status open_local(bs_decode_bench *d)
+{
+    BS_TRY(bs_cli_open_device(d->bench.options, d->comm, &d->bench.device));
+    d->bench.gpu = bs_device_get_info(d->bench.device)->kind == BS_DEVICE_CUDA;
+    BS_TRY(read_options(d));
+    BS_TRY(bs_cli_open_model(d->bench.options, &d->model));
+    BS_TRY(bs_grid_choose(bs_comm_rank(d->comm), bs_comm_size(d->comm),
+                          bs_model_get_desc(d->model)->n_kv_heads,
+                          bs_options_string(d->bench.options, "grid"), &d->grid));
+    BS_TRY(bs_stream_create(d->bench.device, &d->bench.stream));
+    return d->leader ? bs_bench_open_report(&d->bench) : BS_STATUS_OK;
+}
+
+/* What must be the same on all ranks for their collectives to match. */
+typedef struct common_ground {
+    int64_t heads, seq, merge, stripe_pages, n_steps, n_contexts, n_batches;
+    int64_t contexts[BS_DECODE_MAX_ITEMS], batches[BS_DECODE_MAX_ITEMS];
+    uint64_t file_bytes;
+    char kv[512];
+} common_ground;
+
+static bs_status compare_ground(bs_decode_bench *d)
+{
+    common_ground mine, rank0;
+    memset(&mine, 0, sizeof mine); /* compared as bytes */
+    mine.heads = d->grid.heads;
+    mine.seq = d->grid.seq;
+    mine.merge = d->config.merge;
+    mine.stripe_pages = d->config.stripe_pages;
+    mine.n_steps = d->n_steps;
+    mine.n_contexts = d->n_contexts;
+    mine.n_batches = d->n_batches;
+    memcpy(mine.contexts, d->contexts, sizeof mine.contexts);
+    memcpy(mine.batches, d->batches, sizeof mine.batches);
+    mine.file_bytes = bs_model_get_desc(d->model)->file_bytes;
+    snprintf(mine.kv, sizeof mine.kv, "%s", bs_options_string(d->bench.options, "kv"));
+    rank0 = mine;
+    BS_TRY(bs_comm_bcast_host(d->comm, &rank0, sizeof rank0, 0));
+    if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_MISMATCH,
+                   "model, --kv, --contexts, --batches, --steps, --grid, --merge or --stripe-pages is "
+                   "not what rank 0 has: look at the environment of this machine");
+}
+
+/* ---- what fits ---- */
+
+static bs_engine_config config_for(const bs_decode_bench *d, const bs_kv_format *kv, int batch,
+                                   int64_t context)
+{
+    bs_engine_config config = d->config;
+    config.kv = *kv;
+    config.chunk_tokens = CHUNK;
+    config.max_seqs = config.max_step_tokens = batch;
+    config.max_prefill_seqs = 1;
+    config.max_context = context + d->n_steps + SPARE_TOKENS;
+    config.total_tokens = config.max_context * batch;
+    return config;
+}
+
+typedef struct need {
+    uint64_t bytes, left;
+    bs_status status; /* of planning it */
+} need;
+
+static bool is_worse(const need *a, const need *b)
+{
+    if (a->status != BS_STATUS_OK || b->status != BS_STATUS_OK) return b->status == BS_STATUS_OK;
+    return (double)a->bytes - (double)a->left > (double)b->bytes - (double)b->left;
+}
+
+/* Whether a context fits on every rank; if not, why gets the words for its row. Collective. */
+static bs_status find_fit(bs_decode_bench *d, const bs_kv_format *kv, int batch, int64_t context, bool *fits,
+                          char *why, size_t bytes)
+{
+    bs_engine_config config = config_for(d, kv, batch, context);
+    bs_engine_memory memory = {0};
+    need mine = {.left = bs_device_memory_left(d->bench.device)}, *all = NULL, worst;
+    mine.status = bs_engine_plan_memory(d->model, d->bench.device, &d->grid, &config, &memory);
+    mine.bytes = memory.device_bytes;
+    if (mine.status != BS_STATUS_OK) snprintf(why, bytes, "%s", bs_error_message());
+    bs_error_clear();
+    bs_status status = BS_STATUS_OK;
+    if (d->leader && !(all = calloc((size_t)d->grid.size, sizeof *all)))
+        status = bs_fail(BS_STATUS_NOMEM, "bench: no memory for %d ranks", d->grid.size);
+    BS_TRY(bs_comm_agree(d->comm, status));
+    status = bs_comm_gather_host(d->comm, &mine, sizeof mine, all, 0);
+    worst = mine;
+    for (int rank = 0; status == BS_STATUS_OK && d->leader && rank < d->grid.size; rank++)
+        if (is_worse(&all[rank], &worst)) worst = all[rank];
+    free(all);
+    BS_TRY(status);
+    BS_TRY(bs_comm_bcast_host(d->comm, &worst, sizeof worst, 0));
+    *fits = worst.status == BS_STATUS_OK && worst.bytes <= worst.left;
+    if (*fits || mine.status != BS_STATUS_OK) return BS_STATUS_OK;
+    char needed[32], left[32];
+    bs_format_bytes(worst.bytes, needed, sizeof needed);
+    bs_format_bytes(worst.left, left, sizeof left);
+    snprintf(why, bytes, "needs %s of a device, %s are left", needed, left);
+    return BS_STATUS_OK;
+}
+
+/* ---- a run of steps ---- */
+
+typedef struct run {
+    bs_decode_bench *d;
+
+    int64_t context;
+    int batch, n_steps, n_planned, n_done;
+    double *done_s; /* [n_steps] */
+} run;
+
+static void start_sequences(const run *r, bs_plan *plan)
+{
+    const bs_cache *cache = bs_engine_cache(r->d->engine);
+    for (int i = 0; i < r->batch; i++) {
+        if (bs_cache_seq_length(cache, i) >= 0) bs_plan_frees(plan)[plan->n_frees++] = i;
+        bs_plan_starts(plan)[plan->n_starts++] = (bs_plan_start){
+            .seq = i,
+            .start_s = i % r->d->grid.seq,
+            .n_tokens = r->context + r->d->n_steps + SPARE_TOKENS,
+            .from = -1,
+            .reuse_tokens = -1,
+            .fill_tokens = r->context,
+            .sampling = {.top_p = 1, .repeat_penalty = 1}};
+    }
+}
+
+/* Token n of every sequence, counted from the context on. */
+static void add_tokens(const run *r, bs_plan *plan, int64_t n, bool drawn)
+{
+    const int n_vocab = bs_model_get_desc(r->d->model)->n_vocab;
+    for (int i = 0; i < r->batch; i++) {
+        bs_plan_seqs(plan)[plan->n_seqs++] = (bs_plan_seq){.seq = i,
+                                                           .n_tokens = 1,
+                                                           .flags = BS_PLAN_SEQ_SAMPLE,
+                                                           .pos0 = r->context + n,
+                                                           .first_token = plan->n_tokens};
+        bs_plan_tokens(plan)[plan->n_tokens++] = drawn ? BS_PLAN_LAST_TOKEN : (1 + i) % n_vocab;
+    }
+}
+
+static bs_status make_plan(void *context, bs_plan *plan)
+{
+    run *r = context;
+    if (r->n_planned == r->n_steps) {
+        plan->flags = BS_PLAN_STOP;
+        return BS_STATUS_OK;
+    }
+    if (r->n_planned == 0) start_sequences(r, plan);
+    add_tokens(r, plan, r->n_planned, r->n_planned > 0);
+    r->n_planned++;
+    return BS_STATUS_OK;
+}
+
+static bs_status take_result(void *context, const bs_plan *plan, const bs_step_result *result)
+{
+    run *r = context;
+    (void)plan;
+    (void)result;
+    r->done_s[r->n_done++] = bs_now_s();
+    return BS_STATUS_OK;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *x, int n)
+{
+    qsort(x, (size_t)n, sizeof *x, by_value);
+    return x[n / 2];
+}
+
+/* Decodes n_steps behind some to warm up (a graph is recorded there); rank 0 learns their times. Collective. */
+static bs_status time_steps(bs_decode_bench *d, int64_t context, int batch, bs_bench_times *ms)
+{
+    double done_s[WARM_STEPS + MAX_STEPS];
+    run r = {
+        .d = d, .context = context, .batch = batch, .n_steps = WARM_STEPS + d->n_steps, .done_s = done_s};
+    const bs_driver driver = {&r, make_plan, take_result};
+    bs_status status = bs_engine_run(d->engine, d->leader ? &driver : NULL);
+    if (status != BS_STATUS_OK) return bs_cli_end_job(d->comm, status);
+    const int n = d->n_steps;
+    for (int i = 0; i < n && d->leader; i++)
+        d->ms[i] = (done_s[WARM_STEPS + i] - done_s[WARM_STEPS + i - 1]) * 1e3;
+    if (!d->leader) return BS_STATUS_OK;
+    ms->median = median(d->ms, n);
+    ms->p10 = d->ms[n / 10];
+    ms->p90 = d->ms[n - 1 - n / 10];
+    return BS_STATUS_OK;
+}
+
+/* ---- parts of a step ---- */
+
+typedef struct marks {
+    bs_timer **timers; /* [max] one a phase, as they come */
+    bs_phase *phase;
+    int n, max;
+    bool open;
+    bs_status status;
+} marks;
+
+static bs_decode_part part_of(bs_phase phase)
+{
+    switch (phase) {
+    case BS_PHASE_QUANTIZE:
+    case BS_PHASE_APPEND:
+    case BS_PHASE_ATTEND: return BS_DECODE_ATTEND;
+    case BS_PHASE_QKV:
+    case BS_PHASE_O_PROJ:
+    case BS_PHASE_FFN:
+    case BS_PHASE_LOGITS: return BS_DECODE_DENSE;
+    case BS_PHASE_MERGE:
+    case BS_PHASE_SUM: return BS_DECODE_COMM;
+    default: return BS_DECODE_OTHER;
+    }
+}
+
+static void on_mark(void *context, bs_stream *stream, bs_phase phase)
+{
+    marks *m = context;
+    if (m->open && m->status == BS_STATUS_OK) m->status = bs_timer_stop(stream, m->timers[m->n++]);
+    m->open = phase != BS_PHASE_IDLE && m->n < m->max;
+    if (!m->open || m->status != BS_STATUS_OK) return;
+    m->phase[m->n] = phase;
+    m->status = bs_timer_start(stream, m->timers[m->n]);
+}
+
+static bs_status open_marks(bs_decode_bench *d, marks *m)
+{
+    m->max = 8 * bs_model_get_desc(d->model)->n_layers + 16;
+    m->timers = calloc((size_t)m->max, sizeof *m->timers);
+    m->phase = calloc((size_t)m->max, sizeof *m->phase);
+    if (!m->timers || !m->phase) return bs_fail(BS_STATUS_NOMEM, "bench: no memory for %d timers", m->max);
+    for (int i = 0; i < m->max; i++) BS_TRY(bs_timer_create(d->bench.device, &m->timers[i]));
+    return BS_STATUS_OK;
+}
+
+static void close_marks(marks *m)
+{
+    for (int i = 0; m->timers && i < m->max; i++) bs_timer_destroy(m->timers[i]);
+    free(m->timers);
+    free(m->phase);
+}
+
+/* One step after the timed ones, op by op; all ranks make the same plan. */
+static bs_status take_apart(bs_decode_bench *d, const run *r, bs_plan *plan, int64_t n, marks *m,
+                            double part_ms[BS_DECODE_N_PARTS])
+{
+    bs_step_result result;
+    bs_plan_clear(plan, bs_engine_limits(d->engine), n);
+    add_tokens(r, plan, n, true);
+    m->n = 0;
+    m->open = false;
+    BS_TRY(bs_engine_step(d->engine, plan, &result));
+    BS_TRY(m->status);
+    for (int i = 0; i < m->n; i++) {
+        double ms;
+        BS_TRY(bs_timer_ms(m->timers[i], &ms));
+        part_ms[part_of(m->phase[i])] += ms;
+    }
+    return BS_STATUS_OK;
+}
+
+static bs_status run_parts(bs_decode_bench *d, const run *r, bs_plan *plan, marks *m)
+{
+    double ms[BS_DECODE_N_PARTS][PART_STEPS];
+    const int64_t first = WARM_STEPS + d->n_steps;
+    for (int step = 0; step <= PART_STEPS; step++) { /* the first warms up */
+        double part_ms[BS_DECODE_N_PARTS] = {0};
+        BS_TRY(take_apart(d, r, plan, first + step, m, part_ms));
+        for (int part = 0; part < BS_DECODE_N_PARTS && step > 0; part++) ms[part][step - 1] = part_ms[part];
+    }
+    for (int part = 0; part < BS_DECODE_N_PARTS; part++) d->part_ms[part] = median(ms[part], PART_STEPS);
+    return BS_STATUS_OK;
+}
+
+static bs_status time_parts(bs_decode_bench *d, int64_t context, int batch)
+{
+    run r = {.d = d, .context = context, .batch = batch};
+    marks m = {0};
+    bs_plan *plan = malloc(bs_plan_bytes(bs_engine_limits(d->engine)));
+    bs_status status = plan ? open_marks(d, &m) : bs_fail(BS_STATUS_NOMEM, "bench: no memory for a plan");
+    BS_TRY_GOTO(bs_comm_agree(d->comm, status), err_free);
+    bs_engine_set_mark(d->engine, on_mark, &m);
+    status = run_parts(d, &r, plan, &m);
+    bs_engine_set_mark(d->engine, NULL, NULL);
+    bs_comm_progress_idle(d->comm);
+    if (status != BS_STATUS_OK) status = bs_cli_end_job(d->comm, status);
+err_free:
+    close_marks(&m);
+    free(plan);
+    return status;
+}
+
+/* ---- bytes ---- */
+
+/* K and V as stored that a step reads on this rank, parameters counted: quantized pages whole, f16 ones by the token. */
+static double cached_bytes(const bs_decode_bench *d, const bs_kv_format *kv, int batch)
+{
+    const bs_model_desc *desc = bs_model_get_desc(d->model);
+    const bs_cache *cache = bs_engine_cache(d->engine);
+    const bs_kv_page_bytes page = bs_kv_canonical_bytes(kv, desc->head_dim);
+    double bytes = 0;
+    for (int seq = 0; seq < batch; seq++) {
+        const int64_t length = bs_cache_seq_length(cache, seq);
+        for (int64_t p = 0; p * BS_PAGE_TOKENS < length; p++) {
+            const bs_page_kind kind = bs_cache_page(cache, seq, p).kind;
+            const int64_t n_tokens = bs_min_i64(BS_PAGE_TOKENS, length - p * BS_PAGE_TOKENS);
+            if (kind == BS_PAGE_NONE) continue;
+            const double one = kind == BS_PAGE_QUANT ? (double)(page.k + page.k_meta + page.v + page.v_meta)
+                                                     : 4.0 * desc->head_dim * (double)n_tokens;
+            for (int l = 0; l < desc->n_layers; l++) {
+                const int window = desc->layers[l].window;
+                if (window == 0 || (p + 1) * BS_PAGE_TOKENS > length - window) bytes += one;
+            }
+        }
+    }
+    return bytes * (desc->n_kv_heads / d->grid.heads);
+}
+
+/* Those of the rank that reads most, to rank 0. Collective. */
+static bs_status find_most_bytes(bs_decode_bench *d, bs_decode_row *row)
+{
+    const double mine[2] = {(double)bs_engine_step_weight_bytes(d->engine),
+                            cached_bytes(d, row->kv, row->batch)};
+    double(*all)[2] = NULL;
+    bs_status status = BS_STATUS_OK;
+    if (d->leader && !(all = calloc((size_t)d->grid.size, sizeof *all)))
+        status = bs_fail(BS_STATUS_NOMEM, "bench: no memory for %d ranks", d->grid.size);
+    BS_TRY(bs_comm_agree(d->comm, status));
+    status = bs_comm_gather_host(d->comm, mine, sizeof mine, all, 0);
+    for (int rank = 0; status == BS_STATUS_OK && d->leader && rank < d->grid.size; rank++) {
+        if (all[rank][0] + all[rank][1] <= row->weight_bytes + row->kv_bytes) continue;
+        row->weight_bytes = all[rank][0];
+        row->kv_bytes = all[rank][1];
+    }
+    free(all);
+    return status;
+}
+
+/* ---- rows ---- */
+
+static bs_status measure(bs_decode_bench *d, const bs_kv_format *kv, int batch, int64_t context)
+{
+    bs_decode_row row = {.kv = kv, .context = context, .batch = batch, .part_ms = d->part_ms};
+    BS_TRY(time_steps(d, context, batch, &row.ms));
+    BS_TRY(time_parts(d, context, batch));
+    BS_TRY(find_most_bytes(d, &row));
+    return bs_comm_agree(d->comm, d->leader ? bs_decode_report(d, &row) : BS_STATUS_OK);
+}
+
+static bs_status run_group(bs_decode_bench *d, const bs_kv_format *kv, int batch)
+{
+    bool fits[BS_DECODE_MAX_ITEMS];
+    char why[BS_DECODE_MAX_ITEMS][160];
+    int64_t longest = 0;
+    bs_status status = BS_STATUS_OK;
+    for (int i = 0; i < d->n_contexts; i++) {
+        BS_TRY(find_fit(d, kv, batch, d->contexts[i], &fits[i], why[i], sizeof why[i]));
+        if (fits[i]) longest = bs_max_i64(longest, d->contexts[i]);
+    }
+    if (longest > 0) {
+        const bs_engine_config config = config_for(d, kv, batch, longest);
+        BS_TRY(bs_engine_open(d->model, d->bench.device, d->comm, &config, NULL, NULL, &d->engine));
+    }
+    for (int i = 0; i < d->n_contexts && status == BS_STATUS_OK; i++) {
+        const bs_decode_row skipped = {
+            .kv = kv, .context = d->contexts[i], .batch = batch, .skipped = why[i]};
+        if (fits[i]) status = measure(d, kv, batch, d->contexts[i]);
+        else status = bs_comm_agree(d->comm, d->leader ? bs_decode_report(d, &skipped) : BS_STATUS_OK);
+    }
+    bs_engine_close(d->engine);
+    d->engine = NULL;
+    return status;
+}
+
+static bs_status run_groups(bs_decode_bench *d)
+{
+    BS_TRY(bs_comm_agree(d->comm, open_local(d)));
+    BS_TRY(bs_comm_agree(d->comm, compare_ground(d)));
+    BS_TRY(bs_comm_agree(d->comm, bs_comm_set_grid(d->comm, &d->grid)));
+    BS_TRY(bs_comm_agree(d->comm, bs_cli_use_transport(d->bench.options, d->comm, d->bench.device)));
+    BS_TRY(bs_comm_agree(d->comm, bs_bench_read_ceiling(&d->bench)));
+    BS_TRY(bs_comm_agree(d->comm, d->leader ? bs_decode_begin_table(d) : BS_STATUS_OK));
+    for (int f = 0; f < d->n_formats; f++)
+        for (int b = 0; b < d->n_batches; b++) {
+            bs_kv_format kv;
+            BS_TRY(bs_kv_format_parse(d->kv[f], &kv));
+            BS_TRY(run_group(d, &kv, (int)d->batches[b]));
+        }
+    return BS_STATUS_OK;
+}
+
+bs_status bs_bench_decode(const bs_options *options, bs_comm *comm)
+{
+    bs_decode_bench *d = calloc(1, sizeof *d);
+    bs_status status = d ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "bench: no memory");
+    BS_TRY_GOTO(bs_comm_agree(comm, status), err_free);
+    *d = (bs_decode_bench){.bench = {.options = options}, .comm = comm, .leader = bs_comm_rank(comm) == 0};
+    status = run_groups(d);
+    bs_engine_close(d->engine);
+    bs_stream_destroy(d->bench.stream);
+    bs_model_close(d->model);
+    bs_cli_close_device(comm, d->bench.device);
+    bs_status closed = d->leader ? bs_bench_close_report(&d->bench) : BS_STATUS_OK;
+    if (status == BS_STATUS_OK) status = bs_comm_agree(comm, closed);
+    free(d->list);
+err_free:
+    free(d);
+    return status;
+}
