@@ -22,14 +22,28 @@ static bool on_gpu(const bs_stream *stream)
     return bs_device_get_info(bs_stream_device(stream))->kind != BS_DEVICE_CPU;
 }
 
-static bs_status stage(bs_comm *comm, size_t bytes)
+/* Page-locked memory that grows to twice and more of what is asked for: a decode step's sizes are met once. What is
+ * still on its way out of it to the device is ahead, on the stream, of whatever comes into it next. */
+static bs_status stage(bs_comm *comm, bs_stream *stream, size_t bytes)
 {
+    size_t larger = 1 << 20;
+    void *memory;
     if (bytes <= comm->staging_bytes) return BS_STATUS_OK;
-    void *larger = realloc(comm->staging, bytes);
-    if (!larger) return bs_fail(BS_STATUS_NOMEM, "host copy for a collective: %zu bytes", bytes);
-    comm->staging = larger;
-    comm->staging_bytes = bytes;
+    while (larger < bytes) larger *= 2;
+    BS_TRY(bs_stream_sync(stream));
+    BS_TRY(bs_host_alloc(bs_stream_device(stream), larger, "host copy for collectives", &memory));
+    bs_comm_free_staging(comm);
+    comm->staging = memory;
+    comm->staging_bytes = larger;
+    comm->staging_device = bs_stream_device(stream);
     return BS_STATUS_OK;
+}
+
+void bs_comm_free_staging(bs_comm *comm)
+{
+    if (comm->staging) bs_host_free(comm->staging_device, comm->staging);
+    comm->staging = NULL;
+    comm->staging_bytes = 0;
 }
 
 static bs_status reduce_host(bs_comm *comm, bs_group group, float *data, size_t n, MPI_Op op)
@@ -66,12 +80,11 @@ static bs_status all_reduce(bs_comm *comm, bs_group group, bs_stream *stream, fl
                                             .n = n});
     if (comm->device_comm) return comm->device_comm->reduce(comm, group, stream, data, n, op == MPI_MAX);
     if (!on_gpu(stream)) return reduce_host(comm, group, data, n, op);
-    BS_TRY(stage(comm, n * sizeof *data));
+    BS_TRY(stage(comm, stream, n * sizeof *data));
     BS_TRY(bs_copy_to_host(stream, comm->staging, data, n * sizeof *data));
     BS_TRY(bs_stream_sync(stream));
     BS_TRY(reduce_host(comm, group, comm->staging, n, op));
-    BS_TRY(bs_copy_to_device(stream, data, comm->staging, n * sizeof *data));
-    return bs_stream_sync(stream);
+    return bs_copy_to_device(stream, data, comm->staging, n * sizeof *data);
 }
 
 bs_status bs_comm_allreduce_sum(bs_comm *comm, bs_group group, bs_stream *stream, float *data, size_t n)
@@ -117,13 +130,12 @@ bs_status bs_comm_allgather(bs_comm *comm, bs_group group, bs_stream *stream, co
                 .kind = BS_COLLECTIVE_GATHER, .group = group, .send = send, .recv = recv, .bytes = bytes});
     if (comm->device_comm) return comm->device_comm->gather(comm, group, stream, send, recv, bytes);
     if (!on_gpu(stream)) return gather_host(comm, group, send, recv, bytes);
-    BS_TRY(stage(comm, (size_t)n * bytes));
+    BS_TRY(stage(comm, stream, (size_t)n * bytes));
     char *mine = (char *)comm->staging + (size_t)rank * bytes;
     BS_TRY(bs_copy_to_host(stream, mine, send, bytes));
     BS_TRY(bs_stream_sync(stream));
     BS_TRY(gather_host(comm, group, mine, comm->staging, bytes));
-    BS_TRY(bs_copy_to_device(stream, recv, comm->staging, (size_t)n * bytes));
-    return bs_stream_sync(stream);
+    return bs_copy_to_device(stream, recv, comm->staging, (size_t)n * bytes);
 }
 
 void bs_comm_set_recorder(bs_comm *comm, bs_collective_recorder *recorder, void *context)

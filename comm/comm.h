@@ -89,7 +89,7 @@ typedef enum bs_transport { BS_TRANSPORT_AUTO, BS_TRANSPORT_MPI, BS_TRANSPORT_NC
 /* "auto", "mpi", "nccl"; BS_STATUS_USAGE names the value. */
 bs_status bs_transport_parse(const char *text, bs_transport *out);
 bs_status bs_comm_use_device(bs_comm *comm, bs_device *device, bs_transport choice);
-/* Ends what use_device began: before the device is closed, after the last graph and stream is gone. Collective, but
+/* Ends what use_device began and gives back host copies that GPUs' collectives took: before the device is closed, after the last graph and stream is gone. Collective, but
  * waits for no rank longer than seconds. Nothing where nothing is in use. */
 void bs_comm_leave_device(bs_comm *comm);
 int bs_comm_group_size(const bs_comm *comm, bs_group group);
@@ -112,8 +112,8 @@ bs_status bs_comm_gather_host(bs_comm *comm, const void *send, size_t bytes, voi
 bs_status bs_comm_barrier(bs_comm *comm);
 
 /* Device collectives, stream-ordered. f32. In place for the reduces; the same bits on every rank of the
- * group, and with nccl the same in a graph and out of it. With mpi on a GPU they wait for the stream, and all of a
- * bs_comm use one stream. */
+ * group, and with nccl the same in a graph and out of it. With mpi on a GPU they wait for what is on the
+ * stream, and another stream may follow only when the one before has nothing left to do. */
 bs_status bs_comm_allreduce_sum(bs_comm *comm, bs_group group, bs_stream *stream, float *data, size_t n);
 bs_status bs_comm_allreduce_max(bs_comm *comm, bs_group group, bs_stream *stream, float *data, size_t n);
 /* recv: group size × bytes in group-rank order; send may lie in its place inside recv. */

@@ -80,6 +80,7 @@ struct bs_comm {
     bool plan_open;
     void *staging; /* host copy of device data when the device is a GPU; grows on first use */
     size_t staging_bytes;
+    bs_device *staging_device;
     bs_shared shared;
     bs_watchdog watchdog;
     bs_collective_recorder *recorder; /* or NULL */
@@ -95,6 +96,7 @@ void bs_watchdog_stop(bs_comm *comm);
  * what the abort made of it, and nobody may see that. */
 void bs_comm_hold_if_ending(const bs_comm *comm);
 
+void bs_comm_free_staging(bs_comm *comm);
 /* Changes comm->device_comm under the watchdog's eyes. */
 void bs_comm_set_device_comm(bs_comm *comm, const bs_device_comm *device_comm);
 

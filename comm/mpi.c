@@ -93,7 +93,6 @@ void bs_comm_finalize(bs_comm *comm)
             if (*all[i] != MPI_COMM_NULL) MPI_Comm_free(all[i]);
         MPI_Finalize();
     }
-    free(comm->staging);
     free(comm);
 }
 

@@ -145,4 +145,5 @@ void bs_comm_leave_device(bs_comm *comm)
     const bs_device_comm *open = comm->device_comm;
     bs_comm_set_device_comm(comm, NULL);
     if (open) open->close(comm);
+    bs_comm_free_staging(comm);
 }

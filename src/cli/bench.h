@@ -1,4 +1,4 @@
-/* bench.h: `bitshard bench kernel`: a case is checked first, then timed, then a row of the table. Private to
+/* bench.h: `bitshard bench`: a case is checked first, then timed, then a row of the table. Private to
  * src/cli/bench*.c and cmd_bench.c.
  *
  *   bench_cases.c     which cases there are, and which were asked for
@@ -8,6 +8,7 @@
  *   bench_time.c      graph replays on a GPU, a plain loop on a CPU; medians
  *   bench_report.c    table, CSV, JSON
  *   bench_decode.c    `bench decode`: a token's time, on all ranks
+ *   bench_comm.c      `bench comm`: collectives and merges, on all ranks
  */
 #ifndef BS_CLI_BENCH_H
 #define BS_CLI_BENCH_H
@@ -56,6 +57,9 @@ typedef struct bs_bench_list {
 } bs_bench_list;
 bs_status bs_bench_select(const bs_options *options, bs_device_kind kind, bs_bench_list *out);
 void bs_bench_list_free(bs_bench_list *list);
+/* Whether one of the items of --case, parted by commas, is the case of this number and name: "7", "3-9" or a part of
+ * the name. */
+bool bs_bench_matches(const char *items, const char *name, int number);
 /* "8x32/8x128K", with T, D and window where they are not 1, 128 and none. */
 void bs_bench_shape_name(const bs_bench_case *item, char name[BS_BENCH_SHAPE_NAME]);
 const char *bs_bench_op_name(bs_bench_op op);
@@ -124,6 +128,8 @@ bs_status bs_bench_gemv(bs_bench *bench, const bs_bench_case *item, int number);
 bs_status bs_bench_read(bs_bench *bench, const bs_bench_case *item, int number);
 /* All of `bench decode`. Collective; the ranks agree on the status. */
 bs_status bs_bench_decode(const bs_options *options, bs_comm *comm);
+/* All of `bench comm`. Collective; the ranks agree on the status. */
+bs_status bs_bench_comm(const bs_options *options, bs_comm *comm);
 /* Sets read_gb_s. */
 bs_status bs_bench_read_ceiling(bs_bench *bench);
 /* Bytes of one call: of gemv the blocks of W. For attend K and V as stored, parameters counted: quantized pages whole, f16 ones by the

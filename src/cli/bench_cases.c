@@ -124,28 +124,46 @@ void bs_bench_shape_name(const bs_bench_case *c, char name[BS_BENCH_SHAPE_NAME])
 
 /* ---- selection ---- */
 
-/* One item of --case: "7", "3-9", or a part of "attend 1x32/8x128K int4". */
-static bool matches(const char *item, size_t bytes, const bs_bench_case *c, int number)
+/* One item of --case. */
+static bool matches_name(const char *item, size_t bytes, const char *name, int number)
 {
-    char text[256], shape[BS_BENCH_SHAPE_NAME], *end;
+    char text[256], *end;
     snprintf(text, sizeof text, "%.*s", (int)(bytes < 200 ? bytes : 200), item);
     if (text[0] && text[strspn(text, "0123456789-")] == 0 && isdigit((unsigned char)text[0])) {
         long first = strtol(text, &end, 10), last = first;
         if (*end == '-') last = strtol(end + 1, &end, 10);
         return *end == 0 && number >= first && number <= last;
     }
-    bs_bench_shape_name(c, shape);
-    char whole[256];
-    snprintf(whole, sizeof whole, "%s %s %s", bs_bench_op_name(c->op), shape, c->kv ? c->kv : "");
-    return bytes > 0 && strstr(whole, text) != NULL;
+    return bytes > 0 && strstr(name, text) != NULL;
 }
 
-/* Whether any of the items, parted by commas, fits. */
-static bool matches_any(const char *items, const bs_bench_case *c, int number)
+bool bs_bench_matches(const char *items, const char *name, int number)
 {
     for (const char *at = items; at; at = strchr(at, ','), at = at ? at + 1 : NULL)
-        if (matches(at, strcspn(at, ","), c, number)) return true;
+        if (matches_name(at, strcspn(at, ","), name, number)) return true;
     return false;
+}
+
+/* "attend 1x32/8x128K int4" */
+static void whole_name(const bs_bench_case *c, char name[256])
+{
+    char shape[BS_BENCH_SHAPE_NAME];
+    bs_bench_shape_name(c, shape);
+    snprintf(name, 256, "%s %s %s", bs_bench_op_name(c->op), shape, c->kv ? c->kv : "");
+}
+
+static bool matches(const char *item, size_t bytes, const bs_bench_case *c, int number)
+{
+    char name[256];
+    whole_name(c, name);
+    return matches_name(item, bytes, name, number);
+}
+
+static bool matches_any(const char *items, const bs_bench_case *c, int number)
+{
+    char name[256];
+    whole_name(c, name);
+    return bs_bench_matches(items, name, number);
 }
 
 static bs_status check_items(const char *items, const bs_bench_case *cases, int n_cases)
@@ -263,7 +281,8 @@ bs_status bs_bench_select(const bs_options *options, bs_device_kind kind, bs_ben
     static const char *const ops[] = {"all", "attend", "quantize", "gemv", "read"};
     bs_bench_list list = {0};
     if (strcmp(bs_options_operand(options, 0), "kernel") != 0)
-        return bs_fail(BS_STATUS_USAGE, "bench %s: must be kernel or decode", bs_options_operand(options, 0));
+        return bs_fail(BS_STATUS_USAGE, "bench %s: must be kernel, decode or comm",
+                       bs_options_operand(options, 0));
     if (bs_options_n_operands(options) > 1) {
         size_t i = 0;
         while (i < sizeof ops / sizeof *ops && strcmp(ops[i], bs_options_operand(options, 1)) != 0) i++;

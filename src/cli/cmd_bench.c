@@ -58,6 +58,11 @@ static bs_status run_cases(bs_bench *b, const bs_bench_list *list)
 bs_status bs_cli_bench(const bs_options *options, bs_comm *comm)
 {
     if (strcmp(bs_options_operand(options, 0), "decode") == 0) return bs_bench_decode(options, comm);
+    if (strcmp(bs_options_operand(options, 0), "comm") == 0) {
+        if (bs_options_n_operands(options) == 1) return bs_bench_comm(options, comm);
+        return bs_comm_agree(comm, bs_fail(BS_STATUS_USAGE, "bench comm %s: takes no operand",
+                                           bs_options_operand(options, 1)));
+    }
     if (bs_comm_size(comm) > 1)
         return bs_comm_agree(comm, bs_fail(BS_STATUS_USAGE, "bench %s: is for one rank, not %d",
                                            bs_options_operand(options, 0), bs_comm_size(comm)));

@@ -211,13 +211,39 @@ def test_bench():
     listed = done.stdout.splitlines()
     c.check(done.returncode == 0 and [line.split()[1] for line in listed[:3]] == ["read", "attend", "attend"] and len(listed) > 3
             and all(line.split()[1] == "quantize" for line in listed[3:]), f"--dry-run lists the cases: {done.stdout}")
-    for part, *words in (("bench comm", "comm"), ("bench kernel x", "kernel", "x"), ("operand",), ("--heads 8/3", "kernel", "--heads", "8/3"),
+    for part, *words in (("bench com", "com"), ("bench comm x", "comm", "x"), ("--case foo", "comm", "--case", "foo"), ("--grid 1x5", "comm", "--grid", "1x5"), ("bench kernel x", "kernel", "x"), ("operand",), ("--heads 8/3", "kernel", "--heads", "8/3"),
                          ("--kv", "kernel", "--kv", "int4,int3"), ("--tokens 9", "kernel", "--tokens", "9", "--context", "8"),
                          ("--case 999", "kernel", "--case", "999"), ("--case 1", "kernel", "--case", "1", "--kv", "int4"),
                          ("--device gpu:", "kernel", "--device", "gpu:"), ("--head-dim 96", "kernel", "--head-dim", "96"),
                          ("--batch", "kernel", "quantize", "--batch", "2")):
         refused(2, part if part != "--case 1" else "--kv", "bench", *words, *(() if "--device" in words else ("--device", "cpu")))
     refused(1, "/nowhere/x.csv", "bench", "kernel", "read", "--device", "cpu", "--csv", "/nowhere/x.csv")
+
+
+def test_bench_comm():
+    """Collectives and merges on CPU ranks: exact, timed on all ranks; JSON, CSV and the table say the same."""
+    for ranks, grid, shape in ((1, None, "1x32x128"), (2, None, "1x32x128"), (4, "2x2", "1x16x128")):
+        path = os.path.join(c.WORK, "bench-comm.csv")
+        words = ["bench", "comm", "--device", "cpu", "--case", "T1 eager,T4 graph", "--csv", path, "--json"] + (["--grid", grid] if grid else [])
+        done = c.run(ranks, [c.BITSHARD, *words])
+        rows = json.loads(done.stdout) if done.returncode == 0 else []
+        with open(path, newline="", encoding="utf-8") as file:
+            table = list(csv.DictReader(file))
+        c.check([row["op"] for row in rows] == ["allreduce", "merge-allreduce", "merge-allgather", "merge-fold"] and len(table) == 4
+                and list(table[0]) == list(rows[0]), f"bench comm on {ranks} ranks: exit {done.returncode} {done.stdout} {done.stderr[-300:]}")
+        for row in rows:
+            n = row["seq"] if row["op"] != "allreduce" else ranks
+            floats = {"allreduce": 2 * (n - 1) / n * 4096, "merge-allreduce": 2 * (n - 1) / n * 130 * 32 / row["heads"],
+                      "merge-allgather": (n - 1) * 129 * 32 / row["heads"], "merge-fold": (n - 1) * 32 / row["heads"]}[row["op"]]
+            rate = 4 * floats / row["us"] * 1e-3 if row["us"] > 0 else 0
+            c.check(row["check"] == "passed" and row["transport"] == ("self" if ranks == 1 else "mpi") and row["ranks"] == ranks
+                    and row["shape"] == ("1x4096" if row["op"] == "allreduce" else shape) and row["rounds"] >= 20
+                    and 0 <= row["us_p10"] <= row["us"] <= row["us_p90"] <= row["us_p99"] and abs(row["bus_gb_s"] - rate) <= 1e-6 * rate,
+                    f"a row is sound: {row}")
+    done = c.run(2, [c.BITSHARD, "bench", "comm", "--device", "cpu", "--transport", "nccl"])
+    c.check(done.returncode == 2 and "--transport nccl: rank 0 has no GPU" in done.stderr, f"nccl on CPUs: {done.returncode} {done.stderr}")
+    done = c.run(2, [c.BITSHARD, "bench", "kernel", "read", "--device", "cpu"])
+    c.check(done.returncode == 2 and "is for one rank, not 2" in done.stderr, f"bench kernel on 2 ranks: {done.returncode} {done.stderr}")
 
 
 def test_output_fails():
@@ -256,5 +282,6 @@ if c.check(made.returncode == 0, f"make-model: {made.stderr}"):
     test_answer()
     test_ranks()
     test_bench()
+    test_bench_comm()
     test_output_fails()
 c.finish()

@@ -18,7 +18,7 @@ def harm(launcher, ranks, device, transport, how, limit):
     name = f"{ranks} ranks, {device}, {transport}, rank 1 {how}"
     process = subprocess.Popen(["sh", launcher, str(ranks), PROGRAM, device, transport, how],
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    begun = process.stdout.readline().strip() == b"now"
+    begun = any(line.strip() == b"now" for line in iter(process.stdout.readline, b""))  # NCCL_DEBUG's come before
     began = time.monotonic()
     try:
         _, err = process.communicate(timeout=limit + 20)
