@@ -41,6 +41,11 @@ typedef struct bs_backend {
     bs_status (*feed_tokens)(bs_stream *stream, int32_t *ids, int n, const int32_t *last);
     bs_status (*stream_read)(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink);
 
+    /* NULL where there is none. */
+    bs_status (*dense_chain)(bs_stream *stream, const bs_dense_chain_args *args);
+    bool (*dense_chain_fits)(const bs_device *device, int n_tokens, int64_t n_attended, int64_t n_hidden,
+                             int64_t n_ffn, bs_type act);
+
     bs_status (*slot_bytes)(const bs_device *device, const bs_kv_shape *shape, size_t *f16, size_t *quant);
     size_t (*gemm_workspace)(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens);
     size_t (*attend_workspace)(const bs_device *device, const bs_kv_shape *shape, int n_heads, int max_seqs,
@@ -57,7 +62,7 @@ typedef struct bs_backend {
     bs_status (*stream_open)(bs_stream *stream);
     void (*stream_close)(bs_stream *stream);
     bs_status (*stream_sync)(bs_stream *stream);
-    bs_status (*stream_fault)(bs_stream *stream); /* takes what kernels recorded into stream->fault */
+    bs_status (*stream_fault)(bs_stream *stream);    /* takes what kernels recorded into stream->fault */
     void *(*stream_native)(const bs_stream *stream); /* or NULL */
     void (*device_close)(bs_device *device);
 

@@ -16,7 +16,7 @@ BS_CUDA_SOURCES += kernels/cuda/attend_warp.cuh kernels/cuda/attend_int8.cu kern
 BS_CUDA_SOURCES += kernels/cuda/attend_int2.cu kernels/cuda/attend_k4v2.cu kernels/cuda/attend_k8v4.cu
 BS_CUDA_SOURCES += kernels/cuda/graph.cu kernels/cuda/stream_read.cu kernels/cuda/tokens.cu kernels/cuda/overlap.h
 BS_CUDA_SOURCES += kernels/cuda/embed.cu kernels/cuda/rmsnorm.cu kernels/cuda/silu_mul.cu kernels/cuda/dense.h
-BS_CUDA_SOURCES += kernels/cuda/gemm.cu kernels/cuda/gemm_any.cu kernels/cuda/gemv.cu kernels/cuda/gemm_cublas.cu
+BS_CUDA_SOURCES += kernels/cuda/gemm.cu kernels/cuda/gemm_any.cu kernels/cuda/gemv.cu kernels/cuda/chain.cu kernels/cuda/gemm_cublas.cu
 BS_CUDA_SOURCES += kernels/cuda/candidates.cu kernels/cuda/sample.cu kernels/cuda/mark_seen.cu kernels/cuda/random.cu
 if HAVE_CUDA
 libbs_kernels_a_SOURCES += $(BS_CUDA_SOURCES)

@@ -87,4 +87,10 @@
 #define TOL_ATTEND_GPU_MAX_O   3e-3
 #define TOL_ATTEND_GPU_MAX_LSE 5e-3
 
+/* The dense chain against fp64 that rounds where it rounds, relative L2 of a token. A sum in f32 that differs in its last
+ * bits rounds to the neighbouring value of act now and then: of the n, f and out that are rounded at most a few in a hundred
+ * by one unit (2^-11, 2^-8), and out itself once more by half a unit. */
+#define TOL_CHAIN_F16  5e-4
+#define TOL_CHAIN_BF16 4e-3
+
 #endif

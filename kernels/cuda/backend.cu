@@ -161,6 +161,8 @@ static bs_backend make_backend()
     table.merge_weigh = bs_cuda_merge_weigh;
     table.merge_finish = bs_cuda_merge_finish;
     table.merge_fold = bs_cuda_merge_fold;
+    table.dense_chain = bs_cuda_dense_chain;
+    table.dense_chain_fits = bs_cuda_dense_chain_fits;
     table.slot_bytes = bs_cuda_slot_bytes;
     table.stream_read = bs_cuda_stream_read;
     table.random_fill = bs_cuda_random_fill;

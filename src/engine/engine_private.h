@@ -12,6 +12,9 @@
 /* Rows of raw logits that ALL_LOGITS computes and gathers at a time. */
 enum { BS_ALL_LOGITS_ROWS = 64 };
 
+/* Tokens of a step that may be run through bs_op_dense_chain. */
+enum { BS_CHAIN_TOKENS = 4 };
+
 /* Offsets into the regions, in bytes. T = max_step_tokens, B = max_seqs, N ranks, V the largest vocabulary
  * shard. */
 typedef struct bs_engine_layout {
@@ -25,13 +28,15 @@ typedef struct bs_engine_layout {
     bs_type act;
 
     struct {
-        size_t x, sum;         /* [T, hidden] f32: residual stream, a layer's partial sums */
-        size_t normed;         /* [T, hidden] act */
-        size_t q, k, v;        /* [T, heads · D] act */
-        size_t o, lse;         /* [T, heads, D], [T, heads] f32 */
-        size_t attended;       /* [T, heads · D] act: the merged O turned back; o itself when act is F32 */
-        size_t gate, up;       /* [T, ffn] act */
-        size_t cos_sin, bytes; /* [T, n_rot] f32 */
+        size_t x, sum;           /* [T, hidden] f32: residual stream, a layer's partial sums */
+        size_t normed;           /* [T, hidden] act */
+        size_t q, k, v;          /* [T, heads · D] act */
+        size_t o, lse;           /* [T, heads, D], [T, heads] f32 */
+        size_t attended;         /* [T, heads · D] act: the merged O turned back; o itself when act is F32 */
+        size_t gate, up;         /* [T, ffn] act */
+        size_t cos_sin;          /* [T, n_rot] f32 */
+        size_t x_other, counter; /* of bs_op_dense_chain: [BS_CHAIN_TOKENS, hidden] f32, one u64 */
+        size_t bytes;
     } act_at;
     struct {
         size_t gemm, attend, merge; /* sizes; the region at 0 serves gemm and merge, an op at a time */
@@ -167,6 +172,11 @@ bs_status bs_engine_project(bs_engine *engine, const bs_weight *w, const float *
 bs_status bs_engine_run_ops(bs_engine *engine);
 /* forward.c: quantizes the pages that are due. */
 bs_status bs_engine_prepare(bs_engine *engine);
+/* chain.c: whether this step's dense work runs as chains; whether the one before `layer` gives that layer's q, k and v;
+ * the one behind a layer's attention. */
+bool bs_engine_has_chain(const bs_engine *engine);
+bool bs_engine_chain_gives_qkv(const bs_engine *engine, int layer);
+bs_status bs_engine_run_chain(bs_engine *engine, int layer);
 /* forward.c: embeds the step's tokens and runs all layers; act_at.x is then complete and act_at.normed its
  * final norm, when logits of any row are wanted. Collective. */
 bs_status bs_engine_forward(bs_engine *engine);

@@ -176,6 +176,7 @@ static bs_status merge(bs_engine *e)
     float *o = bs_engine_act(e, l->act_at.o), *lse = bs_engine_act(e, l->act_at.lse);
     BS_TRY(bs_merge_states(e->comm, e->stream, e->config.merge, o, lse, n_rows, l->head_dim,
                            e->workspace ? bs_buffer_at(e->workspace, 0) : NULL, l->work.shared));
+    if (bs_engine_has_chain(e) && !e->config.kv.hadamard) return BS_STATUS_OK; /* it takes O as it is */
     bs_unrotate_args args = {.hadamard = e->config.kv.hadamard,
                              .n_rows = n_rows,
                              .dim = l->head_dim,
@@ -185,25 +186,36 @@ static bs_status merge(bs_engine *e)
     return bs_op_unrotate(e->stream, &args);
 }
 
-static bs_status run_attention(bs_engine *e, int layer)
+/* q, k and v, unless the chain before has made them, or at least the norm. */
+static bs_status begin_layer(bs_engine *e, int layer, bool chained)
 {
-    const bs_engine_layout *l = &e->layout;
     const bs_layer_weights *w = bs_weights_layer(e->weights, layer);
     bs_engine_enter(e, layer, BS_PHASE_QKV);
-    BS_TRY(norm(e, w->attn_norm, layer > 0));
-    BS_TRY(project_qkv(e, w));
+    if (chained && layer > 0 && bs_engine_chain_gives_qkv(e, layer)) return BS_STATUS_OK;
+    if (!chained || layer == 0) BS_TRY(norm(e, w->attn_norm, layer > 0));
+    return project_qkv(e, w);
+}
+
+static bs_status run_attention(bs_engine *e, int layer)
+{
     bs_engine_enter(e, layer, BS_PHASE_APPEND);
     BS_TRY(append(e, layer));
     bs_engine_enter(e, layer, BS_PHASE_ATTEND);
     BS_TRY(attend(e, layer));
     bs_engine_enter(e, layer, BS_PHASE_MERGE);
-    BS_TRY(merge(e));
+    return merge(e);
+}
+
+static bs_status project_attended(bs_engine *e, int layer)
+{
+    const bs_engine_layout *l = &e->layout;
     bs_engine_enter(e, layer, BS_PHASE_O_PROJ);
     /* o_cols are counted over the whole model's columns, attended holds those of my heads. */
     const bs_range *cols = &l->shard.o_cols;
     size_t first = cols->n > 0 ? (size_t)(cols->first - l->shard.heads.first * l->head_dim) : 0;
     size_t at = l->act_at.attended + first * (size_t)bs_type_block_bytes(l->act);
-    return project_and_sum(e, layer, &w->o, bs_engine_act(e, at), (int64_t)l->n_heads * l->head_dim);
+    return project_and_sum(e, layer, &bs_weights_layer(e->weights, layer)->o, bs_engine_act(e, at),
+                           (int64_t)l->n_heads * l->head_dim);
 }
 
 /* gate and up from normed: the halves of one matrix's rows where their weights are one; then gate = silu(gate) · up. */
@@ -283,12 +295,20 @@ static bs_status embed(bs_engine *e)
 
 bs_status bs_engine_forward(bs_engine *e)
 {
+    const bool chained = bs_engine_has_chain(e);
     BS_TRY(embed(e));
     for (int layer = 0; layer < e->desc->n_layers; layer++) {
+        BS_TRY(begin_layer(e, layer, chained));
         BS_TRY(run_attention(e, layer));
-        BS_TRY(run_ffn(e, layer));
+        if (chained) {
+            bs_engine_enter(e, layer, BS_PHASE_O_PROJ);
+            BS_TRY(bs_engine_run_chain(e, layer));
+        } else {
+            BS_TRY(project_attended(e, layer));
+            BS_TRY(run_ffn(e, layer));
+        }
     }
     bs_engine_enter(e, e->desc->n_layers, BS_PHASE_LOGITS);
-    if (e->n_rows + e->n_all_rows == 0) return BS_STATUS_OK;
+    if (chained || e->n_rows + e->n_all_rows == 0) return BS_STATUS_OK;
     return norm(e, bs_weights_output_norm(e->weights), true);
 }

@@ -25,7 +25,8 @@ typedef struct bs_plan_start {
     /* with from ≥ 0: prefix to reuse; −1: fork as it is. A reused prefix is not told to the repetition
      * penalty, so a start with one must have repeat_penalty 1 */
     int32_t reuse_tokens;
-    int64_t fill_tokens; /* with from −1: begin behind so many tokens of noise, < n_tokens (bs_cache_seq_fill) */
+    int64_t
+        fill_tokens; /* with from −1: begin behind so many tokens of noise, < n_tokens (bs_cache_seq_fill) */
     bs_sampling sampling;
 } bs_plan_start;
 

@@ -8,7 +8,7 @@ BS_GPU_TEST_SOURCES = tests/kernels/gpu_fixture.h tests/kernels/kv_fixture.h
 if HAVE_CMOCKA
 if HAVE_CUDA
 BS_GPU_TESTS = tests/kernels/test_cache.gpu tests/kernels/test_append_gpu.gpu tests/kernels/test_attend_gpu.gpu
-BS_GPU_TESTS += tests/kernels/test_dense.gpu tests/kernels/test_sampling_gpu.gpu
+BS_GPU_TESTS += tests/kernels/test_dense.gpu tests/kernels/test_sampling_gpu.gpu tests/kernels/test_chain.gpu
 check_PROGRAMS += $(BS_GPU_TESTS)
 TESTS += $(BS_GPU_TESTS)
 tests_kernels_test_cache_gpu_SOURCES = tests/kernels/test_cache_gpu.c tests/kernels/kv_draw.h $(BS_GPU_TEST_SOURCES)
@@ -19,6 +19,8 @@ tests_kernels_test_append_gpu_gpu_SOURCES = tests/kernels/test_append_gpu.c $(BS
 tests_kernels_test_append_gpu_gpu_LDADD = $(BS_GPU_TEST_LIBS)
 tests_kernels_test_dense_gpu_SOURCES = tests/kernels/test_dense_gpu.c tests/kernels/dense_fixture.h $(BS_GPU_TEST_SOURCES)
 tests_kernels_test_dense_gpu_LDADD = $(BS_GPU_TEST_LIBS)
+tests_kernels_test_chain_gpu_SOURCES = tests/kernels/test_chain_gpu.c tests/kernels/dense_fixture.h $(BS_GPU_TEST_SOURCES)
+tests_kernels_test_chain_gpu_LDADD = $(BS_GPU_TEST_LIBS)
 tests_kernels_test_sampling_gpu_gpu_SOURCES = tests/kernels/test_sampling_gpu.c tests/kernels/dense_fixture.h $(BS_GPU_TEST_SOURCES)
 tests_kernels_test_sampling_gpu_gpu_LDADD = $(BS_GPU_TEST_LIBS)
 endif

@@ -1,0 +1,406 @@
+/* chain.cu: all dense work between two attentions in one kernel, for the few tokens of a decode step.
+ *
+ * Math     x ← x + W_o a; n = norm(x); f = silu(W_g n) · (W_u n); x ← x + W_d f; n = norm(x); out = W_qkv n + bias,
+ * or n itself where W_qkv is not given.
+ * Layout   as kernels.h says. Shared memory: T vectors of the widest matrix's columns in act, then a ring for each of 8
+ * warps: pieces of 2 rows × 1024 columns, 4 KB, by bulk copies.
+ * Mapping  a CTA an SM, all resident. Rows go in pairs (of gate and up the same row of both, so that silu is taken in
+ * registers) round all warps of the card, from phase to phase without a new start: a warp's next pair is known before
+ * the vector it will meet. Four phases (o, gate and up, down, qkv) with a barrier of the grid between; behind it each
+ * CTA adds, norms and rounds the whole vector for itself, and writes its share of x.
+ * Cost     the weights, once: 436 MB a layer of Llama-3.1-8B, 94 µs at 4.64 TB/s. As seven kernels a layer paid 2 to 3 µs
+ * for the ramp of each and 3 for each norm, 20 % in all. Here a warp asks for its next piece the moment it has read one,
+ * across barriers too: the ring (198 KB an SM, 5.6 µs of the card's bandwidth at one token) is what a barrier and a norm
+ * (3 µs) are hidden behind.
+ * Numerics f32 products of act values; a lane's columns in order, then 32 lanes by halving; rounding to act where the
+ * separate ops round too, but for gate and up, which stay f32 until their product. The same bits run to run.
+ * Limits   compute capability 9.0; T ≤ 4; F16 or BF16, one type for weights and activations; columns multiples of 8, rows
+ * of 2; hidden ≤ 8192; what shared memory holds (bs_cuda_chain_fits). The grid must be resident as a whole: nothing else
+ * may hold an SM for ever.
+ * Measured docs/perf/LOG.md. */
+#include "kernels/cuda/attend_ptx.cuh"
+#include "kernels/cuda/dense.h"
+#include "kernels/cuda/overlap.h"
+#include "kernels/cuda/warp_head.h"
+
+enum {
+    WARP = 32,
+    WARPS = 8,
+    THREADS = WARP * WARPS,
+    PIECE_COLS = 1024,
+    PIECE_BYTES = 2 * PIECE_COLS * 2,
+    MIN_SLOTS = 3,
+    MAX_SLOTS = 8,
+    PHASES = 4,
+    KEPT = 8 /* chunks of 4 elements of the residual that a thread keeps in a norm */
+};
+
+enum phase_kind { TO_SUM, TO_FFN, TO_OUT };
+
+/* Pair i: the rows at w + i · pair_step and `second` behind it. */
+typedef struct phase {
+    const uint8_t *w;
+    int64_t pair_step, second;
+    int n_pairs, n_cols, n_pieces; /* pieces a pair */
+    phase_kind kind;
+} phase;
+
+typedef struct job {
+    phase phases[PHASES];
+    int n_phases, n_slots, x_bytes; /* x_bytes: of the vectors in shared memory */
+    bs_dense_chain_args args;
+} job;
+
+/* Where a warp is in its row of pairs and pieces. The same in all lanes. */
+typedef struct cursor {
+    int phase, pair, piece;
+} cursor;
+
+/* This warp's first pair of a phase: pairs go on round the warps where the phase before ended. */
+static __device__ __forceinline__ int first_pair(const job &j, int phase_number, int n_warps)
+{
+    int before = 0;
+    for (int i = 0; i < phase_number; i++) before += j.phases[i].n_pairs;
+    const int me = (int)(threadIdx.x / WARP * gridDim.x + blockIdx.x);
+    return (me + n_warps - before % n_warps) % n_warps;
+}
+
+/* On to a pair that exists; phase n_phases is the end. */
+static __device__ __forceinline__ void settle(const job &j, cursor &c, int n_warps)
+{
+    while (c.phase < j.n_phases && c.pair >= j.phases[c.phase].n_pairs) {
+        c.phase++;
+        c.pair = c.phase < j.n_phases ? first_pair(j, c.phase, n_warps) : 0;
+    }
+}
+
+static __device__ __forceinline__ void step(const job &j, cursor &c, int n_warps)
+{
+    if (++c.piece < j.phases[c.phase].n_pieces) return;
+    c.piece = 0;
+    c.pair += n_warps;
+    settle(j, c, n_warps);
+}
+
+/* Asks for the piece at the cursor; nothing behind the end. */
+static __device__ __forceinline__ void ask(const job &j, cursor &c, int n_warps, uint32_t slot, uint32_t full,
+                                           uint64_t policy)
+{
+    if (c.phase == j.n_phases) return;
+    const phase &p = j.phases[c.phase];
+    if (threadIdx.x % WARP == 0) {
+        const int cols = min(PIECE_COLS, p.n_cols - c.piece * PIECE_COLS);
+        const uint8_t *from = p.w + c.pair * p.pair_step + c.piece * (2 * PIECE_COLS);
+        barrier_expect(full, 4 * (uint32_t)cols);
+        bulk_load(slot, from, 2 * (uint32_t)cols, full, policy);
+        bulk_load(slot + PIECE_BYTES / 2, from + p.second, 2 * (uint32_t)cols, full, policy);
+    }
+    step(j, c, n_warps);
+}
+
+template <bool BF16> static __device__ __forceinline__ float2 widen(uint32_t two)
+{
+    if constexpr (BF16) return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
+    else return __half22float2(half2_of(two));
+}
+
+/* sums += 2 rows' columns of this piece times T vectors; the lane takes 8 columns of every 256. */
+template <int T, bool BF16>
+static __device__ __forceinline__ void multiply(float sums[2][T], uint32_t slot, uint32_t x,
+                                                uint32_t x_stride, int cols)
+{
+#pragma unroll
+    for (int i = 0; i < PIECE_COLS / (8 * WARP); i++) {
+        const int col = 8 * (WARP * i + (int)threadIdx.x % WARP);
+        if (col >= cols) break;
+        const uint4 a = load_shared(slot + 2 * col), b = load_shared(slot + PIECE_BYTES / 2 + 2 * col);
+        const uint32_t wa[4] = {a.x, a.y, a.z, a.w}, wb[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+        for (int t = 0; t < T; t++) {
+            const uint4 v = load_shared(x + t * x_stride + 2 * col);
+            const uint32_t xs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const float2 f = widen<BF16>(xs[k]), g = widen<BF16>(wa[k]), h = widen<BF16>(wb[k]);
+                sums[0][t] = fmaf(g.y, f.y, fmaf(g.x, f.x, sums[0][t]));
+                sums[1][t] = fmaf(h.y, f.y, fmaf(h.x, f.x, sums[1][t]));
+            }
+        }
+    }
+}
+
+template <int T> static __device__ __forceinline__ void reduce(float sums[2][T])
+{
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+#pragma unroll
+        for (int t = 0; t < T; t++)
+#pragma unroll
+            for (int stride = WARP / 2; stride > 0; stride /= 2)
+                sums[r][t] += __shfl_xor_sync(0xffffffffu, sums[r][t], stride);
+}
+
+template <int T>
+static __device__ __forceinline__ void store_pair(const job &j, const phase &p, int pair,
+                                                  const float sums[2][T])
+{
+    const bs_dense_chain_args &a = j.args;
+#pragma unroll
+    for (int t = 0; t < T; t++) {
+        if ((int)threadIdx.x % WARP != t || t >= a.n_tokens) continue;
+        const float first = sums[0][t], second = sums[1][t];
+        if (p.kind == TO_SUM) {
+            *(float2 *)(a.sum + (int64_t)t * a.n_hidden + 2 * pair) = make_float2(first, second);
+        } else if (p.kind == TO_FFN) {
+            bs_cuda_store_act(a.ffn, (int64_t)t * a.n_ffn + pair, a.act, first / (1 + expf(-first)) * second);
+        } else {
+            const float *bias = a.qkv_bias ? a.qkv_bias + 2 * pair : nullptr;
+            bs_cuda_store_act(a.out, t * a.ld_out + 2 * pair, a.act, first + (bias ? bias[0] : 0));
+            bs_cuda_store_act(a.out, t * a.ld_out + 2 * pair + 1, a.act, second + (bias ? bias[1] : 0));
+        }
+    }
+}
+
+/* All CTAs have come here, and what each wrote before is seen by all behind it. */
+static __device__ __forceinline__ void wait_for_grid(uint64_t *counter)
+{
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        const unsigned long long ticket = atomicAdd((unsigned long long *)counter, 1ull),
+                                 all = (ticket / gridDim.x + 1) * gridDim.x;
+        unsigned long long seen;
+        do asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(counter) : "memory");
+        while (seen < all);
+    }
+    __syncthreads();
+}
+
+/* ---- the vectors, into shared memory --------------------------------------------------------------------- */
+
+/* What the attention left: act values, or f32 to be rounded. */
+static __device__ void load_attended(const job &j, uint8_t *x, int n_cols)
+{
+    const bs_dense_chain_args &a = j.args;
+    for (int t = 0; t < a.n_tokens; t++)
+        for (int i = threadIdx.x; i < n_cols / 4; i += THREADS) {
+            uint2 four;
+            if (a.attended_type == BS_TYPE_F32) {
+                const float4 v = __ldcg((const float4 *)((const float *)a.attended + t * a.ld_attended) + i);
+                alignas(8) uint16_t y[4];
+                bs_cuda_store_act(y, 0, a.act, v.x);
+                bs_cuda_store_act(y, 1, a.act, v.y);
+                bs_cuda_store_act(y, 2, a.act, v.z);
+                bs_cuda_store_act(y, 3, a.act, v.w);
+                four = *(const uint2 *)y;
+            } else {
+                four = __ldcg((const uint2 *)((const uint16_t *)a.attended + t * a.ld_attended) + i);
+            }
+            ((uint2 *)(x + (size_t)t * n_cols * 2))[i] = four;
+        }
+}
+
+static __device__ void load_ffn(const job &j, uint8_t *x)
+{
+    const int n = (int)(j.args.n_tokens * j.args.n_ffn / 8);
+    for (int i = threadIdx.x; i < n; i += THREADS) ((uint4 *)x)[i] = __ldcg((const uint4 *)j.args.ffn + i);
+}
+
+/* The sum over the CTA of each thread's value. */
+static __device__ __forceinline__ float sum_cta(float value)
+{
+    __shared__ float sums[WARPS];
+#pragma unroll
+    for (int stride = WARP / 2; stride > 0; stride /= 2) value += __shfl_xor_sync(0xffffffffu, value, stride);
+    __syncthreads(); /* the sums before have been read */
+    if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = value;
+    __syncthreads();
+    float all = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) all += sums[w];
+    return all;
+}
+
+/* to = from + sum, this CTA's share of it; the norm of all of it to x in shared memory, and this CTA's share of that to
+ * `normed` where it is given. */
+static __device__ void load_normed(const job &j, const float *from, float *to, const float *gain, uint8_t *x,
+                                   void *normed)
+{
+    const bs_dense_chain_args &a = j.args;
+    const int n = (int)(a.n_hidden / 4);
+    for (int t = 0; t < a.n_tokens; t++) {
+        const float4 *residual = (const float4 *)(from + t * a.n_hidden),
+                     *sum = (const float4 *)(a.sum + t * a.n_hidden);
+        float4 kept[KEPT];
+        float squares = 0;
+#pragma unroll
+        for (int k = 0; k < KEPT; k++) {
+            const int i = (int)threadIdx.x + k * THREADS;
+            if (i >= n) break;
+            const float4 r = __ldcg(residual + i), s = __ldcg(sum + i);
+            kept[k] = make_float4(r.x + s.x, r.y + s.y, r.z + s.z, r.w + s.w);
+        }
+#pragma unroll
+        for (int k = 0; k < KEPT; k++) {
+            const int i = (int)threadIdx.x + k * THREADS;
+            if (i >= n) break;
+            const float4 v = kept[k];
+            squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+            if (i % (int)gridDim.x == (int)blockIdx.x) ((float4 *)(to + t * a.n_hidden))[i] = v;
+        }
+        const float scale = 1 / sqrtf(sum_cta(squares) / (float)a.n_hidden + a.eps);
+#pragma unroll
+        for (int k = 0; k < KEPT; k++) {
+            const int i = (int)threadIdx.x + k * THREADS;
+            if (i >= n) break;
+            const float4 v = kept[k], g = ((const float4 *)gain)[i];
+            alignas(8) uint16_t y[4];
+            bs_cuda_store_act(y, 0, a.act, v.x * scale * g.x);
+            bs_cuda_store_act(y, 1, a.act, v.y * scale * g.y);
+            bs_cuda_store_act(y, 2, a.act, v.z * scale * g.z);
+            bs_cuda_store_act(y, 3, a.act, v.w * scale * g.w);
+            ((uint2 *)(x + (size_t)t * a.n_hidden * 2))[i] = *(const uint2 *)y;
+            if (normed && i % (int)gridDim.x == (int)blockIdx.x)
+                ((uint2 *)((uint16_t *)normed + t * a.ld_out))[i] = *(const uint2 *)y;
+        }
+    }
+}
+
+/* ---- the kernel ------------------------------------------------------------------------------------------ */
+
+template <int T, bool BF16>
+static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_constant__ job j)
+{
+    extern __shared__ __align__(128) uint8_t shared[];
+    __shared__ __align__(8) uint64_t barriers[WARPS * MAX_SLOTS];
+    const int warp = threadIdx.x / WARP, n_warps = (int)gridDim.x * WARPS;
+    const uint32_t x = smem_address(shared), ring = x + j.x_bytes + warp * j.n_slots * PIECE_BYTES,
+                   full = smem_address(&barriers[warp * MAX_SLOTS]);
+    const uint64_t policy = evict_first_policy();
+    if (threadIdx.x % WARP == 0) {
+        for (int s = 0; s < j.n_slots; s++) barrier_init(full + 8 * s, 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncwarp();
+    cursor asked = {0, first_pair(j, 0, n_warps), 0};
+    settle(j, asked, n_warps);
+    for (int s = 0; s < j.n_slots; s++) ask(j, asked, n_warps, ring + s * PIECE_BYTES, full + 8 * s, policy);
+    bs_cuda_release_next();
+    bs_cuda_wait_before();
+
+    load_attended(j, shared, j.phases[0].n_cols);
+    __syncthreads();
+    int slot = 0;
+    uint32_t parity = 0;
+    for (int number = 0; number < j.n_phases; number++) {
+        const phase &p = j.phases[number];
+        if (number == 1) load_normed(j, j.args.x, j.args.x_other, j.args.ffn_gain, shared, nullptr);
+        if (number == 2) load_ffn(j, shared);
+        if (number == 3) load_normed(j, j.args.x_other, j.args.x, j.args.next_gain, shared, nullptr);
+        if (number > 0) __syncthreads();
+        for (int pair = first_pair(j, number, n_warps); pair < p.n_pairs; pair += n_warps) {
+            float sums[2][T] = {};
+            for (int piece = 0; piece < p.n_pieces; piece++) {
+                barrier_wait(full + 8 * slot, parity);
+                multiply<T, BF16>(sums, ring + slot * PIECE_BYTES, x + 2 * PIECE_COLS * piece,
+                                  2 * (uint32_t)p.n_cols, p.n_cols - PIECE_COLS * piece);
+                __syncwarp();
+                ask(j, asked, n_warps, ring + slot * PIECE_BYTES, full + 8 * slot, policy);
+                if (++slot == j.n_slots) {
+                    slot = 0;
+                    parity ^= 1;
+                }
+            }
+            reduce<T>(sums);
+            store_pair<T>(j, p, pair, sums);
+        }
+        if (number + 1 < j.n_phases || j.n_phases < PHASES) wait_for_grid(j.args.counter);
+    }
+    if (j.n_phases < PHASES) load_normed(j, j.args.x_other, j.args.x, j.args.next_gain, shared, j.args.out);
+}
+
+/* ---- launching ------------------------------------------------------------------------------------------- */
+
+static int slots_of(int shared_bytes, int64_t x_bytes)
+{
+    const int64_t n = (shared_bytes - x_bytes) / (WARPS * PIECE_BYTES);
+    return n > MAX_SLOTS ? MAX_SLOTS : (int)n;
+}
+
+/* Shared memory that a CTA may ask for beside what is static; 0 where this is not a card for it. */
+static bs_status find_limits(int *shared_bytes, int *n_sms)
+{
+    int major;
+    BS_TRY(bs_cuda_attribute(cudaDevAttrComputeCapabilityMajor, "dense_chain", &major));
+    BS_TRY(bs_cuda_attribute(cudaDevAttrMultiProcessorCount, "dense_chain", n_sms));
+    BS_TRY(bs_cuda_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, "dense_chain", shared_bytes));
+    *shared_bytes = major == 9 ? *shared_bytes - 1024 : 0;
+    return BS_STATUS_OK;
+}
+
+static int64_t widest(int64_t n_attended, int64_t n_hidden, int64_t n_ffn)
+{
+    const int64_t n = n_ffn > n_hidden ? n_ffn : n_hidden;
+    return n > n_attended ? n : n_attended;
+}
+
+static int padded_tokens(int n_tokens)
+{
+    return n_tokens == 3 ? 4 : n_tokens;
+}
+
+bool bs_cuda_dense_chain_fits(const bs_device *, int n_tokens, int64_t n_attended, int64_t n_hidden,
+                              int64_t n_ffn, bs_type act)
+{
+    int shared_bytes, n_sms;
+    if (find_limits(&shared_bytes, &n_sms) != BS_STATUS_OK) return false;
+    const int64_t x_bytes = (padded_tokens(n_tokens) * widest(n_attended, n_hidden, n_ffn) * 2 + 127) / 128 *
+                            128;
+    return n_tokens >= 1 && n_tokens <= 4 && (act == BS_TYPE_F16 || act == BS_TYPE_BF16) &&
+           (n_attended | n_hidden | n_ffn) % 8 == 0 && n_hidden <= 4 * KEPT * THREADS && n_attended > 0 &&
+           n_ffn > 0 && slots_of(shared_bytes, x_bytes) >= MIN_SLOTS;
+}
+
+static phase make_phase(const bs_weight *w, phase_kind kind)
+{
+    phase p = {};
+    const bool halves = kind == TO_FFN;
+    p.w = (const uint8_t *)bs_cuda_weight_data(w);
+    p.pair_step = (halves ? 1 : 2) * (int64_t)w->row_bytes;
+    p.second = (halves ? w->n_rows / 2 : 1) * (int64_t)w->row_bytes;
+    p.n_pairs = (int)(w->n_rows / 2);
+    p.n_cols = (int)w->n_cols;
+    p.n_pieces = (p.n_cols + PIECE_COLS - 1) / PIECE_COLS;
+    p.kind = kind;
+    return p;
+}
+
+bs_status bs_cuda_dense_chain(bs_stream *stream, const bs_dense_chain_args *args)
+{
+    static void (*const kernels[2][3])(job) = {
+        {chain_kernel<1, false>, chain_kernel<2, false>, chain_kernel<4, false>},
+        {chain_kernel<1, true>, chain_kernel<2, true>, chain_kernel<4, true>}};
+    int shared_bytes, n_sms;
+    BS_TRY(find_limits(&shared_bytes, &n_sms));
+    const bs_weight *weights[PHASES] = {args->o, args->gate_up, args->down, args->qkv};
+    static const phase_kind kinds[PHASES] = {TO_SUM, TO_FFN, TO_SUM, TO_OUT};
+    job j = {};
+    j.args = *args;
+    for (int i = 0; i < PHASES && weights[i]; i++) {
+        const bs_weight *w = weights[i];
+        if (w->type != args->act || w->n_rows % 2 || w->n_cols % 8 || w->row_bytes % 16 ||
+            (uintptr_t)bs_cuda_weight_data(w) % 16)
+            return bs_fail(BS_STATUS_UNSUPPORTED, "dense_chain: matrix %d, %s, %lld × %lld", i,
+                           bs_type_name(w->type), (long long)w->n_rows, (long long)w->n_cols);
+        j.phases[j.n_phases++] = make_phase(w, kinds[i]);
+    }
+    const int tokens = padded_tokens(args->n_tokens);
+    j.x_bytes = (int)((tokens * widest(args->o->n_cols, args->n_hidden, args->n_ffn) * 2 + 127) / 128 * 128);
+    j.n_slots = slots_of(shared_bytes, j.x_bytes);
+    const size_t bytes = (size_t)j.x_bytes + (size_t)j.n_slots * WARPS * PIECE_BYTES;
+    void (*kernel)(job) = kernels[args->act == BS_TYPE_BF16][tokens / 2];
+    BS_TRY(
+        bs_cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
+                       "dense_chain"));
+    return bs_cuda_launch(stream, "dense_chain", kernel, dim3((unsigned)n_sms), dim3(THREADS), bytes, j);
+}
