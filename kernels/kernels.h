@@ -266,7 +266,7 @@ enum {
     BS_MAX_HEAD_DIM = 256
 };
 
-typedef enum bs_v_encoder { BS_V_ENCODER_LEAST_SQUARES, BS_V_ENCODER_PLAIN } bs_v_encoder;
+typedef enum bs_v_encoder { BS_V_ENCODER_BEST, BS_V_ENCODER_PLAIN } bs_v_encoder;
 
 /* A KV format, as docs/kv-format.md names and defines it. Parsed and printed by src/cache/format.h. */
 typedef struct bs_kv_format {

@@ -39,47 +39,27 @@ static float halving_sum(float *x, int n)
     return x[0];
 }
 
-static float squared_error(const float *x, int n, size_t stride, const group_params *p, int n_steps)
-{
-    float error[BS_PAGE_TOKENS];
-    for (int i = 0; i < n; i++) {
-        float value = x[(size_t)i * stride];
-        float e = value - p->scale * (code_of(value, p, n_steps) + p->zero);
-        error[i] = e * e;
-    }
-    return halving_sum(error, n);
-}
-
-static group_params choose_params(const float *x, int n, size_t stride, int n_steps, bool search)
+/* margin: taken off each end, a share of the width. */
+static group_params measure(const float *x, int n, size_t stride, int n_steps, float margin)
 {
     float m = x[0], M = x[0];
     for (int i = 1; i < n; i++) {
         m = fminf(m, x[(size_t)i * stride]);
         M = fmaxf(M, x[(size_t)i * stride]);
     }
-    group_params best = params_of(m, M, n_steps);
-    if (!search) return best;
-    float best_error = squared_error(x, n, stride, &best, n_steps);
-    for (int i = 1; i < BS_KV_N_RANGES; i++) {
-        float w = (M - m) * 0.5f * (1.0f - BS_KV_RANGES[i]);
-        group_params p = params_of(m + w, M - w, n_steps);
-        float error = squared_error(x, n, stride, &p, n_steps);
-        if (error < best_error) {
-            best = p;
-            best_error = error;
-        }
-    }
-    return best;
+    float w = (M - m) * margin;
+    return params_of(m + w, M - w, n_steps);
 }
 
-/* Divides each token's K by its rounded root mean square. */
-static void normalize(float *x, int head_dim, bs_f16 *norms)
+/* Divides each token's K by its rounded root mean square; sums: [128] Σ k². */
+static void normalize(float *x, int head_dim, bs_f16 *norms, float *sums)
 {
     float squares[BS_MAX_HEAD_DIM];
     for (int token = 0; token < BS_PAGE_TOKENS; token++) {
         float *row = x + token * head_dim;
         for (int d = 0; d < head_dim; d++) squares[d] = row[d] * row[d];
-        float rms = sqrtf(halving_sum(squares, head_dim) / (float)head_dim);
+        sums[token] = halving_sum(squares, head_dim);
+        float rms = sqrtf(sums[token] / (float)head_dim);
         norms[token] = bs_f32_to_f16(fmaxf(rms, BS_KV_MIN_SCALE));
         float n = bs_f16_to_f32(norms[token]);
         for (int d = 0; d < head_dim; d++) row[d] /= n;
@@ -101,9 +81,10 @@ static void set_v_code(const bs_cpu_kv_layout *l, uint8_t *record, int token, in
 void bs_cpu_quantize_k_scalar(const bs_cpu_kv_layout *l, const bs_f16 *k, uint8_t *record)
 {
     const int d = l->head_dim, g = l->k_group, n_steps = (1 << l->k_bits) - 1;
-    float x[BS_PAGE_TOKENS * BS_MAX_HEAD_DIM];
+    const float margin = l->k_bits == 2 ? bs_cpu_kv_margin(g, !l->k_norm) : 0.0f;
+    float x[BS_PAGE_TOKENS * BS_MAX_HEAD_DIM], sums[BS_PAGE_TOKENS], products[BS_PAGE_TOKENS] = {0};
     for (int i = 0; i < BS_PAGE_TOKENS * d; i++) x[i] = bs_f16_to_f32(k[i]);
-    if (l->k_norm) normalize(x, d, bs_cpu_k_norms(l, record));
+    if (l->k_norm) normalize(x, d, bs_cpu_k_norms(l, record), sums);
     memset(record, 0, l->k_codes_bytes);
 
     /* along: the axis that groups run over; each of `across` has n_k_groups of them. */
@@ -113,29 +94,36 @@ void bs_cpu_quantize_k_scalar(const bs_cpu_kv_layout *l, const bs_f16 *k, uint8_
     for (int group = 0; group < l->n_k_groups; group++) {
         for (int a = 0; a < across; a++) {
             const float *first = x + (size_t)(group * g) * step_along + (size_t)a * step_across;
-            group_params p = choose_params(first, g, step_along, n_steps, false);
+            group_params p = measure(first, g, step_along, n_steps, margin);
             bs_cpu_k_scales(l, record, group)[a] = p.s;
             bs_cpu_k_zeros(l, record, group)[a] = p.z;
+            const float offset = p.scale * p.zero;
             for (int i = 0; i < g; i++) {
                 int along = group * g + i, token = l->k_per_channel ? along : a,
                     channel = l->k_per_channel ? a : along;
-                set_k_code(l, record, token, channel, code_of(first[(size_t)i * step_along], &p, n_steps));
+                float value = first[(size_t)i * step_along], code = code_of(value, &p, n_steps);
+                set_k_code(l, record, token, channel, code);
+                products[token] += fmaf(value, fmaf(p.scale, code, offset), BS_KV_PRODUCT_ROUND) -
+                                   BS_KV_PRODUCT_ROUND;
             }
         }
     }
+    bs_f16 *norms = bs_cpu_k_norms(l, record);
+    for (int token = 0; l->k_norm && l->k_bits == 2 && token < BS_PAGE_TOKENS; token++)
+        norms[token] = bs_cpu_kv_corrected_norm(norms[token], sums[token], products[token]);
 }
 
 void bs_cpu_quantize_v_scalar(const bs_cpu_kv_layout *l, bs_v_encoder encoder, const bs_f16 *v,
                               uint8_t *record)
 {
     const int d = l->head_dim, g = l->v_group, n_steps = (1 << l->v_bits) - 1;
-    const bool search = l->v_bits == 2 && encoder == BS_V_ENCODER_LEAST_SQUARES;
+    const float margin = l->v_bits == 2 && encoder == BS_V_ENCODER_BEST ? bs_cpu_kv_margin(g, false) : 0.0f;
     memset(record + l->v_codes, 0, l->v_codes_bytes);
     for (int token = 0; token < BS_PAGE_TOKENS; token++) {
         float x[BS_MAX_HEAD_DIM];
         for (int c = 0; c < d; c++) x[c] = bs_f16_to_f32(v[token * d + c]);
         for (int group = 0; group < l->n_v_groups; group++) {
-            group_params p = choose_params(x + group * g, g, 1, n_steps, search);
+            group_params p = measure(x + group * g, g, 1, n_steps, margin);
             bs_cpu_v_scales(l, record, group)[token] = p.s;
             bs_cpu_v_zeros(l, record, group)[token] = p.z;
             for (int c = group * g; c < (group + 1) * g; c++)

@@ -5,14 +5,14 @@
  * the bits are quantize_scalar.c's. Layout: works on tiles of 16 tokens, held twice: rows [token][D] as
  * stored, and columns [channel][token], their transpose. Whatever runs along an axis is then vertical: no sum
  * or minimum inside a vector. range of a K kc group     rows      lanes are channels range of K kt and V
- * columns   lanes are tokens (the nine ranges of 2-bit V too) words of K                columns   lanes are
- * tokens, fields channels words of V                rows      lanes are channels, fields tokens Cost: about
- * 20 operations a vector of K or V at 4 bits, of them 4 for the transposition; 2-bit V adds nine passes of
- *   nine operations over a tile in L1.
+ * columns   lanes are tokens words of K                columns   lanes are tokens, fields channels words of V
+ * rows      lanes are channels, fields tokens products of 2-bit K columns   lanes are tokens. Cost: about 20
+ * operations a vector of K or V at 4 bits, of them 4 for the transposition; 2-bit K with norm adds a pass of
+ * nine for the products that correct the norms.
  *
  * The includer defines: VL, VEC (the function attributes), vf, vi, and v_set1 v_load v_store v_load_f16
  * v_store_f16 v_store_i16 v_storei v_fma v_rint v_min v_max v_abs v_round_f16 v_cvt (to int32, nearest even)
- * v_pick_less (a < b ? x : y, lane by lane) v_low v_high (interleave the lower or upper halves of two
+ * v_low v_high (interleave the lower or upper halves of two
  * vectors).
  */
 #include <math.h>
@@ -25,6 +25,12 @@ typedef struct params {
     vf s, z;         /* as stored, still f32 */
     vf inverse, nzf; /* 1/s, −z/16 */
 } params;
+
+/* What a tile's codes need, for kc [channel], else [group][TILE]. */
+typedef struct factors {
+    _Alignas(64) float inverse[BS_MAX_HEAD_DIM], nzf[BS_MAX_HEAD_DIM];  /* 1/s, −z/16 */
+    _Alignas(64) float scale[BS_MAX_HEAD_DIM], offset[BS_MAX_HEAD_DIM]; /* a code stands for s·c + offset */
+} factors;
 
 VEC params params_of(vf m, vf M, float n_steps)
 {
@@ -74,8 +80,8 @@ VEC void transpose_tile(const float *rows, int d, float *cols)
     }
 }
 
-/* Divides each row by its rounded root mean square. */
-VEC void normalize_rows(float *rows, int d, bs_f16 *norms)
+/* Divides each row by its rounded root mean square; sums: [TILE] Σ k². */
+VEC void normalize_rows(float *rows, int d, bs_f16 *norms, float *sums)
 {
     float squares[BS_MAX_HEAD_DIM];
     for (int t = 0; t < TILE; t++) {
@@ -87,6 +93,7 @@ VEC void normalize_rows(float *rows, int d, bs_f16 *norms)
                 v_store(squares + c, v_load(squares + c) + v_load(squares + c + half));
         for (; half > 0; half /= 2)
             for (int c = 0; c < half; c++) squares[c] += squares[c + half];
+        sums[t] = squares[0];
         float rms = sqrtf(squares[0] / (float)d);
         norms[t] = bs_f32_to_f16(rms > BS_KV_MIN_SCALE ? rms : BS_KV_MIN_SCALE);
         vf n = v_set1(bs_f16_to_f32(norms[t]));
@@ -107,82 +114,40 @@ VEC void range_of(const float *cols, int n, vf *m, vf *M)
     *M = high;
 }
 
-VEC vf error_term(vf x, const params *p, vf zero, vf n_steps)
+/* Parameters of VL groups from their ranges, drawn in by `margin` of their width: s and z to meta (z `n_groups` behind
+ * s), the rest to place i of f. */
+VEC void set_params(vf m, vf M, float margin, int bits, bs_f16 *meta, int n_groups, factors *f, int i)
 {
-    vf code = v_max(v_min(v_rint(v_fma(x, p->inverse, p->nzf)), n_steps), v_set1(0.0f));
-    vf e = x - p->s * (code + zero);
-    return e * e;
+    const vf w = (M - m) * v_set1(margin);
+    const params p = params_of(m + w, M - w, (float)((1 << bits) - 1));
+    v_store_f16(meta, p.s);
+    v_store_i16((int16_t *)meta + n_groups, p.z);
+    v_store(f->inverse + i, p.inverse);
+    v_store(f->nzf + i, p.nzf);
+    v_store(f->scale + i, p.s);
+    v_store(f->offset + i, p.s * (p.z * v_set1(0.0625f)));
 }
 
-/* Σ (x − s·(c + z/16))² over n channels, pairwise by halving: the first three levels (n/2, n/4, n/8) as each
- * x is read, the rest over the n/8 partial sums. */
-VEC vf squared_error(const float *cols, int n, const params *p, vf n_steps)
+/* Groups of g channels of a tile's tokens; meta has s [128] then z [128] of each. */
+VEC void token_params(const float *cols, int d, int g, int bits, float margin, bs_f16 *meta, int token,
+                      factors *f)
 {
-    vf sums[BS_PAGE_TOKENS / 8], zero = p->z * v_set1(0.0625f);
-    const int step = n / 8;
-    for (int i = 0; i < step; i++) {
-        vf e[8];
-#pragma GCC unroll 8
-        for (int k = 0; k < 8; k++) e[k] = error_term(v_load(cols + (i + k * step) * TILE), p, zero, n_steps);
-        sums[i] = ((e[0] + e[4]) + (e[2] + e[6])) + ((e[1] + e[5]) + (e[3] + e[7]));
-    }
-    for (int half = step / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) sums[i] += sums[i + half];
-    return sums[0];
-}
-
-/* Best of the nine ranges, the earlier on ties. */
-VEC params search_params(const float *cols, int n, vf m, vf M, float n_steps)
-{
-    const vf half_width = (M - m) * v_set1(0.5f), steps = v_set1(n_steps);
-    params best = params_of(m, M, n_steps);
-    vf best_error = squared_error(cols, n, &best, steps);
-    for (int i = 1; i < BS_KV_N_RANGES; i++) {
-        vf w = half_width * v_set1(1.0f - BS_KV_RANGES[i]);
-        params p = params_of(m + w, M - w, n_steps);
-        vf error = squared_error(cols, n, &p, steps);
-        best.s = v_pick_less(error, best_error, p.s, best.s);
-        best.z = v_pick_less(error, best_error, p.z, best.z);
-        best_error = v_min(error, best_error);
-    }
-    best.inverse = v_set1(1.0f) / best.s;
-    best.nzf = best.z * v_set1(-0.0625f);
-    return best;
-}
-
-/* Parameters of the groups of g channels of a tile's tokens: to meta (s [128] then z [128] a group, at
- * `token`), and inverse and nzf as [group][TILE]. */
-VEC void token_params(const float *cols, int d, int g, int bits, bool search, bs_f16 *meta, int token,
-                      float *inverse, float *nzf)
-{
-    const float n_steps = (float)((1 << bits) - 1);
     for (int group = 0; group < d / g; group++) {
-        bs_f16 *s = meta + group * 2 * BS_PAGE_TOKENS + token;
         for (int t = 0; t < TILE; t += VL) {
-            const float *x = cols + group * g * TILE + t;
             vf m, M;
-            range_of(x, g, &m, &M);
-            params p = search ? search_params(x, g, m, M, n_steps) : params_of(m, M, n_steps);
-            v_store_f16(s + t, p.s);
-            v_store_i16((int16_t *)s + BS_PAGE_TOKENS + t, p.z);
-            v_store(inverse + group * TILE + t, p.inverse);
-            v_store(nzf + group * TILE + t, p.nzf);
+            range_of(cols + group * g * TILE + t, g, &m, &M);
+            set_params(m, M, margin, bits, meta + group * 2 * BS_PAGE_TOKENS + token + t, BS_PAGE_TOKENS, f,
+                       group * TILE + t);
         }
     }
 }
 
-/* Parameters of a kc group's channels from their ranges, to meta (s [d], then z [d]), inverse and nzf. */
-VEC void channel_params(const float *low, const float *high, int d, int bits, bs_f16 *meta, float *inverse,
-                        float *nzf)
+/* A kc group's channels from their ranges; meta has s [d], then z [d]. */
+VEC void channel_params(const float *low, const float *high, int d, int bits, float margin, bs_f16 *meta,
+                        factors *f)
 {
-    const float n_steps = (float)((1 << bits) - 1);
-    for (int c = 0; c < d; c += VL) {
-        params p = params_of(v_load(low + c), v_load(high + c), n_steps);
-        v_store_f16(meta + c, p.s);
-        v_store_i16((int16_t *)meta + d + c, p.z);
-        v_store(inverse + c, p.inverse);
-        v_store(nzf + c, p.nzf);
-    }
+    for (int c = 0; c < d; c += VL)
+        set_params(v_load(low + c), v_load(high + c), margin, bits, meta + c, d, f, c);
 }
 
 VEC void widen_range(const float *rows, int d, float *low, float *high)
@@ -199,9 +164,32 @@ VEC void widen_range(const float *rows, int d, float *low, float *high)
     }
 }
 
-/* K words of a tile. kc: inverse and nzf are [channel]; kt: [group][TILE]. The highest field comes first. */
-VEC void k_words(const float *cols, int d, const int bits, bool per_channel, int g, const float *inverse,
-                 const float *nzf, uint32_t *words)
+/* Norms of a tile's tokens of 2-bit K from Σ x·x̂ over all channels. */
+VEC void correct_norms(const float *cols, int d, bool per_channel, int g, const factors *f, const float *sums,
+                       bs_f16 *norms)
+{
+    const vf n_steps = v_set1(3.0f), zero = v_set1(0.0f), round = v_set1(BS_KV_PRODUCT_ROUND);
+    float products[TILE];
+    for (int t = 0; t < TILE; t += VL) {
+        vf sum = zero;
+        for (int c = 0; c < d; c++) {
+            const int i = c / g * TILE + t;
+            vf r = per_channel ? v_set1(f->inverse[c]) : v_load(f->inverse + i);
+            vf z = per_channel ? v_set1(f->nzf[c]) : v_load(f->nzf + i);
+            vf s = per_channel ? v_set1(f->scale[c]) : v_load(f->scale + i);
+            vf o = per_channel ? v_set1(f->offset[c]) : v_load(f->offset + i);
+            vf x = v_load(cols + c * TILE + t);
+            vf code = v_max(v_min(v_rint(v_fma(x, r, z)), n_steps), zero);
+            sum += v_fma(x, v_fma(s, code, o), round) - round;
+        }
+        v_store(products + t, sum);
+    }
+    for (int t = 0; t < TILE; t++) norms[t] = bs_cpu_kv_corrected_norm(norms[t], sums[t], products[t]);
+}
+
+/* K words of a tile. The highest field comes first. */
+VEC void k_words(const float *cols, int d, const int bits, bool per_channel, int g, const factors *f,
+                 uint32_t *words)
 {
     const int fields = 32 / bits;
     const vf n_steps = v_set1((float)((1 << bits) - 1));
@@ -212,8 +200,8 @@ VEC void k_words(const float *cols, int d, const int bits, bool per_channel, int
 #pragma GCC unroll 16
             for (int j = fields - 1; j >= 0; j--) {
                 const int c = w * fields + j;
-                vf r = per_channel ? v_set1(inverse[c]) : v_load(inverse + group + t);
-                vf z = per_channel ? v_set1(nzf[c]) : v_load(nzf + group + t);
+                vf r = per_channel ? v_set1(f->inverse[c]) : v_load(f->inverse + group + t);
+                vf z = per_channel ? v_set1(f->nzf[c]) : v_load(f->nzf + group + t);
                 word = word << bits | codes_of(v_load(cols + c * TILE + t), r, z, n_steps);
             }
             v_storei(words + w * TILE + t, word);
@@ -221,9 +209,8 @@ VEC void k_words(const float *cols, int d, const int bits, bool per_channel, int
     }
 }
 
-/* V words of a tile; inverse and nzf are [group][TILE]. */
-VEC void v_words(const float *rows, int d, const int bits, int g, const float *inverse, const float *nzf,
-                 uint32_t *words)
+/* V words of a tile. */
+VEC void v_words(const float *rows, int d, const int bits, int g, const factors *f, uint32_t *words)
 {
     const int fields = 32 / bits;
     const vf n_steps = v_set1((float)((1 << bits) - 1));
@@ -234,7 +221,7 @@ VEC void v_words(const float *rows, int d, const int bits, int g, const float *i
 #pragma GCC unroll 16
             for (int j = fields - 1; j >= 0; j--) {
                 const int t = w * fields + j;
-                vf r = v_set1(inverse[group + t]), z = v_set1(nzf[group + t]);
+                vf r = v_set1(f->inverse[group + t]), z = v_set1(f->nzf[group + t]);
                 word = word << bits | codes_of(v_load(rows + t * d + c), r, z, n_steps);
             }
             v_storei(words + w * d + c, word);
@@ -243,38 +230,43 @@ VEC void v_words(const float *rows, int d, const int bits, int g, const float *i
 }
 
 /* One compiled loop a width: the number of fields and the shift are constants in each. */
-VEC_OUTLINE static void k_words_of_width(const bs_cpu_kv_layout *l, const float *cols, const float *inverse,
-                                         const float *nzf, uint32_t *words)
+VEC_OUTLINE static void k_words_of_width(const bs_cpu_kv_layout *l, const float *cols, const factors *f,
+                                         uint32_t *words)
 {
     const int d = l->head_dim, g = l->k_group;
     const bool kc = l->k_per_channel;
-    if (l->k_bits == 8)
-        kc ? k_words(cols, d, 8, true, g, inverse, nzf, words)
-           : k_words(cols, d, 8, false, g, inverse, nzf, words);
+    if (l->k_bits == 8) kc ? k_words(cols, d, 8, true, g, f, words) : k_words(cols, d, 8, false, g, f, words);
     else if (l->k_bits == 4)
-        kc ? k_words(cols, d, 4, true, g, inverse, nzf, words)
-           : k_words(cols, d, 4, false, g, inverse, nzf, words);
-    else
-        kc ? k_words(cols, d, 2, true, g, inverse, nzf, words)
-           : k_words(cols, d, 2, false, g, inverse, nzf, words);
+        kc ? k_words(cols, d, 4, true, g, f, words) : k_words(cols, d, 4, false, g, f, words);
+    else kc ? k_words(cols, d, 2, true, g, f, words) : k_words(cols, d, 2, false, g, f, words);
 }
 
-VEC_OUTLINE static void v_words_of_width(const bs_cpu_kv_layout *l, const float *rows, const float *inverse,
-                                         const float *nzf, uint32_t *words)
+VEC_OUTLINE static void correct_norms_of(const bs_cpu_kv_layout *l, const float *cols, const factors *f,
+                                         const float *sums, bs_f16 *norms)
+{
+    if (l->k_per_channel) correct_norms(cols, l->head_dim, true, l->k_group, f, sums, norms);
+    else correct_norms(cols, l->head_dim, false, l->k_group, f, sums, norms);
+}
+
+VEC_OUTLINE static void v_words_of_width(const bs_cpu_kv_layout *l, const float *rows, const factors *f,
+                                         uint32_t *words)
 {
     const int d = l->head_dim, g = l->v_group;
-    if (l->v_bits == 8) v_words(rows, d, 8, g, inverse, nzf, words);
-    else if (l->v_bits == 4) v_words(rows, d, 4, g, inverse, nzf, words);
-    else v_words(rows, d, 2, g, inverse, nzf, words);
+    if (l->v_bits == 8) v_words(rows, d, 8, g, f, words);
+    else if (l->v_bits == 4) v_words(rows, d, 4, g, f, words);
+    else v_words(rows, d, 2, g, f, words);
 }
 
 VEC_OUTLINE void QUANTIZE_K(const bs_cpu_kv_layout *l, const bs_f16 *k, uint8_t *record)
 {
     _Alignas(64) float rows[TILE * BS_MAX_HEAD_DIM], cols[N_TILES][TILE * BS_MAX_HEAD_DIM];
     _Alignas(64) float low[BS_MAX_HEAD_DIM], high[BS_MAX_HEAD_DIM];
-    _Alignas(64) float inverse[BS_MAX_HEAD_DIM], nzf[BS_MAX_HEAD_DIM];
+    float sums[BS_PAGE_TOKENS];
+    factors f;
     const int d = l->head_dim,
               tiles = l->k_per_channel ? l->k_group / TILE : 1; /* tiles that share parameters */
+    const float margin = l->k_bits == 2 ? bs_cpu_kv_margin(l->k_group, !l->k_norm) : 0.0f;
+    bs_f16 *norms = bs_cpu_k_norms(l, record);
     for (int first = 0; first < N_TILES; first += tiles) {
         for (int c = 0; c < d; c++) {
             low[c] = INFINITY;
@@ -283,31 +275,34 @@ VEC_OUTLINE void QUANTIZE_K(const bs_cpu_kv_layout *l, const bs_f16 *k, uint8_t 
         for (int i = 0; i < tiles; i++) {
             const int token = (first + i) * TILE;
             widen_rows(k + token * d, d, rows);
-            if (l->k_norm) normalize_rows(rows, d, bs_cpu_k_norms(l, record) + token);
+            if (l->k_norm) normalize_rows(rows, d, norms + token, sums + token);
             if (l->k_per_channel) widen_range(rows, d, low, high);
             transpose_tile(rows, d, cols[i]);
         }
         if (l->k_per_channel)
-            channel_params(low, high, d, l->k_bits, bs_cpu_k_scales(l, record, first / tiles), inverse, nzf);
+            channel_params(low, high, d, l->k_bits, margin, bs_cpu_k_scales(l, record, first / tiles), &f);
         else
-            token_params(cols[0], d, l->k_group, l->k_bits, false, bs_cpu_k_scales(l, record, 0),
-                         first * TILE, inverse, nzf);
-        for (int i = 0; i < tiles; i++)
-            k_words_of_width(l, cols[i], inverse, nzf, bs_cpu_k_words(l, record, first + i, 0));
+            token_params(cols[0], d, l->k_group, l->k_bits, margin, bs_cpu_k_scales(l, record, 0),
+                         first * TILE, &f);
+        for (int i = 0; i < tiles; i++) {
+            const int token = (first + i) * TILE;
+            k_words_of_width(l, cols[i], &f, bs_cpu_k_words(l, record, first + i, 0));
+            if (l->k_norm && l->k_bits == 2) correct_norms_of(l, cols[i], &f, sums + token, norms + token);
+        }
     }
 }
 
 VEC_OUTLINE void QUANTIZE_V(const bs_cpu_kv_layout *l, bs_v_encoder encoder, const bs_f16 *v, uint8_t *record)
 {
     _Alignas(64) float rows[TILE * BS_MAX_HEAD_DIM], cols[TILE * BS_MAX_HEAD_DIM];
-    _Alignas(64) float inverse[BS_MAX_HEAD_DIM], nzf[BS_MAX_HEAD_DIM];
+    factors f;
     const int d = l->head_dim;
-    const bool search = l->v_bits == 2 && encoder == BS_V_ENCODER_LEAST_SQUARES;
+    const float margin = l->v_bits == 2 && encoder == BS_V_ENCODER_BEST ? bs_cpu_kv_margin(l->v_group, false)
+                                                                        : 0.0f;
     for (int tile = 0; tile < N_TILES; tile++) {
         widen_rows(v + tile * TILE * d, d, rows);
         transpose_tile(rows, d, cols);
-        token_params(cols, d, l->v_group, l->v_bits, search, bs_cpu_v_scales(l, record, 0), tile * TILE,
-                     inverse, nzf);
-        v_words_of_width(l, rows, inverse, nzf, bs_cpu_v_words(l, record, tile * TILE / l->v_fields, 0));
+        token_params(cols, d, l->v_group, l->v_bits, margin, bs_cpu_v_scales(l, record, 0), tile * TILE, &f);
+        v_words_of_width(l, rows, &f, bs_cpu_v_words(l, record, tile * TILE / l->v_fields, 0));
     }
 }

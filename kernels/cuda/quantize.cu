@@ -714,7 +714,7 @@ bs_status bs_cuda_quantize(bs_stream *stream, const bs_quantize_args *args)
     j.v_shift = log2_of(j.layout.v_group);
     static const float shares[N_RANGES] = {1.0f, 0.95f, 0.9f, 0.85f, 0.8f, 0.75f, 0.7f, 0.65f, 0.6f};
     for (int i = 0; i < N_RANGES; i++) j.margins[i] = 1.0f - shares[i];
-    const bool search = format->v_bits == 2 && format->v_encoder == BS_V_ENCODER_LEAST_SQUARES;
+    const bool search = format->v_bits == 2 && format->v_encoder == BS_V_ENCODER_BEST;
     const unsigned v_tiles = (unsigned)(PAGE * dim / TILE_VALUES);
     j.k_tiles = path == K_CHANNELS ? (unsigned)dim / TILE_CHANNELS
                 : path == K_SLICES ? (unsigned)(PAGE * dim / SLICE_VALUES)

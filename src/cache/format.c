@@ -17,7 +17,7 @@ static const char expected_field[] =
 
 static bs_kv_format pair_defaults(int k_bits, int v_bits)
 {
-    bs_kv_format f = {.k_bits = k_bits, .v_bits = v_bits, .v_encoder = BS_V_ENCODER_LEAST_SQUARES};
+    bs_kv_format f = {.k_bits = k_bits, .v_bits = v_bits, .v_encoder = BS_V_ENCODER_BEST};
     if (k_bits == 16) return f;
     bool plain = k_bits == v_bits && k_bits != 2; /* int8 and int4 need neither rotation nor norm */
     f.k_per_channel = true;

@@ -84,7 +84,7 @@ bs_status bs_cli_parse_kv(const bs_options *options, const char *text, bs_kv_for
         return bs_fail(status, "--kv: %s", line);
     }
     bool plain = strcmp(bs_options_string(options, "v-encoder"), "plain") == 0;
-    format.v_encoder = plain ? BS_V_ENCODER_PLAIN : BS_V_ENCODER_LEAST_SQUARES;
+    format.v_encoder = plain ? BS_V_ENCODER_PLAIN : BS_V_ENCODER_BEST;
     *out = format;
     return BS_STATUS_OK;
 }

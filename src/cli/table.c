@@ -142,7 +142,7 @@ const bs_option bs_cli_options[] = {
 
     STRING("kv", 0, "FORMAT", "int4", "Cache", "KV format: f16, int8, int4, k4v2, int2, or one with fields, as int4:g64 (docs/kv-format.md)", GENERATE | INFO),
     STRING("kv", 0, "FORMATS", "f16,int8,int4,k4v2,int2", "Cache", "KV formats, parted by commas (docs/kv-format.md)", EVAL),
-    CHOICE("v-encoder", "NAME", "least-squares", "least-squares|plain", "Cache", "range of a 2-bit group of V: best, or from min to max", GENERATE | EVAL),
+    CHOICE("v-encoder", "NAME", "best", "best|plain", "Cache", "range of a 2-bit group of V: drawn in, or from min to max", GENERATE | EVAL),
     SCALED("context", 'c', "N", NULL, 1, INT32_MAX - 65536, "Cache", "tokens of the sequence; without it as many as prompt and answer need", GENERATE),
 
     SCALED("kv-fill", 0, "N", "0", 0, INT32_MAX - 65536, "Cache", "begin behind N cached tokens of noise: long contexts without prefill", GENERATE),

@@ -101,15 +101,14 @@ static void check_format(gpu_side *sides, const bs_kv_format *format, int d,
 
 static void test_quantize(void **state)
 {
-    static uint16_t k[KV_N_KINDS][PAGE * KV_MAX_D], v[2][KV_N_KINDS][PAGE * KV_MAX_D];
+    static uint16_t k[KV_N_KINDS][PAGE * KV_MAX_D], v[KV_N_KINDS][PAGE * KV_MAX_D];
     int n = 0;
     for (int d = 64; d <= 128; d += 64) {
         for (int group = 32; group <= 128; group *= 2) {
             for (int i = 0; i < KV_N_KINDS; i++) {
                 const uint64_t seed = (uint64_t)(1000 * d + 100 * group + i);
-                kv_draw_page(i, d, 0, seed, k[i]);
-                kv_draw_page(i, d, 0, seed + 20, v[0][i]);
-                kv_draw_page(i, d, group < d ? group : d, seed + 40, v[1][i]);
+                kv_draw_page(i, d, seed, k[i]);
+                kv_draw_page(i, d, seed + 20, v[i]);
             }
             for (int i = 0; i < N_PAIRS * 8; i++) {
                 bs_kv_format format = {.k_bits = pairs[i / 8][0],
@@ -117,11 +116,9 @@ static void test_quantize(void **state)
                                        .k_per_channel = i & 1,
                                        .group = group,
                                        .k_norm = i >> 1 & 1,
-                                       .v_encoder = i >> 2 & 1 ? BS_V_ENCODER_PLAIN
-                                                               : BS_V_ENCODER_LEAST_SQUARES};
-                const bool search = format.v_bits == 2 && format.v_encoder == BS_V_ENCODER_LEAST_SQUARES;
+                                       .v_encoder = i >> 2 & 1 ? BS_V_ENCODER_PLAIN : BS_V_ENCODER_BEST};
                 if (format.v_bits > 2 && format.v_encoder == BS_V_ENCODER_PLAIN) continue;
-                if (gpu_runs_case(n++, 19)) check_format(*state, &format, d, k, v[search]);
+                if (gpu_runs_case(n++, 19)) check_format(*state, &format, d, k, v);
             }
         }
     }
@@ -186,8 +183,8 @@ static void test_quantize_many(void **state)
     static uint16_t k[KV_N_KINDS][PAGE * KV_MAX_D], v[KV_N_KINDS][PAGE * KV_MAX_D];
     for (int d = 64; d <= 128; d += 64) {
         for (int i = 0; i < KV_N_KINDS; i++) {
-            kv_draw_page(i, d, 0, (uint64_t)(7000 + d + i), k[i]);
-            kv_draw_page(i, d, 32, (uint64_t)(8000 + d + i), v[i]);
+            kv_draw_page(i, d, (uint64_t)(7000 + d + i), k[i]);
+            kv_draw_page(i, d, (uint64_t)(8000 + d + i), v[i]);
         }
         for (int i = 0; i < (int)(sizeof formats / sizeof *formats); i++)
             if (gpu_runs_case(i + d / 64, 4)) check_many(*state, &formats[i], d, k, v);
@@ -206,7 +203,7 @@ static void test_graph(void **cmocka_state)
     bs_graph *graph;
     gpu_open_pools(gpu, &shape, 2, 2);
     for (uint32_t p = 0; p < 2; p++) {
-        kv_draw_page(0, 128, 0, 90 + p, page[p]);
+        kv_draw_page(0, 128, 90 + p, page[p]);
         for (int layer = 0; layer < 2; layer++) gpu_fill_page(gpu, p, layer, 0, page[p], page[1 - p]);
     }
     void *from = gpu_stage(gpu, sizeof direct), *to = gpu_stage(gpu, sizeof direct + 256);

@@ -54,7 +54,7 @@ static void test_names(void **state)
         char name[BS_KV_FORMAT_NAME];
         memset(&format, 0xa5, sizeof format);
         assert_int_equal(bs_kv_format_parse(names[i][0], &format), BS_STATUS_OK);
-        assert_int_equal(format.v_encoder, BS_V_ENCODER_LEAST_SQUARES);
+        assert_int_equal(format.v_encoder, BS_V_ENCODER_BEST);
         bs_kv_format_name(&format, name);
         assert_string_equal(name, names[i][1]);
         assert_int_equal(bs_kv_format_parse(name, &again), BS_STATUS_OK);
@@ -68,7 +68,7 @@ static void test_round_trip(void **state)
     static const int bits[] = {8, 4, 2}, groups[] = {32, 64, 128}, pages[] = {0, 1, 2, 9, 64};
     for (int i = 0; i < 3 * 3 * 2 * 3 * 2 * 2 * 5 * 5; i++) {
         int n = i;
-        bs_kv_format format = {.v_encoder = BS_V_ENCODER_LEAST_SQUARES}, again;
+        bs_kv_format format = {.v_encoder = BS_V_ENCODER_BEST}, again;
         char name[BS_KV_FORMAT_NAME];
         format.k_bits = bits[n % 3], n /= 3;
         format.v_bits = bits[n % 3], n /= 3;
