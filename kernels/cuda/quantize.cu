@@ -49,7 +49,7 @@ typedef struct job {
     unsigned k_tiles;          /* of a (page, layer, head); V's follow */
     unsigned v_run;            /* tiles of V of a CTA */
     unsigned k_shift, v_shift; /* log2 of the groups */
-    float margins[N_RANGES];   /* what a range takes off each end, in half widths */
+    float k_margin, v_margin;  /* taken off each end of a range of 2 bits, a share of its width */
 } job;
 
 /* One CTA's work. */
@@ -91,19 +91,17 @@ static __device__ __forceinline__ void store_v_params(const job &j, const tile_j
     *(uint2 *)at = ((const uint2 *)params)[threadIdx.x];
 }
 
-template <unsigned D, int BITS, bool SEARCH>
+template <unsigned D, int BITS>
 static __device__ __forceinline__ void measure_v(const job &j, const tile_job &t, const void *tile,
                                                  float2 *factors, v_params *params, unsigned first_token)
 {
     const unsigned shift = j.v_shift - 5;
     const row_place<D> at(0);
     uint32_t words[THREAD_WORDS];
-    if (SEARCH) read_spread_row<D>(tile, at, shift, words);
-    else read_row<D>(tile, at, words);
+    read_row<D>(tile, at, words);
     const float2 range = bs_cuda_floats(measure_row(words, shift));
     const float m = range.x, M = -range.y;
-    const bs_cuda_group g = SEARCH ? search_range(words, m, M, shift, j.margins)
-                                   : bs_cuda_group_of<BITS>(m, M);
+    const bs_cuda_group g = bs_cuda_group_of<BITS>(m, M, j.v_margin);
     const unsigned token = first_token + at.token, group = at.part >> shift;
     if (at.part != group << shift) return;
     if (!is_finite(m) || !is_finite(M)) report(j, t.slot, token, true);
@@ -118,7 +116,7 @@ static __device__ __forceinline__ void measure_v(const job &j, const tile_job &t
 /* Codes. A thread takes token r + 8e of 32, e = 0 … 3 (the bytes of a word), channels 2a and 2a + 1 of 8, and
  * of both 8 of a row tile (words h; one at 2 bits, which has 4 row tiles in a byte: there lanes differ in h and
  * warps in r's lowest bit, so that a store fills 8 bytes of 16). */
-template <unsigned D, int BITS, bool SEARCH>
+template <unsigned D, int BITS>
 static __device__ __forceinline__ void encode_v(const job &j, const tile_job &t, const void *tile,
                                                 const float2 *factors, unsigned first_token)
 {
@@ -149,8 +147,8 @@ static __device__ __forceinline__ void encode_v(const job &j, const tile_job &t,
                 for (unsigned h = 0; h < HALVES; h++) {
                     const float2 x = bs_cuda_floats(
                         word_at(tile, (first ^ (field * 2 + h) << 4) + e * 8 * D * 2));
-                    byte[0][h] += bs_cuda_code_bits<BITS, SEARCH>(x.x, f) << field * BITS;
-                    byte[1][h] += bs_cuda_code_bits<BITS, SEARCH>(x.y, f) << field * BITS;
+                    byte[0][h] += bs_cuda_code_bits<BITS>(x.x, f) << field * BITS;
+                    byte[1][h] += bs_cuda_code_bits<BITS>(x.y, f) << field * BITS;
                 }
             }
 #pragma unroll
@@ -173,7 +171,7 @@ static __device__ __forceinline__ void encode_v(const job &j, const tile_job &t,
 }
 
 /* Tiles index·v_run … of V; where they are more than one, each is fetched while the one before is quantized. */
-template <unsigned D, int BITS, bool SEARCH>
+template <unsigned D, int BITS>
 static __device__ __forceinline__ void quantize_v(const job &j, const tile_job &t, uint4 *memory,
                                                   unsigned index)
 {
@@ -194,24 +192,33 @@ static __device__ __forceinline__ void quantize_v(const job &j, const tile_job &
         } else {
             fetched();
         }
-        measure_v<D, BITS, SEARCH>(j, t, tile, factors, params, first_token);
+        measure_v<D, BITS>(j, t, tile, factors, params, first_token);
         __syncthreads();
         store_v_params<D>(j, t, params, first_token);
-        encode_v<D, BITS, SEARCH>(j, t, tile, factors, first_token);
+        encode_v<D, BITS>(j, t, tile, factors, first_token);
         if (i + 1 < n) __syncthreads();
     }
 }
 
 /* ---- K ---- */
 
+/* What corrects a token's norm: Σ k² and, in 2⁻¹³, Σ x·x̂ so far. */
+typedef struct token_sums {
+    float squares;
+    int32_t products;
+} token_sums;
+
 /* Shared memory of a K tile of W channels, 32 or D. */
 template <unsigned W> struct k_tile {
     uint4 *values;
-    float2 *factors; /* kc: [group of tokens][32 channels]; kt: [token][group of channels] */
-    float2 *norms;   /* [token] (n, 1/n) */
+    float2 *factors;    /* kc: [group of tokens][32 channels]; kt: [token][group of channels] */
+    float2 *norms;      /* [token] (n, 1/n) */
+    float2 *stands_for; /* 2 bits with norm: bs_cuda_value_factors, as factors */
+    token_sums *sums;   /* and [token] */
 
     __device__ __forceinline__ explicit k_tile(uint4 *memory)
-        : values(memory), factors((float2 *)(memory + PAGE * W / 8)), norms(factors + 4 * PAGE)
+        : values(memory), factors((float2 *)(memory + PAGE * W / 8)), norms(factors + 4 * PAGE),
+          stands_for(norms + PAGE), sums((token_sums *)(stands_for + 4 * PAGE))
     {
     }
     __device__ __forceinline__ float2 floats(unsigned byte, unsigned token, bool norm) const
@@ -241,10 +248,10 @@ static __device__ __forceinline__ void fetch_channels(uint4 *tile, const uint4 *
 
 /* n and 1/n of N tokens of a tile, from `first_token` of the page. Two lanes a token: lane q has chunks 2b + q,
  * in which word i is channels 16b + 4i + 2q and + 1, so that all steps of the sum but one stay in a lane. A
- * square is exact in fp32, so the first step is one FMA. */
-template <unsigned D, unsigned N>
+ * square is exact in fp32, so the first step is one FMA. CORRECT: n goes to the slot later (store_norm). */
+template <unsigned D, unsigned N, bool CORRECT>
 static __device__ __forceinline__ void measure_norms(const job &j, const tile_job &t, const uint4 *values,
-                                                     float2 *norms, unsigned first_token)
+                                                     float2 *norms, token_sums *sums_of, unsigned first_token)
 {
     enum : unsigned { HALF = D / 32, TOKENS_A_TURN = THREADS / 2 };
     const unsigned lane = threadIdx.x % 32, q = lane / 8 % 2;
@@ -276,13 +283,24 @@ static __device__ __forceinline__ void measure_norms(const job &j, const tile_jo
         for (unsigned half = 4; half > 1; half /= 2)
 #pragma unroll
             for (unsigned k = 0; k < half; k++) s[k] = __fadd_rn(s[k], s[k + half]);
-        const float sum = finish_sum(s[0], s[1], 1);
+        s[0] = __fadd_rn(s[0], __shfl_xor_sync(0xffffffffu, s[0], 8));
+        s[1] = __fadd_rn(s[1], __shfl_xor_sync(0xffffffffu, s[1], 8));
+        const float sum = __fadd_rn(s[0], s[1]);
         if (q != 0) continue;
         if (!is_finite(sum)) report(j, t.slot, first_token + token, false);
         const __half n = __float2half_rn(fmaxf(__fsqrt_rn(__fmul_rn(sum, 1.0f / D)), 0x1p-14f));
         norms[token] = make_float2(__half2float(n), bs_cuda_reciprocal(__half2float(n)));
-        *(__half *)(t.half + j.layout.k_n + bs_cuda_kv_token_byte((int)(first_token + token))) = n;
+        if (CORRECT) sums_of[token] = {sum, 0};
+        else *(__half *)(t.half + j.layout.k_n + bs_cuda_kv_token_byte((int)(first_token + token))) = n;
     }
+}
+
+/* The corrected norm of a token, when all its products are in. */
+static __device__ __forceinline__ void store_norm(const job &j, const tile_job &t, float2 norm,
+                                                  const token_sums &sums, unsigned token)
+{
+    *(__half *)(t.half + j.layout.k_n + bs_cuda_kv_token_byte((int)token)) = bs_cuda_corrected_norm(
+        norm.x, sums.squares, sums.products);
 }
 
 /* Groups of channels of a token, all of the part. Dividing by n keeps the order, so it can wait. */
@@ -306,9 +324,11 @@ static __device__ __forceinline__ void measure_k_tokens(const job &j, const tile
             m = bs_cuda_divide(m, n.x, n.y);
             M = bs_cuda_divide(M, n.x, n.y);
         }
-        const bs_cuda_group g = bs_cuda_group_of<BITS>(m, M);
+        const bs_cuda_group g = bs_cuda_group_of<BITS>(m, M, j.k_margin);
         uint8_t *place = t.half + group * 256 + bs_cuda_kv_token_byte((int)at.token);
-        tile.factors[(at.token * (D / 32) >> shift) + group] = bs_cuda_code_factors<BITS>(g);
+        const unsigned index = (at.token * (D / 32) >> shift) + group;
+        tile.factors[index] = bs_cuda_code_factors<BITS>(g);
+        if (BITS == 2 && j.layout.k_norm) tile.stands_for[index] = bs_cuda_value_factors(g);
         *(uint16_t *)(place + j.layout.k_s) = g.s;
         *(int16_t *)(place + j.layout.k_z) = g.z;
     }
@@ -392,8 +412,9 @@ measure_k_channels(const job &j, const tile_job &t, const k_tile<W> &tile, unsig
         report(j, t.slot,
                bad_token<W>(tile.values, byte_of<W>(0, 4 * sub + warp, word), group << j.k_shift, odd),
                false);
-    const bs_cuda_group g = bs_cuda_group_of<BITS>(range.m, range.M);
+    const bs_cuda_group g = bs_cuda_group_of<BITS>(range.m, range.M, j.k_margin);
     tile.factors[group * 32 + channel] = bs_cuda_code_factors<BITS>(g);
+    if (BITS == 2 && norm) tile.stands_for[group * 32 + channel] = bs_cuda_value_factors(g);
     uint8_t *params = t.half + group * 2 * D;
     uint8_t *z = params + j.layout.k_z + bs_cuda_kv_k_channel_z((int)(channels * 32 + channel));
     *(uint16_t *)(params + j.layout.k_s + bs_cuda_kv_k_channel_s((int)(channels * 32 + channel))) = g.s;
@@ -402,7 +423,8 @@ measure_k_channels(const job &j, const tile_job &t, const k_tile<W> &tile, unsig
 }
 
 /* Codes of 32 channels. A thread takes tokens r and r + 8 of the row tiles that share bytes, and channels 4i
- * … 4i + 3 of both 16 (at 2 bits of one 16): the 16 (or 8) bytes that a lane of attend reads. */
+ * … 4i + 3 of both 16 (at 2 bits of one 16): the 16 (or 8) bytes that a lane of attend reads. At 2 bits with
+ * norm its tokens' products go to their sums: integers, so their order does not matter. */
 template <unsigned D, unsigned W, int BITS, bool KC>
 static __device__ __forceinline__ void encode_k(const job &j, const tile_job &t, const k_tile<W> &tile,
                                                 unsigned sub, unsigned channels)
@@ -431,8 +453,10 @@ static __device__ __forceinline__ void encode_k(const job &j, const tile_job &t,
 #pragma unroll
             for (unsigned w = 0; w < 2; w++) {
                 const unsigned above_r = block_token + field * 16 + w * 8, token = above_r + r;
+                const unsigned of_token = token * (D / 32) + channels >> (j.k_shift - 5);
                 float2 f = {};
-                if (!KC) f = tile.factors[token * (D / 32) + channels >> (j.k_shift - 5)];
+                if (!KC) f = tile.factors[of_token];
+                uint32_t products = 0;
 #pragma unroll
                 for (unsigned h = 0; h < HALVES; h++) {
                     uint32_t pair[2];
@@ -441,12 +465,21 @@ static __device__ __forceinline__ void encode_k(const job &j, const tile_job &t,
                         const float2 x = tile.floats((first ^ (h * 2 + q) << 4) + above_r * (W * 2), token,
                                                      norm);
                         const float4 c = of_channels[h][q];
-                        pair[q] = __byte_perm(
-                            bs_cuda_code_bits<BITS, false>(x.x, KC ? make_float2(c.x, c.y) : f),
-                            bs_cuda_code_bits<BITS, false>(x.y, KC ? make_float2(c.z, c.w) : f), 0x0040);
+                        const float low = bs_cuda_code_sum<BITS>(x.x, KC ? make_float2(c.x, c.y) : f),
+                                    high = bs_cuda_code_sum<BITS>(x.y, KC ? make_float2(c.z, c.w) : f);
+                        pair[q] = __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x0040);
+                        if (BITS > 2 || !norm) continue;
+                        const float2 *of = tile.stands_for +
+                                           (KC ? (block_token + field * 16 >> j.k_shift) * 32 +
+                                                     (h0 + h) * 16 + i * 4 + q * 2
+                                               : of_token);
+                        products += bs_cuda_product(x.x, low, of[0]);
+                        products += bs_cuda_product(x.y, high, of[KC ? 1 : 0]);
                     }
                     out[w + 2 * h] |= __byte_perm(pair[0], pair[1], 0x5410) << field * BITS;
                 }
+                if (BITS == 2 && norm)
+                    atomicAdd(&tile.sums[token].products, (int)(products - 4 * bs_cuda_product_bias));
             }
         }
         uint8_t *at = t.half + ((block * (D / 32) + channels) * 32 + r * 4 + i) * 16 + h0 * 8;
@@ -476,7 +509,7 @@ static __device__ __forceinline__ void quantize_k_whole(const job &j, const tile
     fetch<PAGE * D / 8>(memory, t.part);
     fetched();
     if (j.layout.k_norm) {
-        measure_norms<D, PAGE>(j, t, tile.values, tile.norms, 0);
+        measure_norms<D, PAGE, BITS == 2>(j, t, tile.values, tile.norms, tile.sums, 0);
         __syncthreads();
     }
     if (!KC) {
@@ -492,6 +525,9 @@ static __device__ __forceinline__ void quantize_k_whole(const job &j, const tile
         encode_k<D, D, BITS, KC>(j, t, tile, sub, sub);
         if (KC) __syncthreads(); /* the factors are written again */
     }
+    if (BITS > 2 || !j.layout.k_norm) return;
+    if (!KC) __syncthreads();
+    store_norm(j, t, tile.norms[threadIdx.x], tile.sums[threadIdx.x], threadIdx.x);
 }
 
 /* ---- K of 2 bits per channel with norm, groups of at most 64 tokens ---- */
@@ -524,11 +560,11 @@ static __device__ __forceinline__ value_range join_ranges(float low[8], float hi
 
 /* 64 tokens of 16 channels by a warp, everything between the division and the codes in registers: lane
  * 4·r + i has tokens r + 8w + 16f and channels 4i + c, the 8 bytes of codes that it writes. Ranges are of 32
- * tokens, joined for groups of 64. */
+ * tokens, joined for groups of 64. Its products of token r + 8w + 16f are added to products[2f + w]. */
 template <unsigned D>
 static __device__ __forceinline__ uint2 quantize_block(const job &j, const uint4 *values, const float2 *norms,
                                                        float2 *factors, uint8_t *params, unsigned half,
-                                                       unsigned first_byte)
+                                                       unsigned first_byte, uint32_t products[8])
 {
     const unsigned lane = threadIdx.x % 32, r = lane / 4, i = lane % 4;
     float x[4][2][4], low[8], high[8]; /* [field][w][c]; [field / 2][c] */
@@ -557,25 +593,31 @@ static __device__ __forceinline__ uint2 quantize_block(const job &j, const uint4
         range.m = fminf(range.m, __shfl_xor_sync(0xffffffffu, range.m, 16));
         range.M = fmaxf(range.M, __shfl_xor_sync(0xffffffffu, range.M, 16));
     }
-    const bs_cuda_group g = bs_cuda_group_of<2>(range.m, range.M);
+    const bs_cuda_group g = bs_cuda_group_of<2>(range.m, range.M, j.k_margin);
     uint8_t *place = params + r / 4 * 128 + i * 16 + half * 8;
     *(uint16_t *)(place + r % 4 * 2) = g.s;
     place[64 + r % 4] = (uint8_t)bs_cuda_kv_z_high(g.z);
     place[68 + r % 4] = (uint8_t)bs_cuda_kv_z_low(g.z);
     __syncwarp(); /* the factors of the block before are read */
+    float2 *stands_for = factors + WARPS * 4 * FACTOR_STRIDE;
     factors[i * FACTOR_STRIDE + r] = bs_cuda_code_factors<2>(g);
+    stands_for[i * FACTOR_STRIDE + r] = bs_cuda_value_factors(g);
     __syncwarp();
     uint32_t bytes[2][4] = {};
 #pragma unroll
     for (unsigned f = 0; f < 4; f++) {
 #pragma unroll
         for (unsigned c = 0; c < 4; c += 2) {
-            const float4 of = *(const float4 *)(factors + i * FACTOR_STRIDE + f / 2 * 4 + c);
+            const unsigned at = i * FACTOR_STRIDE + f / 2 * 4 + c;
+            const float4 of = *(const float4 *)(factors + at), to = *(const float4 *)(stands_for + at);
 #pragma unroll
             for (unsigned w = 0; w < 2; w++) {
-                bytes[w][c] += bs_cuda_code_bits<2, false>(x[f][w][c], make_float2(of.x, of.y)) << 2 * f;
-                bytes[w][c + 1] += bs_cuda_code_bits<2, false>(x[f][w][c + 1], make_float2(of.z, of.w))
-                                   << 2 * f;
+                const float low = bs_cuda_code_sum<2>(x[f][w][c], make_float2(of.x, of.y)),
+                            high = bs_cuda_code_sum<2>(x[f][w][c + 1], make_float2(of.z, of.w));
+                bytes[w][c] += __float_as_uint(low) << 2 * f;
+                bytes[w][c + 1] += __float_as_uint(high) << 2 * f;
+                products[2 * f + w] += bs_cuda_product(x[f][w][c], low, make_float2(to.x, to.y)) +
+                                       bs_cuda_product(x[f][w][c + 1], high, make_float2(to.z, to.w));
             }
         }
     }
@@ -585,6 +627,26 @@ static __device__ __forceinline__ uint2 quantize_block(const job &j, const uint4
         words[w] = __byte_perm(__byte_perm(bytes[w][0], bytes[w][1], 0x0040),
                                __byte_perm(bytes[w][2], bytes[w][3], 0x0040), 0x5410);
     return make_uint2(words[0], words[1]);
+}
+
+/* Each lane's shares of 8 tokens' products, of 32 values of each: lane 4·r + i adds the sums of tokens
+ * r + 8w + 16i to `sums`. */
+static __device__ __forceinline__ void add_products(uint32_t products[8], token_sums *sums)
+{
+    const unsigned lane = threadIdx.x % 32, r = lane / 4, i = lane % 4;
+#pragma unroll
+    for (unsigned half = 4; half > 1; half /= 2) {
+        const bool upper = i & half / 2;
+#pragma unroll
+        for (unsigned v = 0; v < half; v++) {
+            const uint32_t kept = upper ? products[v + half] : products[v],
+                           sent = upper ? products[v] : products[v + half];
+            products[v] = kept + bs_cuda_shuffle(sent, (int)half / 2);
+        }
+    }
+#pragma unroll
+    for (unsigned w = 0; w < 2; w++)
+        atomicAdd(&sums[i * 16 + w * 8 + r].products, (int)(products[w] - 32 * bs_cuda_product_bias));
 }
 
 /* A slice of K: SLICE_VALUES / D tokens. A warp takes 64 tokens of 32 channels, 16 at a time. */
@@ -598,16 +660,19 @@ static __device__ __forceinline__ void quantize_k_slice(const job &j, const tile
                    block = (first_token + tokens) / 64;
     float2 *norms = (float2 *)(memory + SLICE_VALUES / 8),
            *factors = norms + TOKENS + warp * 4 * FACTOR_STRIDE;
-    uint4 *params = (uint4 *)(norms + TOKENS + WARPS * 4 * FACTOR_STRIDE) + warp * 16;
+    token_sums *sums = (token_sums *)(norms + TOKENS + 2 * WARPS * 4 * FACTOR_STRIDE);
+    uint4 *params = (uint4 *)(sums + TOKENS) + warp * 16;
     fetch<SLICE_VALUES / 8>(memory, t.part + first_token * (D / 8));
     fetched();
-    measure_norms<D, TOKENS>(j, t, memory, norms, first_token);
+    measure_norms<D, TOKENS, true>(j, t, memory, norms, sums, first_token);
     __syncthreads();
     uint2 words[2];
+    uint32_t products[8] = {};
 #pragma unroll
     for (unsigned h = 0; h < 2; h++)
         words[h] = quantize_block<D>(j, memory, norms + tokens, factors, (uint8_t *)params, h,
-                                     byte_of<D>(tokens + lane / 4, part * 4 + 2 * h, lane % 4));
+                                     byte_of<D>(tokens + lane / 4, part * 4 + 2 * h, lane % 4), products);
+    add_products(products, sums + tokens);
     *(uint4 *)(t.half + ((block * (D / 32) + part) * 32 + lane) * 16) = make_uint4(words[0].x, words[0].y,
                                                                                    words[1].x, words[1].y);
     /* Of each group of 64 or 2 × 32 tokens 4 chunks of s and 4 of z. */
@@ -615,6 +680,9 @@ static __device__ __forceinline__ void quantize_k_slice(const job &j, const tile
     if (group < n_groups)
         *(uint4 *)(t.half + (lane / 4 % 2 ? j.layout.k_z : j.layout.k_s) +
                    (block * n_groups + group) * 2 * D + part * 64 + lane % 4 * 16) = params[lane];
+    __syncthreads();
+    if (threadIdx.x < TOKENS)
+        store_norm(j, t, norms[threadIdx.x], sums[threadIdx.x], first_token + threadIdx.x);
 }
 
 /* ---- launch ---- */
@@ -635,10 +703,10 @@ static __device__ __forceinline__ void quantize_k(const job &j, const tile_job &
 }
 
 /* Grid: tiles of a head, K's first; (layer, head); page. */
-template <unsigned D, bool SEARCH, k_path PATH>
-static __global__ void __launch_bounds__(THREADS, PATH == K_SLICES            ? 7
-                                                  : SEARCH || PATH == K_WHOLE ? 6
-                                                                              : 12)
+template <unsigned D, k_path PATH>
+static __global__ void __launch_bounds__(THREADS, PATH == K_SLICES  ? 7
+                                                  : PATH == K_WHOLE ? 6
+                                                                    : 12)
     quantize_kernel(const __grid_constant__ job j)
 {
     extern __shared__ uint4 memory[];
@@ -657,37 +725,37 @@ static __global__ void __launch_bounds__(THREADS, PATH == K_SLICES            ? 
     }
     t.half += j.layout.k_half;
     const unsigned index = blockIdx.x - j.k_tiles;
-    if (SEARCH) quantize_v<D, 2, true>(j, t, memory, index);
-    else if (PATH == K_SLICES || j.layout.v_bits == 2) quantize_v<D, 2, false>(j, t, memory, index);
-    else if (j.layout.v_bits == 4) quantize_v<D, 4, false>(j, t, memory, index);
-    else quantize_v<D, 8, false>(j, t, memory, index);
+    if (PATH == K_SLICES || j.layout.v_bits == 2) quantize_v<D, 2>(j, t, memory, index);
+    else if (j.layout.v_bits == 4) quantize_v<D, 4>(j, t, memory, index);
+    else quantize_v<D, 8>(j, t, memory, index);
 }
 
-template <unsigned D, k_path PATH>
-static void launch(const job &j, bool search, dim3 grid, size_t shared, cudaStream_t stream)
-{
-    if (search) quantize_kernel<D, true, PATH><<<grid, THREADS, shared, stream>>>(j);
-    else quantize_kernel<D, false, PATH><<<grid, THREADS, shared, stream>>>(j);
-}
-
-/* Shared memory: a tile of V, or two, with its factors; or of K, with them (of 4 groups a channel or token) and norms. */
-template <unsigned D>
-static void launch_path(const job &j, bool search, k_path path, cudaStream_t stream, dim3 grid)
+/* Shared memory: a tile of V, or two, with its factors; or of K, with them (of 4 groups a channel or token) and norms,
+ * at 2 bits both twice. */
+template <unsigned D> static void launch(const job &j, k_path path, cudaStream_t stream, dim3 grid)
 {
     const size_t factor = sizeof(float2),
                  v = (j.v_run > 1 ? 2 : 1) * TILE_VALUES * 2 + TILE_VALUES / 32 * factor +
                      TILE_VALUES / 128 * sizeof(v_params),
-                 slice = SLICE_VALUES * 2 + (SLICE_VALUES / D + WARPS * 4 * FACTOR_STRIDE) * factor +
+                 slice = SLICE_VALUES * 2 + 2 * (SLICE_VALUES / D + WARPS * 4 * FACTOR_STRIDE) * factor +
                          WARPS * 256,
-                 whole = PAGE * D * 2 + 5 * PAGE * factor;
-    if (path == K_CHANNELS) launch<D, K_CHANNELS>(j, search, grid, v, stream);
-    else if (path == K_SLICES) launch<D, K_SLICES>(j, search, grid, slice, stream); /* v is less */
-    else launch<D, K_WHOLE>(j, search, grid, whole, stream);
+                 whole = PAGE * D * 2 + (j.layout.k_bits == 2 ? 10 : 5) * PAGE * factor;
+    if (path == K_CHANNELS) quantize_kernel<D, K_CHANNELS><<<grid, THREADS, v, stream>>>(j);
+    else if (path == K_SLICES)
+        quantize_kernel<D, K_SLICES><<<grid, THREADS, slice, stream>>>(j); /* v is less */
+    else quantize_kernel<D, K_WHOLE><<<grid, THREADS, whole, stream>>>(j);
 }
 
 static unsigned log2_of(int group)
 {
     return group == 128 ? 7 : group == 64 ? 6 : 5;
+}
+
+/* What 2-bit groups of 1 << shift values lose at each end. */
+static float margin_of(unsigned shift, bool k_without_norm)
+{
+    const float margin = shift == 5 ? 0.075f : shift == 6 ? 0.1f : 0.125f;
+    return k_without_norm ? margin * 0.5f : margin;
 }
 
 bs_status bs_cuda_quantize(bs_stream *stream, const bs_quantize_args *args)
@@ -712,16 +780,15 @@ bs_status bs_cuda_quantize(bs_stream *stream, const bs_quantize_args *args)
                                                                                             : K_WHOLE;
     j.k_shift = log2_of(j.layout.k_group);
     j.v_shift = log2_of(j.layout.v_group);
-    static const float shares[N_RANGES] = {1.0f, 0.95f, 0.9f, 0.85f, 0.8f, 0.75f, 0.7f, 0.65f, 0.6f};
-    for (int i = 0; i < N_RANGES; i++) j.margins[i] = 1.0f - shares[i];
-    const bool search = format->v_bits == 2 && format->v_encoder == BS_V_ENCODER_BEST;
+    j.k_margin = margin_of(j.k_shift, !format->k_norm);
+    j.v_margin = format->v_encoder == BS_V_ENCODER_BEST ? margin_of(j.v_shift, false) : 0.0f;
     const unsigned v_tiles = (unsigned)(PAGE * dim / TILE_VALUES);
     j.k_tiles = path == K_CHANNELS ? (unsigned)dim / TILE_CHANNELS
                 : path == K_SLICES ? (unsigned)(PAGE * dim / SLICE_VALUES)
                                    : 1;
     j.v_run = path == K_SLICES && (size_t)heads * (size_t)args->n_pages >= MANY_HEADS ? V_RUN : 1;
     const dim3 grid(j.k_tiles + v_tiles / j.v_run, (unsigned)heads, (unsigned)args->n_pages);
-    if (dim == 128) launch_path<128>(j, search, path, bs_cuda_stream(stream), grid);
-    else launch_path<64>(j, search, path, bs_cuda_stream(stream), grid);
+    if (dim == 128) launch<128>(j, path, bs_cuda_stream(stream), grid);
+    else launch<64>(j, path, bs_cuda_stream(stream), grid);
     return bs_cuda_launched("quantize");
 }

@@ -1,4 +1,4 @@
-/* quantizer.h: docs/kv-format.md's rules for one group, in device code: parameters, codes, squared errors.
+/* quantizer.h: docs/kv-format.md's rules for one group, in device code: parameters, codes, a token's norm.
  *
  * Every operation is an intrinsic with its rounding in the name, so nvcc contracts nothing. Rewritings, each
  * exact, make the rules cheap:
@@ -9,15 +9,9 @@
  *    code is the low bits of the sum. Where the group's range is that of its values, nothing needs clamping:
  *    s ≥ (M − m)/N·(1 − 2^-11) and z is rint of 16·m/s, not clamped (|m|/s ≤ 1790·(1 + 2^-11)), so
  *    −1/32 ≤ t ≤ N·(1 + 2^-11) + 1/32 but for roundings below 2^-11, and N ≤ 255 leaves that below N + 1/2. For a range
- *    that is narrower, FFMA.SAT clamps to [0, 1] for nothing and a minimum turns code N + 1 into N.
- *
- * The search for V's range at 2 bits needs nine sums of squared errors of which only the least counts. Nearly
- * the same sums take 4 operations a value, not 9: the four levels lie at middle ± s/2 and ± 3·s/2, so
- * d = ||x − middle| − s| − s/2 is the distance to the nearest of them, no code is made, and d·d is added by an
- * FMA. docs/kernels/quantize.md proves how far the root of such a sum may be from the root of the rule's,
- * whatever the values: √n·2^-23·(reach + 2·width), and 2^-19 of itself. Where the least sum is further than
- * twice that below another, the rule prefers it too. Where it is not (a group in a thousand; ties), the rule's
- * own arithmetic decides.
+ *    that is drawn in, FFMA.SAT clamps to [0, 1] for nothing and a minimum turns code N + 1 into N.
+ *  - A token's products of 2-bit K are whole numbers of 2^-13, so they are added as integers: the low bits of
+ *    fmaf(x, x^, 1536).
  */
 #ifndef BS_CUDA_QUANTIZER_H
 #define BS_CUDA_QUANTIZER_H
@@ -50,8 +44,15 @@ typedef struct bs_cuda_group {
     float scale, recip, zero; /* s, 1/s, z/16 */
 } bs_cuda_group;
 
-template <int BITS> static __device__ __forceinline__ bs_cuda_group bs_cuda_group_of(float m, float M)
+/* Of the range (m, M), drawn in by `margin` of its width at each end: 0 but for 2 bits. */
+template <int BITS>
+static __device__ __forceinline__ bs_cuda_group bs_cuda_group_of(float m, float M, float margin)
 {
+    if (BITS == 2) {
+        const float w = __fmul_rn(__fsub_rn(M, m), margin);
+        m = __fadd_rn(m, w);
+        M = __fsub_rn(M, w);
+    }
     const float n_steps = (1 << BITS) - 1, n_recip = 1.0f / n_steps, reach_recip = 1.0f / 1790.0f;
     float s = bs_cuda_divide(__fsub_rn(M, m), n_steps, n_recip);
     s = fmaxf(s, bs_cuda_divide(fabsf(m), 1790.0f, reach_recip));
@@ -75,67 +76,43 @@ template <int BITS> static __device__ __forceinline__ float2 bs_cuda_code_factor
     return make_float2(__fmul_rn(g.recip, unit), -__fmul_rn(g.zero, unit));
 }
 
-/* A float whose low 22 bits are the code. CLAMP: x may lie outside of the range that the group is of. */
-template <int BITS, bool CLAMP>
-static __device__ __forceinline__ float bs_cuda_code_sum(float x, float2 factors)
+/* A float whose low 22 bits are the code. At 2 bits x may lie outside of the group's range. */
+template <int BITS> static __device__ __forceinline__ float bs_cuda_code_sum(float x, float2 factors)
 {
     const float round = 1.5f * (1 << (23 - BITS)), last = round + ((1 << BITS) - 1.0f) / (1 << BITS);
     const float t = __fmaf_rn(x, factors.x, factors.y);
-    if (!CLAMP) return __fadd_rn(t, round);
+    if (BITS > 2) return __fadd_rn(t, round);
     return fminf(__fadd_rn(__saturatef(t), round), last);
 }
 
-template <int BITS, bool CLAMP>
-static __device__ __forceinline__ uint32_t bs_cuda_code_bits(float x, float2 factors)
+template <int BITS> static __device__ __forceinline__ uint32_t bs_cuda_code_bits(float x, float2 factors)
 {
-    return (uint32_t)__float_as_int(bs_cuda_code_sum<BITS, CLAMP>(x, factors));
+    return __float_as_uint(bs_cuda_code_sum<BITS>(x, factors));
 }
 
-/* e·e of one value of a 2-bit group, as the rule has it. */
-static __device__ __forceinline__ float bs_cuda_squared_error(float x, const bs_cuda_group &g, float2 factors)
+/* What a 2-bit code stands for: (4s, s·(z/16)), to multiply c/4 by and to add. */
+static __device__ __forceinline__ float2 bs_cuda_value_factors(const bs_cuda_group &g)
 {
-    const float quarter = __fsub_rn(bs_cuda_code_sum<2, true>(x, factors), 1.5f * (1 << 21)); /* code / 4 */
-    const float e = __fsub_rn(x, __fmul_rn(g.scale, __fmaf_rn(quarter, 4.0f, g.zero)));
-    return __fmul_rn(e, e);
+    return make_float2(__fmul_rn(4.0f, g.scale), __fmul_rn(g.scale, g.zero));
 }
 
-/* ---- the search ---- */
-
-/* The four values that a 2-bit group can stand for: middle ± step/2, ± 3·step/2. */
-typedef struct bs_cuda_levels {
-    float middle, step, half_step;
-} bs_cuda_levels;
-
-/* Of the range (m, M), where bs_cuda_search_decides has any say: there s is (M − m)/3 and |z| < 2^13 − 48, so
- * that s·(z/16 + 3/2) is exact (11 + 13 bits). */
-static __device__ __forceinline__ bs_cuda_levels bs_cuda_levels_of(float m, float M)
+/* x·x^ in the low bits, in 2^-13 over bs_cuda_product_bias; sum: bs_cuda_code_sum<2> of x. */
+static __device__ __forceinline__ uint32_t bs_cuda_product(float x, float sum, float2 factors)
 {
-    const float round = 1.5f * (1 << 23);
-    bs_cuda_levels l;
-    l.step = __half2float(__float2half_rn(bs_cuda_divide(__fsub_rn(M, m), 3.0f, 1.0f / 3.0f)));
-    l.half_step = __fmul_rn(l.step, 0.5f);
-    const float q = bs_cuda_divide(m, l.step, bs_cuda_reciprocal(l.step));
-    const float z = __fsub_rn(__fmaf_rn(q, 16.0f, round), round);
-    l.middle = __fmul_rn(__fmaf_rn(z, 0.0625f, 1.5f), l.step);
-    return l;
+    const float quarter = __fsub_rn(sum, 1.5f * (1 << 21));
+    return __float_as_uint(__fmaf_rn(x, __fmaf_rn(quarter, factors.x, factors.y), 1536.0f));
 }
 
-/* ± the distance of x from the nearest level. */
-static __device__ __forceinline__ float bs_cuda_distance(float x, const bs_cuda_levels &l)
-{
-    const float outward = __fsub_rn(fabsf(__fsub_rn(x, l.middle)), l.step);
-    return __fsub_rn(fabsf(outward), l.half_step);
-}
+/* Bits of 1536. */
+enum : uint32_t { bs_cuda_product_bias = 0x44c00000 };
 
-/* Whether the rule prefers the range with the least sum of squared distances to all whose sums are at least
- * `other`. */
-static __device__ __forceinline__ bool bs_cuda_search_decides(float width, float reach, unsigned n,
-                                                              float least, float other)
+/* The norm of a token of 2-bit K: S = sum of k^2, and the sum of its products. */
+static __device__ __forceinline__ __half bs_cuda_corrected_norm(float n, float S, int32_t products)
 {
-    const float slack = (n > 64 ? 22.63f : n > 32 ? 16.0f : 11.32f) * 0x1p-23f * (reach + 2.0f * width);
-    const bool sure = sqrtf(other) > sqrtf(least) * (1.0f + 0x1p-18f) + slack;
-    const bool applies = width >= fmaxf(reach * 0x1p-6f, 0x1p-11f) && reach < CUDART_INF_F;
-    return width == 0.0f || (applies && sure); /* width 0: all ranges are one, and the first is best */
+    const float B = __fmul_rn(__int2float_rn(products), 0x1p-13f); /* exact */
+    const float e = __fdiv_rn(__fdiv_rn(S, n), B);
+    const bool near = e >= 0.5f * n && e <= 2.0f * n;
+    return __float2half_rn(near ? fminf(fmaxf(e, 0x1p-14f), 65504.0f) : n);
 }
 
 /* Two fp16 numbers in a word. */
