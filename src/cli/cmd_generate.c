@@ -94,11 +94,11 @@ static bs_status open_local(generate *g)
     BS_TRY(bs_grid_choose(bs_comm_rank(g->comm), bs_comm_size(g->comm),
                           bs_model_get_desc(g->model)->n_kv_heads, bs_options_string(g->options, "grid"),
                           &g->grid));
+    bool without = !g->is_batch &&
+                   (bs_options_given(g->options, "prompt-ids") || bs_options_flag(g->options, "dry-run"));
+    if (without && !bs_tokenizer_exists(g->model)) return BS_STATUS_OK;
     if (!bs_model_is_random(g->model))
         return g->leader ? bs_tokenizer_open(g->model, &g->tokenizer) : BS_STATUS_OK;
-    if (!g->is_batch &&
-        (bs_options_given(g->options, "prompt-ids") || bs_options_flag(g->options, "dry-run")))
-        return BS_STATUS_OK;
     return bs_fail(BS_STATUS_USAGE, "%s: has no tokenizer: give the prompt as --prompt-ids",
                    bs_model_path(g->model));
 }

@@ -178,6 +178,12 @@ bs_status bs_tokenizer_open(const bs_model *model, bs_tokenizer **out)
     return BS_STATUS_OK;
 }
 
+bool bs_tokenizer_exists(const bs_model *model)
+{
+    if (bs_model_gguf(model)) return true;
+    return !bs_model_is_random(model) && bs_tokenizer_exists_hf(bs_model_path(model));
+}
+
 void bs_tokenizer_close(bs_tokenizer *tokenizer)
 {
     if (!tokenizer) return;

@@ -23,6 +23,8 @@ void bs_tokens_free(bs_tokens *tokens);
 /* Reads tokenizer.ggml.* and tokenizer.chat_template of the model's file, or tokenizer.json and tokenizer_config.json of
  * its directory. UNSUPPORTED names what is not known here. */
 bs_status bs_tokenizer_open(const bs_model *model, bs_tokenizer **out);
+/* Whether the model comes with one: a directory may lack tokenizer.json, random weights have none. */
+bool bs_tokenizer_exists(const bs_model *model);
 void bs_tokenizer_close(bs_tokenizer *tokenizer);
 
 int bs_tokenizer_n_vocab(const bs_tokenizer *tokenizer);

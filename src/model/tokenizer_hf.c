@@ -605,3 +605,13 @@ bs_status bs_tokenizer_open_hf(const char *directory, bs_tokenizer **out)
     free(path);
     return status;
 }
+
+bool bs_tokenizer_exists_hf(const char *directory)
+{
+    size_t bytes = strlen(directory) + sizeof "/tokenizer.json";
+    char *path = malloc(bytes);
+    if (path) snprintf(path, bytes, "%s/tokenizer.json", directory);
+    bool exists = !path || access(path, F_OK) == 0; /* no memory: let opening say so */
+    free(path);
+    return exists;
+}

@@ -45,6 +45,7 @@ bs_status bs_tokenizer_create(const bs_tokenizer_source *source, bs_tokenizer **
 bs_status bs_tokenizer_open_gguf(const bs_gguf *gguf, bs_tokenizer **out);
 /* tokenizer.json, tokenizer_config.json, generation_config.json and config.json of a directory. */
 bs_status bs_tokenizer_open_hf(const char *directory, bs_tokenizer **out);
+bool bs_tokenizer_exists_hf(const char *directory);
 
 /* bs_tokenize of a text that is only a part of the input: `first` if the input begins with it. */
 bs_status bs_tokenize_part(const bs_tokenizer *tokenizer, const char *text, size_t bytes, bool parse_special,

@@ -104,6 +104,13 @@ def check_commands(path):
             c.check(answers[0]["tokens"] == answers[1]["tokens"], "generate: the same on two ranks")
 
 
+def check_without_tokenizer(path):
+    done = c.run(2, [c.BITSHARD, "generate", "--model", path, "--prompt-ids", "5 6 7", "-n", "4", "--json"])
+    c.check(done.returncode == 0 and len(json.loads(done.stdout)["tokens"]) == 4, f"--prompt-ids without a tokenizer: {done.stderr[-200:]}")
+    done = c.run(0, [c.BITSHARD, "generate", "--model", path, "-p", "x"])
+    c.check(done.returncode == 1 and "tokenizer.json: No such file" in done.stderr, f"a text without a tokenizer: {done.stderr}")
+
+
 names = sorted(os.listdir(DATA))
 c.check(len(names) >= 10, f"{len(names)} models")
 for name in names:
@@ -111,4 +118,5 @@ for name in names:
 whole = hf_dir.make_whole(os.path.join(DATA, "smollm2"), os.path.join(c.WORK, "hf-whole"))
 check_commands(whole)
 check_odd(whole)
+check_without_tokenizer(os.path.join(DATA, "qwen3"))
 c.finish()

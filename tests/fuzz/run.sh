@@ -1,5 +1,5 @@
 #!/bin/sh
-# run.sh BUILD TARGET [RUNS [MAX_LEN]]: fuzzes one target (gguf, tokenizer, chat, batch) of a build made with
+# run.sh BUILD TARGET [RUNS [MAX_LEN]]: fuzzes one target (gguf, safetensors, tokenizer, tokenizer_json, chat, batch) of a build made with
 #   ../configure --enable-fuzzers CC=../tests/fuzz/cc.sh --without-cuda && make && make check TESTS=
 # for RUNS executions (10^7), from the committed corpus; what it finds goes to BUILD/fuzz/TARGET, a crash to
 # BUILD/fuzz/TARGET.crash-*. Ends with libFuzzer's own account: executions, coverage, peak memory.
