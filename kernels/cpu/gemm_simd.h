@@ -204,28 +204,48 @@ ALWAYS void NAME(dot_subs)(bs_type type, const int n_tokens, const bs_row_args *
 
 /* ---- rows without blocks ---- */
 
-/* F32, F16, BF16: n elements; the tail is done alone. */
-ALWAYS void NAME(dot_floats)(bs_type type, const int n_tokens, const bs_row_args *a, const uint8_t *row,
-                             const float *x, float *y)
+/* W elements as floats. */
+ALWAYS vec NAME(load_floats)(bs_type type, const uint8_t *from)
 {
-    vec sum[4];
+    return type == BS_TYPE_F32   ? v_load((const float *)(const void *)from)
+           : type == BS_TYPE_F16 ? v_f16(from)
+                                 : v_bf16(from);
+}
+
+/* F32, F16, BF16: n elements of n_rows side by side, so that their sums do not wait for each other; the tail is done
+ * alone. */
+ALWAYS void NAME(dot_floats)(bs_type type, const int n_rows, const int n_tokens, const bs_row_args *a,
+                             const uint8_t *rows, const float *x, float *y)
+{
+    const int bytes = bytes_of(type);
+    vec sum[4][4];
     int64_t n = a->n_blocks, i = 0;
 #pragma GCC unroll 4
-    for (int t = 0; t < n_tokens; t++) sum[t] = v_zero();
+    for (int r = 0; r < n_rows; r++)
+#pragma GCC unroll 4
+        for (int t = 0; t < n_tokens; t++) sum[r][t] = v_zero();
     for (; i + W <= n; i += W) {
-        vec w = type == BS_TYPE_F32   ? v_load((const float *)(const void *)(row + 4 * i))
-                : type == BS_TYPE_F16 ? v_f16(row + 2 * i)
-                                      : v_bf16(row + 2 * i);
+        vec w[4];
 #pragma GCC unroll 4
-        for (int t = 0; t < n_tokens; t++) sum[t] = v_fma(w, v_load(x + t * a->ldx + i), sum[t]);
+        for (int r = 0; r < n_rows; r++)
+            w[r] = NAME(load_floats)(type, rows + (size_t)r * a->row_bytes + bytes * i);
+#pragma GCC unroll 4
+        for (int t = 0; t < n_tokens; t++) {
+            vec xt = v_load(x + t * a->ldx + i);
+#pragma GCC unroll 4
+            for (int r = 0; r < n_rows; r++) sum[r][t] = v_fma(w[r], xt, sum[r][t]);
+        }
     }
-    float tail[W];
-    bs_row_expand_scalar(type, row + (type == BS_TYPE_F32 ? 4 : 2) * i, n - i, tail);
 #pragma GCC unroll 4
-    for (int t = 0; t < n_tokens; t++) {
-        float total = v_sum(sum[t]);
-        for (int64_t j = i; j < n; j++) total += tail[j - i] * x[t * a->ldx + j];
-        y[t * a->ldy] = total;
+    for (int r = 0; r < n_rows; r++) {
+        float tail[W];
+        bs_row_expand_scalar(type, rows + (size_t)r * a->row_bytes + bytes * i, n - i, tail);
+#pragma GCC unroll 4
+        for (int t = 0; t < n_tokens; t++) {
+            float total = v_sum(sum[r][t]);
+            for (int64_t j = i; j < n; j++) total += tail[j - i] * x[t * a->ldx + j];
+            y[t * a->ldy + r] = total;
+        }
     }
 }
 
@@ -235,8 +255,11 @@ ALWAYS void NAME(dot_floats)(bs_type type, const int n_tokens, const bs_row_args
 ALWAYS int NAME(dot_some)(bs_type type, const int n_tokens, const bs_row_args *a, const uint8_t *rows,
                           int n_rows, const float *x, const float *sums, float *y)
 {
-    if (block_of(type) == 1) {
-        NAME(dot_floats)(type, n_tokens, a, rows, x, y);
+    if (block_of(type) == 1 && n_rows >= ROWS_OF(n_tokens)) {
+        NAME(dot_floats)(type, ROWS_OF(n_tokens), n_tokens, a, rows, x, y);
+        return ROWS_OF(n_tokens);
+    } else if (block_of(type) == 1) {
+        NAME(dot_floats)(type, 1, n_tokens, a, rows, x, y);
     } else if (block_of(type) == 256) {
         NAME(dot_subs)(type, n_tokens, a, rows, x, sums, y);
     } else if (n_rows >= ROWS_OF(n_tokens)) {
@@ -318,13 +341,21 @@ ALWAYS void NAME(expand)(bs_type type, const uint8_t *row, int64_t n_blocks, flo
         }
 }
 
+/* F32, F16, BF16: conversions are exact, so these are the reference's bits too. */
+ALWAYS void NAME(expand_floats)(bs_type type, const uint8_t *row, int64_t n, float *out)
+{
+    int64_t i = 0;
+    for (; i + W <= n; i += W) v_store(out + i, NAME(load_floats)(type, row + bytes_of(type) * i));
+    bs_row_expand_scalar(type, row + bytes_of(type) * i, n - i, out + i);
+}
+
 void NAME(bs_row_expand)(bs_type type, const uint8_t *row, int64_t n_blocks, float *out)
 {
     switch (type) {
 #define X(TYPE, gguf, elements, block_bytes)                                                                 \
     case BS_TYPE_##TYPE:                                                                                     \
         if (elements > 1) NAME(expand)(BS_TYPE_##TYPE, row, n_blocks, out);                                  \
-        else bs_row_expand_scalar(type, row, n_blocks, out);                                                 \
+        else NAME(expand_floats)(BS_TYPE_##TYPE, row, n_blocks, out);                                        \
         break;
         BS_TYPE_LIST(X)
 #undef X
