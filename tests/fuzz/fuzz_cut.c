@@ -6,7 +6,7 @@ static void place(const bs_model *model, const bs_shard *shard)
     static bs_device *device;
     bs_weights *weights;
     if (!device) FUZZ_CHECK(bs_device_open(&(bs_device_config){.n_threads = 1}, &device) == BS_STATUS_OK);
-    bs_status status = bs_weights_place(model, device, shard, NULL, NULL, &weights);
+    bs_status status = bs_weights_place(model, device, shard, BS_TYPE_F32, NULL, NULL, &weights);
     if (status != BS_STATUS_OK) fuzz_expect_line(status);
     else bs_weights_free(weights);
 }
