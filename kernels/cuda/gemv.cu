@@ -23,19 +23,13 @@
 
 enum {
     WARP = 32,
-    N_WARPS = 8,
-    THREADS = N_WARPS * WARP,
     MAX_TOKENS = 16,
     TILE_ROWS = 8,
-    MAX_TILES = 4, /* of a block */
-    MAX_ROWS = TILE_ROWS * MAX_TILES,
     GROUP_COLS = 64, /* that a warp takes at a time: a cache line of a row */
     LINE = GROUP_COLS * 2,
-    STEP_COLS = 32, /* of two mma */
     MAX_STAGES = 8,
     SMEM_BYTES = 112 * 1024, /* two CTAs an SM, of different launches */
-    N_AHEAD = 0,
-    BLOCK_TILES = 4,
+    CLOCKED = 1,
 };
 
 typedef struct gemv_job {
@@ -46,23 +40,22 @@ typedef struct gemv_job {
     int64_t ldy;
     int n_rows, n_cols, n_tokens;
     bs_type out_type;
-    int block_tiles;                 /* at most, of a block */
-    int x_at, stage_bytes, n_stages; /* of a warp's ring: lines of W, then of x */
-    int n_ahead;                     /* groups behind the ring that go to the L2 before the wait */
+    int stage_bytes, n_stages; /* of a warp's ring: lines of W, then of x */
+    bool overlap;
 } gemv_job;
 
-/* The part of a CTA: tiles first … first + n_tiles − 1, in n_blocks even blocks. */
+/* The part of a CTA: tiles first … first + n_tiles − 1, in n_blocks even blocks of at most NT. */
 typedef struct gemv_part {
     int first, n_tiles, n_blocks;
 } gemv_part;
 
-static __device__ __forceinline__ gemv_part part_of_cta(const gemv_job &j)
+template <int NT> static __device__ __forceinline__ gemv_part part_of_cta(const gemv_job &j)
 {
     const int64_t n = (j.n_rows + TILE_ROWS - 1) / TILE_ROWS;
     gemv_part p;
     p.first = (int)(n * blockIdx.x / gridDim.x);
     p.n_tiles = (int)(n * (blockIdx.x + 1) / gridDim.x) - p.first;
-    p.n_blocks = (p.n_tiles + j.block_tiles - 1) / j.block_tiles;
+    p.n_blocks = (p.n_tiles + NT - 1) / NT;
     return p;
 }
 
@@ -80,50 +73,72 @@ static __device__ __forceinline__ gemv_rows rows_of_block(const gemv_job &j, con
 
 /* ---- loads ---- */
 
-/* Where a warp's next load comes from. */
+/* Lanes load a line of 4 rows together: lane / 8 is the row, lane % 8 the 16 bytes of its line. The halves of odd rows'
+ * lines are swapped in shared memory, so that the lanes of two rows that read 64 bytes each meet in no bank. */
 typedef struct gemv_cursor {
+    const uint8_t *w; /* this lane's bytes of the next group's first row */
     int block, group;
     gemv_rows rows;
 } gemv_cursor;
 
+static __device__ __forceinline__ void begin_block(const gemv_job &j, const gemv_part &p, int warp, int block,
+                                                   gemv_cursor *c)
+{
+    const int lane = threadIdx.x % WARP;
+    c->block = block;
+    c->group = warp;
+    c->rows = rows_of_block(j, p, block);
+    c->w = j.w + (size_t)(c->rows.first + lane / 8) * j.row_bytes + (size_t)(warp * LINE + lane % 8 * 16);
+}
+
+template <int NW>
 static __device__ __forceinline__ void advance(const gemv_job &j, const gemv_part &p, int warp,
                                                gemv_cursor *c)
 {
-    c->group += N_WARPS;
-    if (c->group * GROUP_COLS < j.n_cols) return;
-    c->group = warp;
-    if (++c->block < p.n_blocks) c->rows = rows_of_block(j, p, c->block);
+    c->group += NW;
+    c->w += NW * LINE;
+    if (c->group * GROUP_COLS >= j.n_cols && c->block + 1 < p.n_blocks)
+        begin_block(j, p, warp, c->block + 1, c);
 }
 
-static __device__ __forceinline__ void copy_16(uint32_t to, const uint8_t *from, bool inside)
+static __device__ __forceinline__ void copy_16(uint32_t to, const uint8_t *from, uint32_t size)
 {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(inside ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size)
                  : "memory");
 }
 
-/* A group's lines of n rows, 4 rows an instruction. The halves of odd rows' lines are swapped, so that the lanes of two
- * rows that read 64 bytes each meet in no bank. Columns behind the last are zeros. */
-static __device__ __forceinline__ void copy_lines(uint32_t to, const uint8_t *from, size_t ld, int n, int col,
-                                                  int n_cols)
+/* 16 where this lane's columns of the group exist, else 0: zeros are written. */
+static __device__ __forceinline__ uint32_t size_at(const gemv_job &j, int group)
 {
-    const int lane = threadIdx.x % WARP, row = lane / 8, chunk = lane % 8;
-    const bool inside = col + chunk * 8 < n_cols;
-    from += (size_t)row * ld + (inside ? (size_t)col * 2 + chunk * 16 : 0);
-    to += (uint32_t)(row * LINE + (chunk ^ (row & 1) << 2) * 16);
-#pragma unroll 8
-    for (int r = row; r < n; r += 4, from += 4 * ld, to += 4 * LINE) copy_16(to, from, inside);
+    return group * GROUP_COLS + (int)threadIdx.x % 8 * 8 < j.n_cols ? 16 : 0;
 }
 
-static __device__ __forceinline__ void load_w(const gemv_job &j, const gemv_cursor &c, uint32_t stage)
+/* `to`: this lane's place in the stage. Rows that do not exist are left as they are: nobody looks at their sums. */
+template <int NT>
+static __device__ __forceinline__ void load_w(const gemv_job &j, const gemv_cursor &c, uint32_t to)
 {
-    copy_lines(stage, j.w + (size_t)c.rows.first * j.row_bytes, j.row_bytes, c.rows.n, c.group * GROUP_COLS,
-               j.n_cols);
+    const uint32_t size = size_at(j, c.group);
+    const size_t ld = 4 * j.row_bytes;
+    const uint8_t *from = c.w;
+    if (c.rows.n == NT * TILE_ROWS) {
+#pragma unroll
+        for (int i = 0; i < NT * 2; i++, from += ld) copy_16(to + i * 4 * LINE, from, size);
+        return;
+    }
+    const int n = c.rows.n - (int)threadIdx.x % WARP / 8;
+#pragma unroll
+    for (int i = 0; i < NT * 2; i++, from += ld)
+        if (i * 4 < n) copy_16(to + i * 4 * LINE, from, size);
 }
 
-static __device__ __forceinline__ void load_x(const gemv_job &j, int group, uint32_t stage)
+template <int NT> static __device__ __forceinline__ void load_x(const gemv_job &j, int group, uint32_t to)
 {
-    copy_lines(stage + (uint32_t)j.x_at, j.x, j.ldx_bytes, j.n_tokens, group * GROUP_COLS, j.n_cols);
+    const int lane = threadIdx.x % WARP;
+    const uint32_t size = size_at(j, group);
+    const uint8_t *from = j.x + (size_t)(lane / 8) * j.ldx_bytes + (size_t)(group * LINE + lane % 8 * 16);
+    to += NT * TILE_ROWS * LINE;
+    for (int t = lane / 8; t < j.n_tokens; t += 4, from += 4 * j.ldx_bytes, to += 4 * LINE)
+        copy_16(to, from, size);
 }
 
 static __device__ __forceinline__ void end_group()
@@ -169,111 +184,103 @@ __device__ __forceinline__ void multiply<__half>(float c[4], const uint32_t a[4]
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-static __device__ __forceinline__ uint4 load_16(const uint8_t *at)
-{
-    return *(const uint4 *)at;
-}
-
-/* A stage's products. Lane (g, q) holds columns 8q … 8q + 7 of a step, of row g of each tile and of tokens g and g + 8:
- * two 32-bit registers of them are k 2q, 2q + 1 and 2q + 8, 2q + 9 of one mma, the other two of a second. */
-template <typename T>
-static __device__ __forceinline__ void multiply_stage(const gemv_job &j, const uint8_t *stage, int n_tiles,
-                                                      float sums[MAX_TILES][4])
+/* A stage's products. Lane (g, q) holds columns 8q … 8q + 7 of a half line, of row g of each tile and of tokens g and
+ * g + 8: two 32-bit registers of them are k 2q, 2q + 1 and 2q + 8, 2q + 9 of one mma, the other two of a second. */
+template <typename T, int NT>
+static __device__ __forceinline__ void multiply_stage(const gemv_job &j, const uint8_t *stage,
+                                                      float sums[NT][4])
 {
     const int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4;
-    const uint4 zero = make_uint4(0, 0, 0, 0);
+    const int at = g * LINE + (q ^ (g & 1) << 2) * 16;
 #pragma unroll
-    for (int step = 0; step < GROUP_COLS / STEP_COLS; step++) {
-        const uint8_t *w = stage + g * LINE + ((step * 4 + q) ^ (g & 1) << 2) * 16, *x = w + j.x_at;
-        const uint4 low = g < j.n_tokens ? load_16(x) : zero;
-        const uint4 high = g + 8 < j.n_tokens ? load_16(x + 8 * LINE) : zero;
+    for (int half = 0; half < 2; half++) {
+        const uint8_t *w = stage + (at ^ half * 64), *x = w + NT * TILE_ROWS * LINE;
+        uint4 b[NT], low = make_uint4(0, 0, 0, 0), high = low;
+#pragma unroll
+        for (int tile = 0; tile < NT; tile++) b[tile] = *(const uint4 *)(w + tile * TILE_ROWS * LINE);
+        if (g < j.n_tokens) low = *(const uint4 *)x;
+        if (g + 8 < j.n_tokens) high = *(const uint4 *)(x + 8 * LINE);
         const uint32_t a[2][4] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
 #pragma unroll
-        for (int tile = 0; tile < MAX_TILES; tile++) {
-            if (tile >= n_tiles) break;
-            const uint4 b = load_16(w + tile * TILE_ROWS * LINE);
-            multiply<T>(sums[tile], a[0], b.x, b.y);
-            multiply<T>(sums[tile], a[1], b.z, b.w);
-        }
+        for (int tile = 0; tile < NT; tile++) multiply<T>(sums[tile], a[0], b[tile].x, b[tile].y);
+#pragma unroll
+        for (int tile = 0; tile < NT; tile++) multiply<T>(sums[tile], a[1], b[tile].z, b[tile].w);
     }
 }
 
 /* Adds up the warps' sums of a block, [warp][token][row] in `all`, and writes y. */
-static __device__ void finish_block(const gemv_job &j, const gemv_rows &rows, int warp,
-                                    const float sums[MAX_TILES][4], float *all)
+template <int NT, int NW>
+static __device__ __forceinline__ void finish_block(const gemv_job &j, const gemv_rows &rows, int warp,
+                                                    const float sums[NT][4], float *all)
 {
-    const int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4, width = j.n_tokens * MAX_ROWS;
-    float2 *own = (float2 *)(all + warp * width + g * MAX_ROWS) + q;
+    const int lane = threadIdx.x % WARP, g = lane / 4, q = lane % 4, n_rows = NT * TILE_ROWS,
+              width = j.n_tokens * n_rows;
+    float *own = all + warp * width + g * n_rows + 2 * q;
     __syncthreads(); /* the block before has been read */
 #pragma unroll
-    for (int tile = 0; tile < MAX_TILES; tile++) {
-        if (g < j.n_tokens) own[tile * TILE_ROWS / 2] = make_float2(sums[tile][0], sums[tile][1]);
-        if (g + 8 < j.n_tokens)
-            own[(8 * MAX_ROWS + tile * TILE_ROWS) / 2] = make_float2(sums[tile][2], sums[tile][3]);
+    for (int tile = 0; tile < NT; tile++, own += TILE_ROWS) {
+        if (g < j.n_tokens) *(float2 *)own = make_float2(sums[tile][0], sums[tile][1]);
+        if (g + 8 < j.n_tokens) *(float2 *)(own + 8 * n_rows) = make_float2(sums[tile][2], sums[tile][3]);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < width; i += N_WARPS * WARP) {
-        const int token = i / MAX_ROWS, row = i % MAX_ROWS;
+    for (int i = threadIdx.x; i < width; i += NW * WARP) {
+        const int token = i / n_rows, row = i % n_rows;
         if (row >= rows.n) continue;
         float sum = all[i];
 #pragma unroll
-        for (int w = 1; w < N_WARPS; w++) sum += all[w * width + i];
+        for (int w = 1; w < NW; w++) sum += all[w * width + i];
         if (j.bias) sum += j.bias[rows.first + row];
         bs_cuda_store_act(j.y, token * j.ldy + rows.first + row, j.out_type, sum);
     }
 }
 
-template <typename T>
-static __global__ void __launch_bounds__(THREADS, 2) gemv_kernel(const __grid_constant__ gemv_job j)
+template <typename T, int NT, int NW>
+static __global__ void __launch_bounds__(NW *WARP, NW == 8 ? 3 : 2)
+    gemv_kernel(const __grid_constant__ gemv_job j)
 {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900 /* sent elsewhere */
     extern __shared__ __align__(128) uint8_t rings[];
-    const int warp = __shfl_sync(~0u, (int)threadIdx.x / WARP, 0);
+    const int warp = __shfl_sync(~0u, (int)threadIdx.x / WARP, 0), lane = threadIdx.x % WARP;
     const uint8_t *const ring = rings + warp * j.n_stages * j.stage_bytes;
-    const uint32_t ring_at = smem_address(ring);
-    const gemv_part part = part_of_cta(j);
-    const int n_groups = max((j.n_cols + GROUP_COLS - 1) / GROUP_COLS - warp + N_WARPS - 1, 0) / N_WARPS;
+    const uint32_t to = smem_address(ring) +
+                        (uint32_t)(lane / 8 * LINE + (lane % 8 ^ (lane / 8 & 1) << 2) * 16);
+    const gemv_part part = part_of_cta<NT>(j);
+    const int n_groups = max((j.n_cols + GROUP_COLS - 1) / GROUP_COLS - warp + NW - 1, 0) / NW;
     const int n = n_groups * part.n_blocks, n_early = min(n, j.n_stages - 1);
-    gemv_cursor next = {0, warp, rows_of_block(j, part, 0)};
+    gemv_cursor next;
     bs_cuda_release_next();
-    for (int i = 0; i < n_early; i++, advance(j, part, warp, &next)) {
-        load_w(j, next, ring_at + (uint32_t)(i * j.stage_bytes));
+    begin_block(j, part, warp, 0, &next);
+    for (int i = 0; i < n_early; i++, advance<NW>(j, part, warp, &next)) {
+        /* Not all at once: the kernel before, and small ones between, must get their loads through. */
+        if (CLOCKED && j.overlap) wait_for_groups(0);
+        load_w<NT>(j, next, to + (uint32_t)(i * j.stage_bytes));
         end_group();
-    }
-    if (j.n_ahead > 0) {
-        gemv_cursor ahead = next;
-        for (int i = n_early; i < min(n, n_early + j.n_ahead); i++, advance(j, part, warp, &ahead))
-            if ((int)threadIdx.x % WARP < ahead.rows.n)
-                asm volatile("prefetch.global.L2 [%0];" ::"l"(
-                    j.w + (size_t)(ahead.rows.first + threadIdx.x % WARP) * j.row_bytes +
-                    ahead.group * LINE));
     }
     bs_cuda_wait_before();
     for (int i = 0; i < n_early; i++)
-        load_x(j, warp + i % n_groups * N_WARPS, ring_at + (uint32_t)(i * j.stage_bytes));
+        load_x<NT>(j, warp + i % n_groups * NW, to + (uint32_t)(i * j.stage_bytes));
     end_group();
     wait_for_groups(0);
-    float *const all = (float *)(rings + N_WARPS * j.n_stages * j.stage_bytes);
-    int i = 0, stage = 0, free_stage = j.n_stages - 1;
+    float *const all = (float *)(rings + NW * j.n_stages * j.stage_bytes);
+    int left = n - n_early, stage = 0, free_stage = j.n_stages - 1;
     for (int block = 0; block < part.n_blocks; block++) {
-        const gemv_rows rows = rows_of_block(j, part, block);
-        const int n_tiles = (rows.n + TILE_ROWS - 1) / TILE_ROWS;
-        float sums[MAX_TILES][4] = {};
-        for (int k = 0; k < n_groups; k++, i++) {
+        float sums[NT][4] = {};
+        for (int k = 0; k < n_groups; k++) {
             wait_for_groups(j.n_stages - 2);
             __syncwarp(); /* all lanes' copies are there, and all have read the stage before */
-            if (i + j.n_stages - 1 < n) {
-                const uint32_t to = ring_at + (uint32_t)(free_stage * j.stage_bytes);
-                load_w(j, next, to);
-                load_x(j, next.group, to);
-                advance(j, part, warp, &next);
+            if (left > 0) {
+                const uint32_t at = to + (uint32_t)(free_stage * j.stage_bytes);
+                load_w<NT>(j, next, at);
+                load_x<NT>(j, next.group, at);
+                advance<NW>(j, part, warp, &next);
+                left--;
             }
             end_group(); /* also an empty one: they are counted */
-            multiply_stage<T>(j, ring + stage * j.stage_bytes, n_tiles, sums);
+            multiply_stage<T, NT>(j, ring + stage * j.stage_bytes, sums);
             free_stage = stage;
             if (++stage == j.n_stages) stage = 0;
         }
-        finish_block(j, rows, warp, sums, all);
+        finish_block<NT, NW>(j, rows_of_block(j, part, block), warp, sums, all);
     }
 #endif
 }
@@ -287,6 +294,22 @@ bool bs_cuda_gemv_takes(const bs_gemm_args *a)
     return a->n_tokens <= MAX_TOKENS && w->type == a->act && w->type != BS_TYPE_F32 && w->n_cols > 0 &&
            w->n_cols % 8 == 0 && a->ldx % 8 == 0 && w->row_bytes % 16 == 0 && addresses % 16 == 0 &&
            w->n_cols <= INT32_MAX / 4 && w->n_rows <= INT32_MAX / 4;
+}
+
+template <int NT, int NW> static bs_status launch(bs_stream *stream, gemv_job *j, bs_type type, int n_ctas)
+{
+    const int sums_bytes = NW * j->n_tokens * NT * TILE_ROWS * 4;
+    j->stage_bytes = (NT * TILE_ROWS + j->n_tokens) * LINE;
+    j->n_stages = (SMEM_BYTES - sums_bytes) / (NW * j->stage_bytes);
+    if (j->n_stages > MAX_STAGES) j->n_stages = MAX_STAGES;
+    if (j->n_stages < 2) j->n_stages = 2;
+    const size_t smem_bytes = (size_t)(NW * j->n_stages * j->stage_bytes + sums_bytes);
+    void (*kernel)(gemv_job) = type == BS_TYPE_BF16 ? gemv_kernel<__nv_bfloat16, NT, NW>
+                                                    : gemv_kernel<__half, NT, NW>;
+    BS_TRY(bs_cuda_status(
+        cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024),
+        "gemv"));
+    return bs_cuda_launch(stream, "gemv", kernel, dim3((unsigned)n_ctas), dim3(NW * WARP), smem_bytes, *j);
 }
 
 bs_status bs_cuda_gemv(bs_stream *stream, const bs_gemm_args *a)
@@ -308,21 +331,7 @@ bs_status bs_cuda_gemv(bs_stream *stream, const bs_gemm_args *a)
     j.n_cols = (int)w->n_cols;
     j.n_tokens = a->n_tokens;
     j.out_type = a->out_type;
-    j.n_ahead = N_AHEAD;
-    j.block_tiles = (n_tiles + n_ctas - 1) / n_ctas;
-    if (j.block_tiles > BLOCK_TILES) j.block_tiles = BLOCK_TILES;
-    const int sums_bytes = N_WARPS * a->n_tokens * MAX_ROWS * 4;
-    for (;; j.block_tiles /= 2) { /* one stage that is multiplied, one on its way */
-        j.x_at = j.block_tiles * TILE_ROWS * LINE;
-        j.stage_bytes = j.x_at + a->n_tokens * LINE;
-        j.n_stages = (SMEM_BYTES - sums_bytes) / (N_WARPS * j.stage_bytes);
-        if (j.n_stages >= 2) break;
-    }
-    if (j.n_stages > MAX_STAGES) j.n_stages = MAX_STAGES;
-    const size_t smem_bytes = (size_t)(N_WARPS * j.n_stages * j.stage_bytes + sums_bytes);
-    void (*kernel)(gemv_job) = w->type == BS_TYPE_BF16 ? gemv_kernel<__nv_bfloat16> : gemv_kernel<__half>;
-    BS_TRY(bs_cuda_status(
-        cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SMEM_BYTES),
-        "gemv"));
-    return bs_cuda_launch(stream, "gemv", kernel, dim3((unsigned)n_ctas), dim3(THREADS), smem_bytes, j);
+    j.overlap = stream->overlap;
+    if (n_tiles <= n_ctas) return launch<1, 8>(stream, &j, w->type, n_ctas);
+    return launch<4, 8>(stream, &j, w->type, n_ctas);
 }

@@ -137,10 +137,11 @@ bs_status bs_cuda_rmsnorm(bs_stream *stream, const bs_rmsnorm_args *args)
     const uintptr_t addresses = (uintptr_t)args->x | (uintptr_t)args->gain | (uintptr_t)args->add |
                                 (uintptr_t)args->x_out | (uintptr_t)args->out;
     const bool aligned = addresses % 16 == 0 && args->n % 4 == 0;
-    /* One token: as many threads as help; many: fewer, so that more rows are on their way in an SM. */
-    const int n_chunks = aligned ? args->n / 4 : args->n, most = args->n_tokens > 64 ? 256 : MAX_THREADS;
-    int threads = (n_chunks + WARP - 1) / WARP * WARP;
-    if (threads > most) threads = most;
+    /* As few threads as keep the row in registers, so that the CTA finds room beside two of the next GEMV's. */
+    const int n_chunks = aligned ? args->n / 4 : args->n;
+    int threads = (n_chunks + KEPT * WARP - 1) / (KEPT * WARP) * WARP;
+    if (threads < 256) threads = 256;
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
     return bs_cuda_launch(stream, "rmsnorm", aligned ? rmsnorm_kernel<4> : rmsnorm_kernel<1>,
                           dim3((unsigned)args->n_tokens), dim3((unsigned)threads), 0, *args);
 }
