@@ -51,14 +51,15 @@ static json_t *make_row(const bs_decode_bench *d, const bs_decode_row *r, const 
 {
     static const char *const parts[BS_DECODE_N_PARTS] = {"attend_ms", "dense_ms", "comm_ms", "other_ms"};
     const bool measured = !r->skipped;
-    char grid[32];
+    char grid[32], check[192];
+    snprintf(check, sizeof check, "%s%s", measured ? "passed" : "skipped: ", measured ? "" : r->skipped);
     snprintf(grid, sizeof grid, "%dx%d", d->grid.heads, d->grid.seq);
     json_t *row = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:I, s:s, s:i}", "op", "decode",
                             "model", bs_model_get_desc(d->model)->name, "kv", kv, "grid", grid, "merge",
                             bs_merge_method_name(d->config.merge), "transport", bs_comm_transport(d->comm),
                             "device", bs_device_get_info(d->bench.device)->name, "ranks", d->grid.size,
-                            "batch", r->batch, "context", (json_int_t)r->context, "check",
-                            measured ? "passed" : r->skipped, "steps", measured ? d->n_steps : 0);
+                            "batch", r->batch, "context", (json_int_t)r->context, "check", check, "steps",
+                            measured ? d->n_steps : 0);
     if (!row) return NULL;
     const double ms = r->ms.median;
     set_real(row, "ms", measured, ms);

@@ -25,4 +25,4 @@ docs/man/bitshard.1: bitshard$(EXEEXT)
 BS_CLI_TESTS = tests/e2e/test_cli.py tests/e2e/test_synth.py tests/e2e/test_batch.py tests/e2e/test_pages.py tests/e2e/test_eval.py
 BS_CLI_TESTS += tests/faults/test_batch_kills.py tests/faults/test_hostile.py
 TESTS += $(BS_CLI_TESTS)
-EXTRA_DIST += $(BS_CLI_TESTS) tests/bench/batch.py tests/bench/compare_llama.py tests/bench/plot.py tests/bench/plot_eval.py tests/bench/torch_attend.py
+EXTRA_DIST += $(BS_CLI_TESTS) tests/bench/batch.py tests/bench/compare_llama.py tests/bench/plot.py tests/bench/plot_eval.py tests/bench/torch_attend.py tests/bench/torch_decode.py tests/bench/plot_decode.py

@@ -109,7 +109,7 @@ const bs_cli_entry bs_cli_entries[BS_CLI_N_COMMANDS] = {
 
 /* clang-format off */
 const bs_option bs_cli_options[] = {
-    STRING("model", 'm', "MODEL", NULL, "Model", "GGUF file, Hugging Face directory, or random:NAME[:SEED], weights drawn", GENERATE | TOKENIZE | INFO | BENCH | EVAL),
+    STRING("model", 'm', "MODEL", NULL, "Model", "GGUF file, Hugging Face directory, or random:NAME (docs/cli.md)", GENERATE | TOKENIZE | INFO | BENCH | EVAL),
 
     STRING("prompt", 'p', "TEXT", NULL, "Prompt", "the text", GENERATE | TOKENIZE),
     STRING("prompt-file", 0, "FILE", NULL, "Prompt", "read the text from this file; - is standard input", GENERATE | TOKENIZE),
@@ -145,7 +145,7 @@ const bs_option bs_cli_options[] = {
     CHOICE("v-encoder", "NAME", "best", "best|plain", "Cache", "range of a 2-bit group of V: drawn in, or from min to max", GENERATE | EVAL),
     SCALED("context", 'c', "N", NULL, 1, INT32_MAX - 65536, "Cache", "tokens of the sequence; without it as many as prompt and answer need", GENERATE),
 
-    SCALED("kv-fill", 0, "N", "0", 0, INT32_MAX - 65536, "Cache", "begin behind N cached tokens of noise: long contexts without prefill", GENERATE),
+    SCALED("kv-fill", 0, "N", "0", 0, INT32_MAX - 65536, "Cache", "begin behind N cached tokens of noise, without a prefill", GENERATE),
 
     STRING("grid", 'g', "HxS", NULL, "Ranks", "head shards x sequence shards; without it the most head shards that fit", GENERATE | INFO | BENCH | EVAL),
     CHOICE("merge", "NAME", "allreduce", "allreduce|allgather|fold", "Ranks", "how sequence shards merge attention", GENERATE | INFO | BENCH | EVAL),

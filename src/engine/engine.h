@@ -66,7 +66,8 @@ bs_range bs_engine_vocab(const bs_engine *engine);
 uint64_t bs_engine_step_weight_bytes(const bs_engine *engine);
 
 /* For benches that take a step apart: `mark` is called when a step enters a phase, after everything before was queued on
- * the stream, and with BS_PHASE_IDLE behind the last one. While it is set steps run op by op, none is replayed from a graph. NULL: none. Every rank the same. */
+ * the stream, and with BS_PHASE_IDLE behind the last one. While it is set steps run op by op, none is replayed from a
+ * graph. NULL: none. Every rank the same. */
 typedef void bs_engine_mark(void *context, bs_stream *stream, bs_phase phase);
 void bs_engine_set_mark(bs_engine *engine, bs_engine_mark *mark, void *context);
 

@@ -1,5 +1,6 @@
 """test_synth.py: models and caches of random numbers, memory that is capped, and the decode bench on them."""
 import array
+import csv
 import json
 import os
 import random
@@ -106,9 +107,48 @@ def test_kv_fill():
     refused(2, "--context 1000", "generate", "--model", "random:tiny-d64", "--prompt-ids", "1", "--kv-fill", "1000", "--context", "1000")
 
 
+def test_bench_decode():
+    """Rows of every context, format and batch; CSV and JSON say the same; what does not fit is a row; floors are counted."""
+    path = os.path.join(c.WORK, "synth.csv")
+    words = ("bench", "decode", "--model", "random:tiny-d128", "--device", "cpu", "--steps", "8", "--device-mem", "1G")
+    done = bitshard(*words, "--contexts", "600,2K,64M", "--kv", "f16,int4", "--batches", "1,2", "--csv", path, "--json")
+    rows = json.loads(done.stdout) if done.returncode == 0 else []
+    with open(path, newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    c.check(len(rows) == len(table) == 12 and done.stdout.count("\n") == 1 and all(list(a) == list(b) for a, b in zip(rows, table)),
+            f"a row a case, in JSON as in CSV: exit {done.returncode}, {len(rows)} {len(table)} {done.stderr[-300:]}")
+    c.check(rows and list(rows[0]) == "op model kv grid merge transport device ranks batch context check steps ms ms_p10 ms_p90 tokens_s weight_bytes "
+            "kv_bytes read_gb_s floor_ms ratio attend_ms dense_ms comm_ms other_ms rest_ms".split(), f"columns: {list(rows[0]) if rows else ''}")
+    weights = 2 * (4 * (256 * (32 + 16) * 128 + 32 * 128 * 256 + 3 * 256 * 512) + 512 * 256)
+    for row in rows:
+        if row["context"] == 64 << 20:
+            c.check(row["check"].startswith("skipped: needs ") and row["ms"] is None and row["steps"] == 0, f"64M tokens: {row['check']}")
+            continue
+        n, f16 = row["context"] + 8 + 4 + 9, 4 * 8 * 128 * 4  # timed, before and after them; bytes of a token in f16
+        kv = n * f16
+        if row["kv"] != "f16":  # a sink page, two recent ones and the open one in f16; K 4 bytes a channel, V a token, beside the codes
+            quant = (n - 1) // 128 - 2 - 1
+            kv = (n - quant * 128) * f16 + quant * 4 * 8 * 2 * (128 * 64 + 128 * 4)
+        c.check(row["check"] == "passed" and 0 < row["ms_p10"] <= row["ms"] <= row["ms_p90"] and row["steps"] == 8
+                and abs(row["tokens_s"] * row["ms"] / row["batch"] - 1000) < 1e-3 and abs(row["ratio"] * row["floor_ms"] / row["ms"] - 1) < 1e-6
+                and abs((weights + row["kv_bytes"]) / row["read_gb_s"] * 1e-6 / row["floor_ms"] - 1) < 1e-6, f"a row is sound: {row}")
+        c.check(row["weight_bytes"] == weights and row["kv_bytes"] == row["batch"] * kv, f"bytes of {row['kv']}, {row['context']}: {row['kv_bytes']} {kv}")
+        parts = [row[name] for name in ("attend_ms", "dense_ms", "comm_ms", "other_ms")]
+        c.check(min(parts) >= 0 and parts[0] > 0 and parts[1] > 0 and abs(sum(parts) + row["rest_ms"] - row["ms"]) < 1e-6, f"parts: {parts}")
+    done = bitshard(*words, "--contexts", "2K", "--stripe-pages", "1", ranks=2)
+    lines = done.stdout.splitlines()
+    c.check(done.returncode == 0 and len(lines) == 3 and "2 ranks, grid 2x1" in lines[0] and lines[2].startswith("int4:kc:g128:nohad:s1:r2"), f"2 ranks: {done.stdout}")
+    for part, *more in (("--contexts 1K,x", "--contexts", "1K,x"), ("--contexts 0", "--contexts", "0"), ("--batches 1,,2", "--batches", "1,,2"),
+                        ("int3", "--kv", "int3"), ("takes no operand", "attend"), ("--steps 2", "--steps", "2"), ("--grid 3x1", "--grid", "3x1")):
+        refused(2, part, "bench", "decode", *more, *words[2:] if part != "--steps 2" else words[2:6])
+    refused(2, "--model FILE is needed", "bench", "decode", "--device", "cpu")
+    refused(2, "is for one rank", "bench", "kernel", "read", "--device", "cpu", ranks=2)
+
+
 made = bitshard("make-model", "tiny", TINY)
 if c.check(made.returncode == 0, f"make-model: {made.stderr}"):
     test_device_mem()
     test_random()
     test_kv_fill()
+    test_bench_decode()
 c.finish()
