@@ -468,6 +468,8 @@ static bs_status run_groups(bs_decode_bench *d)
     BS_TRY(bs_comm_agree(d->comm, bs_cli_use_transport(d->bench.options, d->comm, d->bench.device)));
     BS_TRY(bs_comm_agree(d->comm, bs_bench_read_ceiling(&d->bench)));
     BS_TRY(bs_comm_agree(d->comm, d->leader ? bs_decode_begin_table(d) : BS_STATUS_OK));
+    const double watchdog_s = bs_options_float(d->bench.options, "watchdog-s");
+    if (watchdog_s > 0) BS_TRY(bs_comm_agree(d->comm, bs_comm_watchdog_start(d->comm, watchdog_s)));
     for (int f = 0; f < d->n_formats; f++)
         for (int b = 0; b < d->n_batches; b++) {
             bs_kv_format kv;

@@ -68,6 +68,8 @@ def draw_times(axes, lines):
     axes.set_yscale("log", base=2)
     axes.set_xticks(contexts, [context_name(s) for s in contexts])
     axes.minorticks_off()
+    most, least = max(row["ms"] for line in lines.values() for row in line.values()), axes.get_ylim()[0]
+    axes.set_yticks([n * 2**k for k in range(-4, 12) for n in (2, 3) if least <= n * 2**k <= 1.2 * most])
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     axes.set_xlabel("cached tokens")
