@@ -114,6 +114,9 @@ static void wrong_starts_are_named(void **state)
     WRONG("from", start->from = 3);
     WRONG("reuse_tokens", start->reuse_tokens = -2);
     WRONG("reuse_tokens", start->sampling.repeat_penalty = 1.5f);
+    WRONG("fill_tokens", start->fill_tokens = 1); /* of a start that reuses another */
+    WRONG("fill_tokens", (start->from = -1, start->fill_tokens = -1));
+    WRONG("fill_tokens", (start->from = -1, start->fill_tokens = start->n_tokens));
     WRONG("temperature", start->sampling.temperature = NAN);
     WRONG("temperature", start->sampling.temperature = -1);
     WRONG("top-k", start->sampling.top_k = -1);
