@@ -89,8 +89,9 @@ typedef enum bs_transport { BS_TRANSPORT_AUTO, BS_TRANSPORT_MPI, BS_TRANSPORT_NC
 /* "auto", "mpi", "nccl"; BS_STATUS_USAGE names the value. */
 bs_status bs_transport_parse(const char *text, bs_transport *out);
 bs_status bs_comm_use_device(bs_comm *comm, bs_device *device, bs_transport choice);
-/* Ends what use_device began and gives back host copies that GPUs' collectives took: before the device is closed, after the last graph and stream is gone. Collective, but
- * waits for no rank longer than seconds. Nothing where nothing is in use. */
+/* Ends what use_device began and gives back host copies that GPUs' collectives took: before the device is closed, after
+ * the last graph and stream is gone. Collective, but waits for no rank longer than seconds. Nothing where nothing is in
+ * use. */
 void bs_comm_leave_device(bs_comm *comm);
 int bs_comm_group_size(const bs_comm *comm, bs_group group);
 int bs_comm_group_rank(const bs_comm *comm, bs_group group);

@@ -172,7 +172,7 @@ const bs_option bs_cli_options[] = {
 
     STRING("device", 0, "NAME", "auto", "Device", "cpu, cuda (the GPU of the rank's number on the machine), gpu:N, or auto", GENERATE | INFO | BENCH | EVAL),
     SCALED("device-mem", 0, "BYTES", "0", 0, MOST, "Device", "most memory of a rank's device, as 80G; 0: what there is", GENERATE | INFO | BENCH | EVAL),
-    CHOICE("dtype", "NAME", "auto", "auto|bf16|f16", "Device", "weights and activations on a GPU: bf16 for a model of bf16 weights and f16 for others, or these", GENERATE | BENCH | EVAL),
+    CHOICE("dtype", "NAME", "auto", "auto|bf16|f16", "Device", "type on a GPU; auto: bf16 for a model in bf16, else f16", GENERATE | BENCH | EVAL),
     INT("threads", 't', "N", "1", 1, 1024, "Device", "CPU threads of each rank", GENERATE | INFO | BENCH | EVAL),
     CHOICE("isa", "NAME", "auto", "auto|scalar|avx2|avx512", "Device", "CPU instructions; the best there are, or these", GENERATE | INFO | BENCH | EVAL),
 
