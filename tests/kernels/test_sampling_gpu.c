@@ -100,7 +100,7 @@ static void check_candidates(gpu_side *sides, kind kind, int n_vocab, int n_out,
 static void test_candidates(void **state)
 {
     static const int sizes[] = {1, 100, 255, 256, 257, 4096, 4097, 5003, 40000, 0};
-    for (int i = 0; i < 10; i++)
+    for (int i = 0; i < (gpu_short ? 5 : 10); i++)
         for (kind kind = 0; kind < N_KINDS; kind++) {
             check_candidates(*state, kind, sizes[i], 256, (i + (int)kind) % 2,
                              (uint64_t)(i * 10 + (int)kind));
@@ -113,7 +113,7 @@ static void test_candidates(void **state)
 static void test_candidates_large(void **state)
 {
     static const int sizes[] = {128256, 151936, 262144, 270001};
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < (gpu_short ? 1 : 4); i++) {
         check_candidates(*state, i % 2 ? TIES : PLAIN, sizes[i], 256, true, (uint64_t)i);
         check_candidates(*state, i % 2 ? PLAIN : TIES, sizes[i], sizes[i], true, (uint64_t)i);
     }
@@ -270,7 +270,8 @@ static void test_sample(void **state)
     enum { N_CASES = sizeof cases / sizeof cases[0], N_SIZES = sizeof sizes / sizeof sizes[0] };
     for (int i = 0; i < N_SIZES; i++)
         for (int c = 0; c < N_CASES; c++)
-            for (int repeat = 0; repeat < (sizes[i][0] * sizes[i][1] > 20000 ? 2 : 8); repeat++) {
+            for (int repeat = gpu_short ? 1 : 0;
+                 repeat < (sizes[i][0] * sizes[i][1] > 20000 || gpu_short ? 2 : 8); repeat++) {
                 bs_sampling sampling[ROWS];
                 for (int r = 0; r < ROWS; r++) {
                     sampling[r] = cases[(c + r) % N_CASES];
@@ -311,13 +312,13 @@ static void test_no_candidate(void **state)
     dense_free();
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_candidates), cmocka_unit_test(test_candidates_large),
         cmocka_unit_test(test_faults),     cmocka_unit_test(test_mark_seen),
         cmocka_unit_test(test_sample),     cmocka_unit_test(test_no_candidate),
     };
-    gpu_need_one();
+    gpu_need_one(argc, argv);
     return cmocka_run_group_tests(tests, gpu_open, gpu_close);
 }
