@@ -98,8 +98,8 @@ bs_device *bs_stream_device(const bs_stream *stream);
 void *bs_stream_native(const bs_stream *stream);
 /* Waits for everything queued. */
 bs_status bs_stream_sync(bs_stream *stream);
-/* Waits, then reports BS_STATUS_NUMERIC with layer, head and position if a quantize or append since the last call
- * met NaN or infinity. The engine calls it once a step. */
+/* Waits, then reports BS_STATUS_NUMERIC, and where, if since the last call a quantize or append met NaN or infinity,
+ * or on a GPU candidates a NaN or sample an empty row. The engine calls it once a step. */
 bs_status bs_stream_check(bs_stream *stream);
 /* The same without waiting: what is known by now. For a step whose end has been seen by other means (a timer). */
 bs_status bs_stream_fault(bs_stream *stream);
@@ -124,9 +124,9 @@ bs_status bs_host_alloc(bs_device *device, size_t bytes, const char *what, void 
 void bs_host_free(bs_device *device, void *memory); /* NULL is fine */
 
 /* From now on (true) a kernel queued on this stream may start while the one before it is still ending: programmatic
- * dependent launch, for ops whose kernels know how; results are the same. A CPU ignores it. attend then reads its
- * tables and quantized pages before the kernel before it has ended: what is queued directly before may write q and
- * f16 pages, but not those. */
+ * dependent launch, for ops whose kernels know how; results are the same. A CPU ignores it. attend and the GEMMs then
+ * read tables, quantized pages and weights while kernels before them run, several back: what writes those is queued
+ * before a kernel that is queued with overlap off. */
 void bs_stream_set_overlap(bs_stream *stream, bool overlap);
 
 /* Graphs: what is queued between begin and end is recorded instead of run, and launched as often as wanted with one
