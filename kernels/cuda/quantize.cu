@@ -116,7 +116,7 @@ static __device__ __forceinline__ void measure_v(const job &j, const tile_job &t
 /* Codes. A thread takes token r + 8e of 32, e = 0 … 3 (the bytes of a word), channels 2a and 2a + 1 of 8, and
  * of both 8 of a row tile (words h; one at 2 bits, which has 4 row tiles in a byte: there lanes differ in h and
  * warps in r's lowest bit, so that a store fills 8 bytes of 16). */
-template <unsigned D, int BITS>
+template <unsigned D, int BITS, bool CLAMP>
 static __device__ __forceinline__ void encode_v(const job &j, const tile_job &t, const void *tile,
                                                 const float2 *factors, unsigned first_token)
 {
@@ -147,8 +147,8 @@ static __device__ __forceinline__ void encode_v(const job &j, const tile_job &t,
                 for (unsigned h = 0; h < HALVES; h++) {
                     const float2 x = bs_cuda_floats(
                         word_at(tile, (first ^ (field * 2 + h) << 4) + e * 8 * D * 2));
-                    byte[0][h] += bs_cuda_code_bits<BITS>(x.x, f) << field * BITS;
-                    byte[1][h] += bs_cuda_code_bits<BITS>(x.y, f) << field * BITS;
+                    byte[0][h] += bs_cuda_code_bits<BITS, CLAMP>(x.x, f) << field * BITS;
+                    byte[1][h] += bs_cuda_code_bits<BITS, CLAMP>(x.y, f) << field * BITS;
                 }
             }
 #pragma unroll
@@ -171,7 +171,7 @@ static __device__ __forceinline__ void encode_v(const job &j, const tile_job &t,
 }
 
 /* Tiles index·v_run … of V; where they are more than one, each is fetched while the one before is quantized. */
-template <unsigned D, int BITS>
+template <unsigned D, int BITS, bool CLAMP>
 static __device__ __forceinline__ void quantize_v(const job &j, const tile_job &t, uint4 *memory,
                                                   unsigned index)
 {
@@ -195,7 +195,7 @@ static __device__ __forceinline__ void quantize_v(const job &j, const tile_job &
         measure_v<D, BITS>(j, t, tile, factors, params, first_token);
         __syncthreads();
         store_v_params<D>(j, t, params, first_token);
-        encode_v<D, BITS>(j, t, tile, factors, first_token);
+        encode_v<D, BITS, CLAMP>(j, t, tile, factors, first_token);
         if (i + 1 < n) __syncthreads();
     }
 }
@@ -465,8 +465,10 @@ static __device__ __forceinline__ void encode_k(const job &j, const tile_job &t,
                         const float2 x = tile.floats((first ^ (h * 2 + q) << 4) + above_r * (W * 2), token,
                                                      norm);
                         const float4 c = of_channels[h][q];
-                        const float low = bs_cuda_code_sum<BITS>(x.x, KC ? make_float2(c.x, c.y) : f),
-                                    high = bs_cuda_code_sum<BITS>(x.y, KC ? make_float2(c.z, c.w) : f);
+                        const float low = bs_cuda_code_sum<BITS, BITS == 2>(x.x,
+                                                                            KC ? make_float2(c.x, c.y) : f),
+                                    high = bs_cuda_code_sum<BITS, BITS == 2>(x.y,
+                                                                             KC ? make_float2(c.z, c.w) : f);
                         pair[q] = __byte_perm(__float_as_uint(low), __float_as_uint(high), 0x0040);
                         if (BITS > 2 || !norm) continue;
                         const float2 *of = tile.stands_for +
@@ -612,8 +614,8 @@ static __device__ __forceinline__ uint2 quantize_block(const job &j, const uint4
             const float4 of = *(const float4 *)(factors + at), to = *(const float4 *)(stands_for + at);
 #pragma unroll
             for (unsigned w = 0; w < 2; w++) {
-                const float low = bs_cuda_code_sum<2>(x[f][w][c], make_float2(of.x, of.y)),
-                            high = bs_cuda_code_sum<2>(x[f][w][c + 1], make_float2(of.z, of.w));
+                const float low = bs_cuda_code_sum<2, false>(x[f][w][c], make_float2(of.x, of.y)),
+                            high = bs_cuda_code_sum<2, false>(x[f][w][c + 1], make_float2(of.z, of.w));
                 bytes[w][c] += __float_as_uint(low) << 2 * f;
                 bytes[w][c + 1] += __float_as_uint(high) << 2 * f;
                 products[2 * f + w] += bs_cuda_product(x[f][w][c], low, make_float2(to.x, to.y)) +
@@ -725,9 +727,10 @@ static __global__ void __launch_bounds__(THREADS, PATH == K_SLICES  ? 7
     }
     t.half += j.layout.k_half;
     const unsigned index = blockIdx.x - j.k_tiles;
-    if (PATH == K_SLICES || j.layout.v_bits == 2) quantize_v<D, 2>(j, t, memory, index);
-    else if (j.layout.v_bits == 4) quantize_v<D, 4>(j, t, memory, index);
-    else quantize_v<D, 8>(j, t, memory, index);
+    if (PATH == K_SLICES) quantize_v<D, 2, false>(j, t, memory, index);
+    else if (j.layout.v_bits == 2) quantize_v<D, 2, true>(j, t, memory, index);
+    else if (j.layout.v_bits == 4) quantize_v<D, 4, false>(j, t, memory, index);
+    else quantize_v<D, 8, false>(j, t, memory, index);
 }
 
 /* Shared memory: a tile of V, or two, with its factors; or of K, with them (of 4 groups a channel or token) and norms,

@@ -8,8 +8,10 @@
  *  - clamp(rint(t), 0, N) with t/2^b instead of t: adding 1.5·2^(23−b) rounds to even where rint does, and the
  *    code is the low bits of the sum. Where the group's range is that of its values, nothing needs clamping:
  *    s ≥ (M − m)/N·(1 − 2^-11) and z is rint of 16·m/s, not clamped (|m|/s ≤ 1790·(1 + 2^-11)), so
- *    −1/32 ≤ t ≤ N·(1 + 2^-11) + 1/32 but for roundings below 2^-11, and N ≤ 255 leaves that below N + 1/2. For a range
- *    that is drawn in, FFMA.SAT clamps to [0, 1] for nothing and a minimum turns code N + 1 into N.
+ *    −1/32 ≤ t ≤ N·(1 + 2^-11) + 1/32 but for roundings below 2^-11, and N ≤ 255 leaves that below N + 1/2. A share e
+ *    taken off each end at 2 bits adds 3e/(1 − 2e) below and above: 0.375 for e = 0.1, which still rounds to 0 or 3; 1/2
+ *    for e = 1/8, groups of 128, which does not. There FFMA.SAT clamps to [0, 1] for nothing and a minimum
+ *    turns code 4 into 3.
  *  - A token's products of 2-bit K are whole numbers of 2^-13, so they are added as integers: the low bits of
  *    fmaf(x, x^, 1536).
  */
@@ -76,18 +78,20 @@ template <int BITS> static __device__ __forceinline__ float2 bs_cuda_code_factor
     return make_float2(__fmul_rn(g.recip, unit), -__fmul_rn(g.zero, unit));
 }
 
-/* A float whose low 22 bits are the code. At 2 bits x may lie outside of the group's range. */
-template <int BITS> static __device__ __forceinline__ float bs_cuda_code_sum(float x, float2 factors)
+/* A float whose low 22 bits are the code. CLAMP: of a 2-bit group of 128 values. */
+template <int BITS, bool CLAMP>
+static __device__ __forceinline__ float bs_cuda_code_sum(float x, float2 factors)
 {
     const float round = 1.5f * (1 << (23 - BITS)), last = round + ((1 << BITS) - 1.0f) / (1 << BITS);
     const float t = __fmaf_rn(x, factors.x, factors.y);
-    if (BITS > 2) return __fadd_rn(t, round);
+    if (!CLAMP) return __fadd_rn(t, round);
     return fminf(__fadd_rn(__saturatef(t), round), last);
 }
 
-template <int BITS> static __device__ __forceinline__ uint32_t bs_cuda_code_bits(float x, float2 factors)
+template <int BITS, bool CLAMP>
+static __device__ __forceinline__ uint32_t bs_cuda_code_bits(float x, float2 factors)
 {
-    return __float_as_uint(bs_cuda_code_sum<BITS>(x, factors));
+    return __float_as_uint(bs_cuda_code_sum<BITS, CLAMP>(x, factors));
 }
 
 /* What a 2-bit code stands for: (4s, s·(z/16)), to multiply c/4 by and to add. */
@@ -96,7 +100,7 @@ static __device__ __forceinline__ float2 bs_cuda_value_factors(const bs_cuda_gro
     return make_float2(__fmul_rn(4.0f, g.scale), __fmul_rn(g.scale, g.zero));
 }
 
-/* x·x^ in the low bits, in 2^-13 over bs_cuda_product_bias; sum: bs_cuda_code_sum<2> of x. */
+/* x·x^ in the low bits, in 2^-13 over bs_cuda_product_bias; sum: bs_cuda_code_sum of x. */
 static __device__ __forceinline__ uint32_t bs_cuda_product(float x, float sum, float2 factors)
 {
     const float quarter = __fsub_rn(sum, 1.5f * (1 << 21));
