@@ -1,12 +1,6 @@
 /* test_comm.c: collectives on every grid of the ranks it is run on, exact where sums are exact; agreeing on
  * errors. */
-#include "comm/comm.h"
-#include "tests/comm/check.h"
-
-#include <string.h>
-
-static bs_comm *comm;
-static bs_stream *stream;
+#include "tests/comm/ranks.h"
 
 /* Every sum of these is exact in f32, so the result must be. */
 static float value(int rank, size_t i)
@@ -28,33 +22,48 @@ static int member(bs_group group, int i)
 
 static void test_reduce(bs_group group, size_t n)
 {
-    float *data = malloc((n + 1) * sizeof *data);
+    const size_t bytes = (n + 1) * sizeof(float);
+    float *data = malloc(bytes);
+    bs_buffer *buffer = make_buffer(bytes);
     int size = bs_comm_group_size(comm, group);
     fill(data, n);
     data[n] = -77;
-    CHECK(bs_comm_allreduce_sum(comm, group, stream, data, n) == BS_STATUS_OK);
+    CHECK(bs_comm_allreduce_sum(comm, group, stream, put(buffer, data, bytes), n) == BS_STATUS_OK);
+    take(data, buffer, bytes);
     for (size_t i = 0; i < n; i++) {
         float want = 0;
         for (int r = 0; r < size; r++) want += value(member(group, r), i);
         CHECK(data[i] == want);
     }
     fill(data, n);
-    CHECK(bs_comm_allreduce_max(comm, group, stream, data, n) == BS_STATUS_OK);
+    CHECK(bs_comm_allreduce_max(comm, group, stream, put(buffer, data, bytes), n) == BS_STATUS_OK);
+    take(data, buffer, bytes);
     for (size_t i = 0; i < n; i++) CHECK(data[i] == value(member(group, size - 1), i));
     CHECK(data[n] == -77);
+    bs_buffer_free(buffer);
     free(data);
+}
+
+/* No sum of these is exact. */
+static void fill_fractions(float *data, size_t n, int turn)
+{
+    for (size_t i = 0; i < n; i++)
+        data[i] = 1.0f / (float)(1 + (i * 7919 + (size_t)(bs_comm_rank(comm) + 17 * turn) * 104729) % 1009);
 }
 
 /* Sums that do round must round alike on every rank, or ranks would drift apart. */
 static void test_same_bits(size_t n)
 {
-    float *data = malloc(n * sizeof *data), *first = malloc(n * sizeof *first);
-    for (size_t i = 0; i < n; i++)
-        data[i] = 1.0f / (float)(1 + (i * 7919 + (size_t)bs_comm_rank(comm) * 104729) % 1009);
-    CHECK(bs_comm_allreduce_sum(comm, BS_GROUP_ALL, stream, data, n) == BS_STATUS_OK);
-    memcpy(first, data, n * sizeof *data);
-    CHECK(bs_comm_bcast_host(comm, first, n * sizeof *first, 0) == BS_STATUS_OK);
-    CHECK(memcmp(first, data, n * sizeof *data) == 0);
+    const size_t bytes = n * sizeof(float);
+    float *data = malloc(bytes), *first = malloc(bytes);
+    bs_buffer *buffer = make_buffer(bytes);
+    fill_fractions(data, n, 0);
+    CHECK(bs_comm_allreduce_sum(comm, BS_GROUP_ALL, stream, put(buffer, data, bytes), n) == BS_STATUS_OK);
+    take(data, buffer, bytes);
+    memcpy(first, data, bytes);
+    CHECK(bs_comm_bcast_host(comm, first, bytes, 0) == BS_STATUS_OK);
+    CHECK(memcmp(first, data, bytes) == 0);
+    bs_buffer_free(buffer);
     free(data);
     free(first);
 }
@@ -62,13 +71,20 @@ static void test_same_bits(size_t n)
 static void test_gather(bs_group group, size_t n, bool in_place)
 {
     int size = bs_comm_group_size(comm, group), rank = bs_comm_group_rank(comm, group);
-    float *all = malloc((size_t)size * n * sizeof *all + 4), *mine = malloc(n * sizeof *mine + 4);
+    const size_t part = n * sizeof(float), whole = (size_t)size * part;
+    float *all = malloc(whole + 4), *mine = malloc(part + 4);
+    bs_buffer *to = make_buffer(whole + 4), *from = make_buffer(part + 4);
     for (size_t i = 0; i < (size_t)size * n; i++) all[i] = -77;
-    float *send = in_place ? all + (size_t)rank * n : mine;
-    fill(send, n);
-    CHECK(bs_comm_allgather(comm, group, stream, send, all, n * sizeof *all) == BS_STATUS_OK);
+    fill(mine, n);
+    if (in_place) memcpy(all + (size_t)rank * n, mine, part);
+    char *recv = put(to, all, whole);
+    const void *send = in_place ? recv + (size_t)rank * part : put(from, mine, part);
+    CHECK(bs_comm_allgather(comm, group, stream, send, recv, part) == BS_STATUS_OK);
+    take(all, to, whole);
     for (int r = 0; r < size; r++)
         for (size_t i = 0; i < n; i++) CHECK(all[(size_t)r * n + i] == value(member(group, r), i));
+    bs_buffer_free(to);
+    bs_buffer_free(from);
     free(all);
     free(mine);
 }
@@ -87,17 +103,17 @@ static bs_status keep(void *context, const bs_collective *collective)
 static void test_recorded(bs_group group)
 {
     enum { N = 40 };
-    int size = bs_comm_group_size(comm, group);
-    float sum[N], most[N], mine[N], *all = calloc((size_t)size * N, sizeof *all);
+    const int size = bs_comm_group_size(comm, group);
+    float sum[N] = {0}, most[N] = {0}, mine[N] = {0}, *all = calloc((size_t)size * N, sizeof *all);
+    bs_buffer *b[] = {make_buffer(sizeof sum), make_buffer(sizeof most), make_buffer(sizeof mine),
+                      make_buffer((size_t)size * sizeof mine)};
     n_kept = 0;
-    memset(sum, 0, sizeof sum);
-    memset(most, 0, sizeof most);
-    memset(mine, 0, sizeof mine);
     bs_comm_progress(comm, 5, 3, BS_PHASE_MERGE);
     bs_comm_set_recorder(comm, keep, kept);
-    CHECK(bs_comm_allreduce_sum(comm, group, stream, sum, N) == BS_STATUS_OK);
-    CHECK(bs_comm_allreduce_max(comm, group, stream, most, N) == BS_STATUS_OK);
-    CHECK(bs_comm_allgather(comm, group, stream, mine, all, sizeof mine) == BS_STATUS_OK);
+    CHECK(bs_comm_allreduce_sum(comm, group, stream, put(b[0], sum, sizeof sum), N) == BS_STATUS_OK);
+    CHECK(bs_comm_allreduce_max(comm, group, stream, put(b[1], most, sizeof most), N) == BS_STATUS_OK);
+    CHECK(bs_comm_allgather(comm, group, stream, put(b[2], mine, sizeof mine), bs_buffer_at(b[3], 0),
+                            sizeof mine) == BS_STATUS_OK);
     bs_comm_set_recorder(comm, NULL, NULL);
     bs_comm_progress_idle(comm);
     CHECK(n_kept == (size > 1 ? 3 : 0));
@@ -106,16 +122,64 @@ static void test_recorded(bs_group group)
         fill(most, N);
         fill(mine, N);
         mine[0] += (float)round;
+        put(b[0], sum, sizeof sum);
+        put(b[1], most, sizeof most);
+        put(b[2], mine, sizeof mine);
         for (int i = 0; i < 3; i++) {
             CHECK(kept[i].layer == 3 && kept[i].phase == BS_PHASE_MERGE);
             CHECK(bs_comm_run_collective(comm, stream, &kept[i]) == BS_STATUS_OK);
         }
+        take(sum, b[0], sizeof sum);
+        take(most, b[1], sizeof most);
+        take(all, b[3], (size_t)size * sizeof mine);
         float want = 0;
         for (int r = 0; r < size; r++) want += value(member(group, r), 7);
         CHECK(sum[7] == want && most[7] == value(member(group, size - 1), 7));
         for (int r = 0; r < size; r++) CHECK(all[r * N] == value(member(group, r), 0) + (float)round);
     }
+    for (int i = 0; i < 4; i++) bs_buffer_free(b[i]);
     free(all);
+}
+
+/* One all-reduce, and one all-gather of the other group, as a step has them. */
+static void queue_both(float *sum, void *all, size_t n)
+{
+    CHECK(bs_comm_allreduce_sum(comm, BS_GROUP_ALL, stream, sum, n) == BS_STATUS_OK);
+    CHECK(bs_comm_allgather(comm, BS_GROUP_SEQ, stream, sum, all, n * sizeof *sum) == BS_STATUS_OK);
+}
+
+/* What a graph gives is what the same calls give outside of it, to the bit, with contents that change from launch to
+ * launch. */
+static void test_graph(size_t n)
+{
+    if (!bs_comm_capturable(comm) || bs_device_get_info(device)->kind == BS_DEVICE_CPU) return;
+    const int size = bs_comm_group_size(comm, BS_GROUP_SEQ);
+    const size_t bytes = n * sizeof(float), whole = (size_t)size * bytes;
+    float *data = malloc(bytes), *eager = malloc(bytes + whole), *replayed = malloc(bytes + whole);
+    bs_buffer *sum = make_buffer(bytes), *all = make_buffer(whole);
+    bs_graph *graph;
+    CHECK(bs_capture_begin(stream) == BS_STATUS_OK);
+    queue_both(bs_buffer_at(sum, 0), bs_buffer_at(all, 0), n);
+    CHECK(bs_capture_end(stream, &graph) == BS_STATUS_OK);
+    for (int turn = 0; turn < 4; turn++) {
+        fill_fractions(data, n, turn);
+        queue_both(put(sum, data, bytes), bs_buffer_at(all, 0), n);
+        take(eager, sum, bytes);
+        take(eager + n, all, whole);
+        put(sum, data, bytes);
+        CHECK(bs_fill_zero(stream, bs_buffer_at(all, 0), whole) == BS_STATUS_OK);
+        CHECK(bs_graph_launch(stream, graph) == BS_STATUS_OK);
+        take(replayed, sum, bytes);
+        take(replayed + n, all, whole);
+        CHECK(memcmp(eager, replayed, bytes + whole) == 0);
+        for (int r = 0; r < size; r++) CHECK(memcmp(eager, eager + n + (size_t)r * n, bytes) == 0);
+    }
+    bs_graph_destroy(graph);
+    bs_buffer_free(sum);
+    bs_buffer_free(all);
+    free(data);
+    free(eager);
+    free(replayed);
 }
 
 static void test_host_messages(void)
@@ -190,33 +254,45 @@ static void test_collectives(void)
     test_same_bits(17);
     test_same_bits(5000);
     test_same_bits(300007);
+    test_graph(128);
+    test_graph(4096);
+    test_graph(16 * 4096);
+}
+
+/* nccl is for GPUs: asked for on CPUs it is refused, by every rank alike, and the ranks go on as they were. */
+static void test_refusal(void)
+{
+    if (bs_device_get_info(device)->kind != BS_DEVICE_CPU) return;
+    const bool alone = bs_comm_size(comm) == 1;
+    const bs_status want = alone ? BS_STATUS_OK : BS_STATUS_USAGE;
+    CHECK(bs_comm_use_device(comm, device, BS_TRANSPORT_NCCL) == want);
+    CHECK(alone || strstr(bs_error_message(), "--transport nccl: rank 0 has no GPU"));
+    bs_error_clear();
+    CHECK(strcmp(bs_comm_transport(comm), alone ? "self" : "mpi") == 0);
+    CHECK(bs_comm_capturable(comm) == alone);
+    CHECK(bs_comm_use_device(comm, device, BS_TRANSPORT_AUTO) == BS_STATUS_OK);
+    bs_transport parsed;
+    CHECK(bs_transport_parse("NCCL", &parsed) == BS_STATUS_USAGE);
+    bs_error_clear();
 }
 
 int main(int argc, char **argv)
 {
-    bs_device *device;
-    CHECK(bs_comm_init(&argc, &argv, &comm) == BS_STATUS_OK);
-    CHECK(bs_device_open(&(bs_device_config){.n_threads = 1}, &device) == BS_STATUS_OK);
-    CHECK(bs_stream_create(device, &stream) == BS_STATUS_OK);
+    ranks_begin(argc, argv);
     test_grid_choice();
-    int size = bs_comm_size(comm);
+    const int size = bs_comm_size(comm);
     for (int heads = 1; heads <= size; heads++) {
         if (size % heads) continue;
-        char text[32];
-        bs_grid grid;
-        snprintf(text, sizeof text, "%dx%d", heads, size / heads);
-        CHECK(bs_grid_choose(bs_comm_rank(comm), size, heads, text, &grid) == BS_STATUS_OK);
-        CHECK(bs_comm_set_grid(comm, &grid) == BS_STATUS_OK);
-        for (int shared = 0; shared <= 1; shared++) {
+        ranks_set_grid(heads);
+        for (int shared = 0; shared <= !bs_comm_capturable(comm); shared++) {
             bs_comm_set_shared(comm, shared);
             test_collectives();
         }
     }
     test_host_messages();
     test_agree();
+    test_refusal();
     CHECK(bs_comm_barrier(comm) == BS_STATUS_OK);
-    bs_stream_destroy(stream);
-    bs_device_close(device);
-    bs_comm_finalize(comm);
+    ranks_end();
     return 0;
 }

@@ -5,16 +5,13 @@
  * the O of empty states included; every method must give what one rank gives, and the fp64 answer, on every
  * rank. */
 #include "comm/merge.h"
-#include "tests/comm/check.h"
+#include "tests/comm/ranks.h"
 #include "tests/tolerances.h"
 
 #include <math.h>
-#include <string.h>
 
 enum { N_PARTS = 40, N_ROWS = 23, DIM = 64 };
 
-static bs_comm *comm;
-static bs_stream *stream;
 static float part_o[N_PARTS][N_ROWS][DIM], part_lse[N_PARTS][N_ROWS];
 static double want_o[N_ROWS][DIM], want_lse[N_ROWS];
 
@@ -84,11 +81,29 @@ static void check_rows(const float *o, const float *lse)
     }
 }
 
-static void test_method(bs_merge_method method, int deal)
+/* This shard's parts become one state by the device's own merge. */
+static void join_parts(int n, const float *o_parts, const float *lse_parts, bs_buffer *o, bs_buffer *lse)
+{
+    bs_buffer *from_o = make_buffer(sizeof part_o), *from_lse = make_buffer(sizeof part_lse);
+    CHECK(bs_op_merge(stream, &(bs_merge_args){.n_parts = n,
+                                               .n_rows = N_ROWS,
+                                               .dim = DIM,
+                                               .o = put(from_o, o_parts, sizeof part_o),
+                                               .lse = put(from_lse, lse_parts, sizeof part_lse),
+                                               .o_stride = N_ROWS * DIM,
+                                               .lse_stride = N_ROWS,
+                                               .o_out = bs_buffer_at(o, 0),
+                                               .lse_out = bs_buffer_at(lse, 0)}) == BS_STATUS_OK);
+    CHECK(bs_stream_sync(stream) == BS_STATUS_OK);
+    bs_buffer_free(from_o);
+    bs_buffer_free(from_lse);
+}
+
+/* The state of the parts that this shard owns under `deal`. */
+static void make_state(int deal, bs_buffer *o, bs_buffer *lse)
 {
     const bs_grid *grid = bs_comm_grid(comm);
-    float *o = malloc(sizeof part_o[0]), *lse = malloc(sizeof part_lse[0]);
-    float *o_parts = malloc(sizeof part_o), *lse_parts = malloc(sizeof part_lse);
+    float *o_parts = calloc(1, sizeof part_o), *lse_parts = calloc(1, sizeof part_lse);
     int n = 0;
     for (int p = 0; p < N_PARTS; p++)
         if (owner(deal, p, grid->seq) == grid->seq_shard) {
@@ -97,67 +112,81 @@ static void test_method(bs_merge_method method, int deal)
             n++;
         }
     if (n > 0) {
-        CHECK(bs_op_merge(stream, &(bs_merge_args){.n_parts = n,
-                                                   .n_rows = N_ROWS,
-                                                   .dim = DIM,
-                                                   .o = o_parts,
-                                                   .lse = lse_parts,
-                                                   .o_stride = N_ROWS * DIM,
-                                                   .lse_stride = N_ROWS,
-                                                   .o_out = o,
-                                                   .lse_out = lse}) == BS_STATUS_OK);
+        join_parts(n, o_parts, lse_parts, o, lse);
     } else {
-        for (int r = 0; r < N_ROWS; r++) lse[r] = -INFINITY;
-        for (int i = 0; i < N_ROWS * DIM; i++) o[i] = NAN; /* garbage in an empty state must not leak */
+        for (int r = 0; r < N_ROWS; r++) lse_parts[r] = -INFINITY;
+        for (int i = 0; i < N_ROWS * DIM; i++) o_parts[i] = NAN; /* garbage in an empty state must not leak */
+        put(o, o_parts, sizeof part_o[0]);
+        put(lse, lse_parts, sizeof part_lse[0]);
     }
-    size_t bytes = bs_merge_workspace_bytes(method, grid->seq, N_ROWS, DIM);
-    void *workspace = malloc(bytes + 1);
-    memset(workspace, 0xff, bytes + 1);
-    CHECK(bs_merge_states(comm, stream, method, o, lse, N_ROWS, DIM, workspace, bytes) == BS_STATUS_OK);
-    if (method == BS_MERGE_FOLD && grid->seq > 1) {
-        CHECK(bs_comm_allreduce_sum(comm, BS_GROUP_SEQ, stream, o, N_ROWS * DIM) == BS_STATUS_OK);
-        check_rows(o, NULL);
-    } else if (n > 0 || grid->seq > 1) {
-        check_rows(o, lse);
-        float *first = malloc(sizeof part_o[0]);
-        memcpy(first, o, sizeof part_o[0]);
-        CHECK(bs_comm_bcast_host(comm, first, sizeof part_o[0], 0) == BS_STATUS_OK);
-        CHECK(memcmp(first, o, sizeof part_o[0]) == 0); /* the same bits on every rank */
-        free(first);
-        if (grid->seq > 1 && bytes > 0) {
-            CHECK(bs_merge_states(comm, stream, method, o, lse, N_ROWS, DIM, workspace, bytes - 1) ==
-                  BS_STATUS_RANGE);
-            bs_error_clear();
-        }
-    }
-    free(workspace);
-    free(o);
-    free(lse);
     free(o_parts);
     free(lse_parts);
 }
 
+static void queue_merge(bs_merge_method method, bs_buffer *o, bs_buffer *lse, bs_buffer *workspace)
+{
+    const size_t bytes = bs_merge_workspace_bytes(method, bs_comm_grid(comm)->seq, N_ROWS, DIM);
+    CHECK(bs_merge_states(comm, stream, method, bs_buffer_at(o, 0), bs_buffer_at(lse, 0), N_ROWS, DIM,
+                          bs_buffer_at(workspace, 0), bytes) == BS_STATUS_OK);
+    if (method == BS_MERGE_FOLD && bs_comm_grid(comm)->seq > 1)
+        CHECK(bs_comm_allreduce_sum(comm, BS_GROUP_SEQ, stream, bs_buffer_at(o, 0), N_ROWS * DIM) ==
+              BS_STATUS_OK);
+}
+
+static void test_method(bs_merge_method method, int deal, bool recorded)
+{
+    const bs_grid *grid = bs_comm_grid(comm);
+    const size_t bytes = bs_merge_workspace_bytes(method, grid->seq, N_ROWS, DIM);
+    static float got_o[N_ROWS * DIM], got_lse[N_ROWS], first[N_ROWS * DIM];
+    bs_buffer *o = make_buffer(sizeof got_o), *lse = make_buffer(sizeof got_lse),
+              *workspace = make_buffer(bytes);
+    void *poison = malloc(bytes + 1);
+    memset(poison, 0xff, bytes + 1);
+    put(workspace, poison, bytes);
+    make_state(deal, o, lse);
+    if (recorded) {
+        bs_graph *graph;
+        CHECK(bs_capture_begin(stream) == BS_STATUS_OK);
+        queue_merge(method, o, lse, workspace);
+        CHECK(bs_capture_end(stream, &graph) == BS_STATUS_OK);
+        CHECK(bs_graph_launch(stream, graph) == BS_STATUS_OK);
+        CHECK(bs_stream_sync(stream) == BS_STATUS_OK);
+        bs_graph_destroy(graph);
+    } else {
+        queue_merge(method, o, lse, workspace);
+    }
+    take(got_o, o, sizeof got_o);
+    take(got_lse, lse, sizeof got_lse);
+    check_rows(got_o, method == BS_MERGE_FOLD && grid->seq > 1 ? NULL : got_lse);
+    memcpy(first, got_o, sizeof got_o);
+    CHECK(bs_comm_bcast_host(comm, first, sizeof got_o, 0) == BS_STATUS_OK);
+    /* the same bits on every shard of rank 0's heads */
+    CHECK(grid->head_shard > 0 || memcmp(first, got_o, sizeof got_o) == 0);
+    if (grid->seq > 1) {
+        CHECK(bs_merge_states(comm, stream, method, bs_buffer_at(o, 0), bs_buffer_at(lse, 0), N_ROWS, DIM,
+                              bs_buffer_at(workspace, 0), bytes - 1) == BS_STATUS_RANGE);
+        bs_error_clear();
+    }
+    bs_buffer_free(o);
+    bs_buffer_free(lse);
+    bs_buffer_free(workspace);
+    free(poison);
+}
+
 int main(int argc, char **argv)
 {
-    bs_device *device;
-    CHECK(bs_comm_init(&argc, &argv, &comm) == BS_STATUS_OK);
-    CHECK(bs_device_open(&(bs_device_config){.n_threads = 1}, &device) == BS_STATUS_OK);
-    CHECK(bs_stream_create(device, &stream) == BS_STATUS_OK);
+    ranks_begin(argc, argv);
     make_parts();
     make_reference();
-    int size = bs_comm_size(comm);
-    for (int heads = 1; heads <= size; heads++) {
-        if (size % heads) continue;
-        bs_grid grid;
-        char text[32];
-        snprintf(text, sizeof text, "%dx%d", heads, size / heads);
-        CHECK(bs_grid_choose(bs_comm_rank(comm), size, heads, text, &grid) == BS_STATUS_OK);
-        CHECK(bs_comm_set_grid(comm, &grid) == BS_STATUS_OK);
+    for (int heads = 1; heads <= bs_comm_size(comm); heads++) {
+        if (bs_comm_size(comm) % heads) continue;
+        ranks_set_grid(heads);
+        const bool graphs = bs_comm_capturable(comm) && bs_device_get_info(device)->kind != BS_DEVICE_CPU;
         for (int method = BS_MERGE_ALLREDUCE; method <= BS_MERGE_FOLD; method++)
-            for (int deal = 0; deal < 3; deal++) test_method((bs_merge_method)method, deal);
+            for (int deal = 0; deal < 3; deal++)
+                for (int recorded = 0; recorded <= graphs; recorded++)
+                    test_method((bs_merge_method)method, deal, recorded);
     }
-    bs_stream_destroy(stream);
-    bs_device_close(device);
-    bs_comm_finalize(comm);
+    ranks_end();
     return 0;
 }
