@@ -81,10 +81,10 @@ const bs_grid *bs_comm_grid(const bs_comm *comm);
 
 /* Chooses what device collectives go through, from now on, for ranks whose work is on `device`. `auto` takes nccl
  * where every rank has a GPU of its own and NCCL, else mpi (one rank: self), and says so when GPUs must do without.
+ * Ranks on different kinds of device are BS_STATUS_UNSUPPORTED.
  * nccl, asked for, is BS_STATUS_USAGE on CPUs and fails where it is missing or refuses. Opening NCCL also runs each
- * collective once in each size class, so that it can be captured. The same device kind or not, all ranks call it, with
- * the same choice; a rank may return an error that others do not have, so callers agree (bs_comm_agree) before they
- * go on. Collective. */
+ * collective once in each size class, so that it can be captured. Collective, with the same choice on all ranks; a rank
+ * may return an error that others do not have, so callers agree (bs_comm_agree) before they go on. */
 typedef enum bs_transport { BS_TRANSPORT_AUTO, BS_TRANSPORT_MPI, BS_TRANSPORT_NCCL } bs_transport;
 /* "auto", "mpi", "nccl"; BS_STATUS_USAGE names the value. */
 bs_status bs_transport_parse(const char *text, bs_transport *out);

@@ -100,6 +100,19 @@ void bs_comm_free_staging(bs_comm *comm);
 /* Changes comm->device_comm under the watchdog's eyes. */
 void bs_comm_set_device_comm(bs_comm *comm, const bs_device_comm *device_comm);
 
+/* Where a rank works, as all others learn it. */
+typedef struct bs_place {
+    int32_t is_gpu, nccl_version; /* 0: none, and why */
+    uint8_t uuid[16];
+    char gpu[64]; /* its name, "" on a CPU */
+    char why[104];
+} bs_place;
+/* What keeps n ranks from working together at all: different devices. Pure. */
+bs_status bs_transport_check_kinds(const bs_place *places, int n);
+/* From using NCCL: a rank without it or on a CPU, other versions; two ranks on one GPU. Pure. */
+bs_status bs_transport_check_nccl(const bs_place *places, int n);
+bs_status bs_transport_check_sharing(const bs_place *places, int n);
+
 /* Opens comm->nccl for this device and sets device_comm. Collective; every rank returns, its own error where it has
  * one; then no rank may use the transport. */
 bs_status bs_nccl_open(bs_comm *comm, bs_device *device);

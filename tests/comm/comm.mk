@@ -18,9 +18,12 @@ tests_faults_comm_run_LDADD = $(BS_TEST_LIBS)
 TESTS += tests/comm/on_gpu.sh tests/faults/test_comm_ranks.py
 EXTRA_DIST += tests/comm/on_gpu.sh tests/faults/test_comm_ranks.py
 
-# What needs no ranks: whom the watchdog blames.
-check_PROGRAMS += tests/unit/test_watchdog
-TESTS += tests/unit/test_watchdog
+# What needs no ranks: whom the watchdog blames, which ranks may use NCCL.
+check_PROGRAMS += tests/unit/test_watchdog tests/unit/test_transport
+TESTS += tests/unit/test_watchdog tests/unit/test_transport
+tests_unit_test_transport_SOURCES = tests/unit/test_transport.c
+tests_unit_test_transport_LDADD = $(BS_TEST_LIBS)
+tests_unit_test_transport_CFLAGS = $(AM_CFLAGS) $(MPI_CFLAGS)
 tests_unit_test_watchdog_SOURCES = tests/unit/test_watchdog.c
 tests_unit_test_watchdog_LDADD = $(BS_TEST_LIBS)
 tests_unit_test_watchdog_CFLAGS = $(AM_CFLAGS) $(MPI_CFLAGS)
