@@ -13,6 +13,9 @@ AC_DEFUN([BS_NCCL], [
         for bs_lib in $bs_nccl_dirs; do
             AS_IF([test -e "$bs_lib/libnccl.so"], [NCCL_LIBDIR=$bs_lib])
         done
+        # Not another one that the compiler or CUDA happens to have.
+        AS_IF([test -n "$NCCL_CPPFLAGS" && test ! -e "$with_nccl/include/nccl.h" || test -n "$NCCL_CPPFLAGS" && test -z "$NCCL_LIBDIR"],
+            [AC_MSG_ERROR([--with-nccl=$with_nccl: include/nccl.h or lib/libnccl.so is not there])])
         bs_cppflags=$CPPFLAGS bs_libs=$LIBS
         CPPFLAGS="$CPPFLAGS $NCCL_CPPFLAGS $CUDA_CPPFLAGS"
         LIBS="${NCCL_LIBDIR:+-L$NCCL_LIBDIR} -lnccl $CUDA_LIBS $LIBS"
