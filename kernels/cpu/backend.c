@@ -21,8 +21,8 @@
 static void *memory_alloc(bs_device *device, size_t bytes)
 {
     const size_t huge = (size_t)2 << 20;
-    void *memory = aligned_alloc(bytes < huge ? 4096 : huge, bytes);
-    if (!memory) return NULL;
+    void *memory; /* aligned_alloc would want a multiple of its alignment */
+    if (posix_memalign(&memory, bytes < huge ? 4096 : huge, bytes) != 0) return NULL;
 #ifdef MADV_HUGEPAGE
     if (bytes >= huge) madvise(memory, bytes, MADV_HUGEPAGE); /* a wish: nothing depends on it */
 #endif
