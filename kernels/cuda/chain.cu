@@ -25,14 +25,16 @@
 
 enum {
     WARP = 32,
-    WARPS = 8,
+    WARPS = 16,
     THREADS = WARP * WARPS,
-    PIECE_COLS = 1024,
+    PIECE_COLS = 512,
     PIECE_BYTES = 2 * PIECE_COLS * 2,
     MIN_SLOTS = 3,
     MAX_SLOTS = 8,
     PHASES = 4,
-    KEPT = 8 /* chunks of 4 elements of the residual that a thread keeps in a norm */
+    NOTE_PAIR_BITS = 28, /* of a note; the phase above them */
+    NO_PIECE = -1,       /* a note of a slot that nothing was asked for */
+    KEPT = 4             /* chunks of 4 elements of the residual that a thread keeps in a norm */
 };
 
 enum phase_kind { TO_SUM, TO_FFN, TO_OUT };
@@ -51,51 +53,57 @@ typedef struct job {
     bs_dense_chain_args args;
 } job;
 
-/* Where a warp is in its row of pairs and pieces. The same in all lanes. */
+/* Where a warp is in its pairs and pieces. The same in all lanes. */
 typedef struct cursor {
     int phase, pair, piece;
 } cursor;
 
-/* This warp's first pair of a phase: pairs go on round the warps where the phase before ended. */
-static __device__ __forceinline__ int first_pair(const job &j, int phase_number, int n_warps)
+/* Which warps take which pairs. Of the first phase each takes its share by its number, since that begins before the kernel
+ * before has ended; of the others whoever is ready takes the next one: SMs differ by a tenth in what they get of the
+ * memory. The counts are those of this launch: two sets take turns, and each launch clears the other's. */
+typedef struct queue {
+    unsigned long long *taken; /* [PHASES - 1], of phase 1 on; NULL: not yet */
+    int me, n_warps;
+} queue;
+
+static __device__ __forceinline__ int take(const queue &q, int phase_number)
 {
-    int before = 0;
-    for (int i = 0; i < phase_number; i++) before += j.phases[i].n_pairs;
-    const int me = (int)(threadIdx.x / WARP * gridDim.x + blockIdx.x);
-    return (me + n_warps - before % n_warps) % n_warps;
+    unsigned long long pair = 0;
+    if (threadIdx.x % WARP == 0) pair = atomicAdd(q.taken + (phase_number - 1), 1ull);
+    return (int)__shfl_sync(0xffffffffu, pair, 0);
 }
 
-/* On to a pair that exists; phase n_phases is the end. */
-static __device__ __forceinline__ void settle(const job &j, cursor &c, int n_warps)
+/* Whether there is a piece at the cursor. */
+static __device__ __forceinline__ bool has_piece(const job &j, const cursor &c)
 {
-    while (c.phase < j.n_phases && c.pair >= j.phases[c.phase].n_pairs) {
-        c.phase++;
-        c.pair = c.phase < j.n_phases ? first_pair(j, c.phase, n_warps) : 0;
-    }
+    return c.phase < j.n_phases && c.pair < j.phases[c.phase].n_pairs;
 }
 
-static __device__ __forceinline__ void step(const job &j, cursor &c, int n_warps)
+/* On to a pair that exists; phase n_phases is the end. Before pairs can be taken it stays where it is. */
+static __device__ __forceinline__ void settle(const job &j, const queue &q, cursor &c)
 {
-    if (++c.piece < j.phases[c.phase].n_pieces) return;
-    c.piece = 0;
-    c.pair += n_warps;
-    settle(j, c, n_warps);
+    while (q.taken && c.phase < j.n_phases && !has_piece(j, c))
+        if (++c.phase < j.n_phases) c.pair = take(q, c.phase);
 }
 
-/* Asks for the piece at the cursor; nothing behind the end. */
-static __device__ __forceinline__ void ask(const job &j, cursor &c, int n_warps, uint32_t slot, uint32_t full,
-                                           uint64_t policy)
+/* Asks for the piece at the cursor, which exists, goes on, and notes in shared memory whose piece it is: a note a slot,
+ * which the same warp reads when the slot's turn has come. */
+static __device__ __forceinline__ void ask(const job &j, const queue &q, cursor &c, int *note, uint32_t slot,
+                                           uint32_t full, uint64_t policy)
 {
-    if (c.phase == j.n_phases) return;
     const phase &p = j.phases[c.phase];
     if (threadIdx.x % WARP == 0) {
-        const int cols = min(PIECE_COLS, p.n_cols - c.piece * PIECE_COLS);
+        const int cols = min((int)PIECE_COLS, p.n_cols - c.piece * PIECE_COLS);
         const uint8_t *from = p.w + c.pair * p.pair_step + c.piece * (2 * PIECE_COLS);
+        *note = c.phase << NOTE_PAIR_BITS | c.pair;
         barrier_expect(full, 4 * (uint32_t)cols);
         bulk_load(slot, from, 2 * (uint32_t)cols, full, policy);
         bulk_load(slot + PIECE_BYTES / 2, from + p.second, 2 * (uint32_t)cols, full, policy);
     }
-    step(j, c, n_warps);
+    if (++c.piece < p.n_pieces) return;
+    c.piece = 0;
+    c.pair = c.phase == 0 ? c.pair + q.n_warps : take(q, c.phase);
+    settle(j, q, c);
 }
 
 template <bool BF16> static __device__ __forceinline__ float2 widen(uint32_t two)
@@ -273,21 +281,38 @@ static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_c
 {
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ __align__(8) uint64_t barriers[WARPS * MAX_SLOTS];
-    const int warp = threadIdx.x / WARP, n_warps = (int)gridDim.x * WARPS;
+    __shared__ int notes[WARPS * MAX_SLOTS];
+    const int warp = threadIdx.x / WARP;
     const uint32_t x = smem_address(shared), ring = x + j.x_bytes + warp * j.n_slots * PIECE_BYTES,
                    full = smem_address(&barriers[warp * MAX_SLOTS]);
+    int *const note = &notes[warp * MAX_SLOTS];
     const uint64_t policy = evict_first_policy();
+    queue q = {nullptr, (int)(warp * gridDim.x + blockIdx.x), (int)gridDim.x * WARPS};
+    cursor asked = {0, q.me, 0};
     if (threadIdx.x % WARP == 0) {
-        for (int s = 0; s < j.n_slots; s++) barrier_init(full + 8 * s, 1);
+        for (int s = 0; s < j.n_slots; s++) {
+            barrier_init(full + 8 * s, 1);
+            note[s] = NO_PIECE;
+        }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncwarp();
-    cursor asked = {0, first_pair(j, 0, n_warps), 0};
-    settle(j, asked, n_warps);
-    for (int s = 0; s < j.n_slots; s++) ask(j, asked, n_warps, ring + s * PIECE_BYTES, full + 8 * s, policy);
+    int n_asked = 0; /* of the ring's first round */
+    for (; n_asked < j.n_slots && has_piece(j, asked); n_asked++)
+        ask(j, q, asked, note + n_asked, ring + n_asked * PIECE_BYTES, full + 8 * n_asked, policy);
     bs_cuda_release_next();
     bs_cuda_wait_before();
 
+    unsigned long long *const counters = (unsigned long long *)j.args.counter;
+    const unsigned long long arrivals = *(volatile unsigned long long *)
+                                            counters, /* of the launches before, and some */
+        launch = arrivals / ((PHASES - 1) * (unsigned long long)gridDim.x);
+    q.taken = counters + 1 + launch % 2 * (PHASES - 1);
+    if (blockIdx.x == 0 && threadIdx.x < PHASES - 1)
+        counters[1 + (launch + 1) % 2 * (PHASES - 1) + threadIdx.x] = 0;
+    settle(j, q, asked);
+    for (; n_asked < j.n_slots && has_piece(j, asked); n_asked++)
+        ask(j, q, asked, note + n_asked, ring + n_asked * PIECE_BYTES, full + 8 * n_asked, policy);
     load_attended(j, shared, j.phases[0].n_cols);
     __syncthreads();
     int slot = 0;
@@ -298,21 +323,26 @@ static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_c
         if (number == 2) load_ffn(j, shared);
         if (number == 3) load_normed(j, j.args.x_other, j.args.x, j.args.next_gain, shared, nullptr);
         if (number > 0) __syncthreads();
-        for (int pair = first_pair(j, number, n_warps); pair < p.n_pairs; pair += n_warps) {
+        for (;;) {
+            const int next = note[slot];
+            if (next == NO_PIECE || next >> NOTE_PAIR_BITS != number) break;
             float sums[2][T] = {};
             for (int piece = 0; piece < p.n_pieces; piece++) {
                 barrier_wait(full + 8 * slot, parity);
                 multiply<T, BF16>(sums, ring + slot * PIECE_BYTES, x + 2 * PIECE_COLS * piece,
                                   2 * (uint32_t)p.n_cols, p.n_cols - PIECE_COLS * piece);
                 __syncwarp();
-                ask(j, asked, n_warps, ring + slot * PIECE_BYTES, full + 8 * slot, policy);
+                if (has_piece(j, asked))
+                    ask(j, q, asked, note + slot, ring + slot * PIECE_BYTES, full + 8 * slot, policy);
+                else if (threadIdx.x % WARP == 0) note[slot] = NO_PIECE;
                 if (++slot == j.n_slots) {
                     slot = 0;
                     parity ^= 1;
                 }
             }
+            __syncwarp(); /* notes */
             reduce<T>(sums);
-            store_pair<T>(j, p, pair, sums);
+            store_pair<T>(j, p, next & ((1 << NOTE_PAIR_BITS) - 1), sums);
         }
         if (number + 1 < j.n_phases || j.n_phases < PHASES) wait_for_grid(j.args.counter);
     }
@@ -334,7 +364,7 @@ static bs_status find_limits(int *shared_bytes, int *n_sms)
     BS_TRY(bs_cuda_attribute(cudaDevAttrComputeCapabilityMajor, "dense_chain", &major));
     BS_TRY(bs_cuda_attribute(cudaDevAttrMultiProcessorCount, "dense_chain", n_sms));
     BS_TRY(bs_cuda_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, "dense_chain", shared_bytes));
-    *shared_bytes = major == 9 ? *shared_bytes - 1024 : 0;
+    *shared_bytes = major == 9 ? *shared_bytes - 2048 : 0;
     return BS_STATUS_OK;
 }
 
@@ -388,8 +418,8 @@ bs_status bs_cuda_dense_chain(bs_stream *stream, const bs_dense_chain_args *args
     j.args = *args;
     for (int i = 0; i < PHASES && weights[i]; i++) {
         const bs_weight *w = weights[i];
-        if (w->type != args->act || w->n_rows % 2 || w->n_cols % 8 || w->row_bytes % 16 ||
-            (uintptr_t)bs_cuda_weight_data(w) % 16)
+        if (w->type != args->act || w->n_rows >> NOTE_PAIR_BITS || w->n_rows % 2 || w->n_cols % 8 ||
+            w->row_bytes % 16 || (uintptr_t)bs_cuda_weight_data(w) % 16)
             return bs_fail(BS_STATUS_UNSUPPORTED, "dense_chain: matrix %d, %s, %lld × %lld", i,
                            bs_type_name(w->type), (long long)w->n_rows, (long long)w->n_cols);
         j.phases[j.n_phases++] = make_phase(w, kinds[i]);
