@@ -119,7 +119,7 @@ def texts():
         generate(code=1, part=part, nothing=True, stdin=text)
     generate("--chat", code=1, part="byte 1 (0xfe) of its content is not UTF-8", nothing=True, stdin=b"a\xfe")
     generate("--context", "100", code=2, part="--context 100: a prompt of 200 tokens and --max-tokens 2 need 202", nothing=True, stdin=b"\0" * 200)
-    generate("-n", "1G", code=1, part="bytes could not be had")
+    generate("-n", "1G", code=1, part="could not be had")
     case(["tokenize", "--model", MODEL], 1, "is not UTF-8", stdin=b"\x80")
 
 
