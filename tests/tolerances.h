@@ -72,6 +72,19 @@
 /* Log-sum-exp of 1,000 f32 logits in f64, relative: a thousand roundings of 1e-16. KL has ten times the terms' size. */
 #define TOL_SCORE 1e-13
 
+/* Logits on a GPU against the CPU's, relative L2 (a row's, or of all positions): activations and weights are rounded to 16
+ * bits at every step, 2.4e-4 each in f16 and 2e-3 in bf16; attention allows TOL_ATTEND_GPU_O. */
+#define TOL_GPU_LOGITS      5e-3
+#define TOL_GPU_LOGITS_BF16 4e-2
+/* Perplexity of 4,096 positions on a GPU against the CPU's. */
+#define TOL_GPU_PERPLEXITY      2e-3
+#define TOL_GPU_PERPLEXITY_INT2 1e-2
+#define TOL_GPU_KL_F16          1e-4
+#define TOL_GPU_KL_INT8         1e-4
+#define TOL_GPU_KL_INT4         1e-4
+#define TOL_GPU_KL_K4V2         1e-4
+#define TOL_GPU_KL_INT2         1e-4
+
 /* ---- tests/kernels: attention ---- */
 /* Worst (token, head) over the dequantized cache: relative L2 of O, absolute LSE. f32 sums of scores up to 100 in size
  * (outlier channels) are off by a few ulp of them, and so is the exponent: measured 6e-6 and 1.7e-5 over 260 cases. */

@@ -99,9 +99,9 @@ def reference_logits(model_path, ids, n):
 def model_run(ranks, timeout=900, **options):
     """tests/e2e/model_run with name=value options; the comparison it prints, or None. Raises when it fails, unless
     may_fail is given."""
-    may_fail = options.pop("may_fail", False)
+    may_fail, launcher = options.pop("may_fail", False), options.pop("launcher", None)
     words = [f"{name.replace('_', '-')}={value}" for name, value in options.items()]
-    done = run(ranks, [MODEL_RUN] + words, timeout)
+    done = run(ranks, [MODEL_RUN] + words, timeout, launcher=launcher)
     if done.returncode != 0:
         if may_fail:
             return None

@@ -3,7 +3,8 @@
  *
  * A teacher-forced pass (src/engine/forced.h). No step of it may allocate device memory. Options, name=value:
  *   model= tokens=FILE (i32 ids)  n=N (positions, default all)   kv= grid= merge= stripe-pages= chunk=C step=T
- *   device=cpu|gpu:N  transport=auto|mpi|nccl  act=auto|f16|bf16 (on a GPU)  threads=N isa=scalar|avx2|avx512 (on a CPU)
+ *   device=cpu|gpu:N|cuda (the GPU of the rank's number on the machine)
+ *   transport=auto|mpi|nccl  act=auto|f16|bf16 (on a GPU)  threads=N isa=scalar|avx2|avx512 (on a CPU)
  *   out=FILE      f32 logits [n, vocab] of every position, written by rank 0
  *   tops=FILE     i32 ids of the best token of every position
  *   margins=FILE  f32, how far its logit is above the second's
@@ -435,13 +436,15 @@ static bs_status open_device(void)
     static const char *const isas[] = {"auto", "scalar", "avx2", "avx512"};
     bs_device_config config = {.n_threads = opt.threads};
     while (config.isa < BS_ISA_AVX512 && strcmp(opt.isa, isas[config.isa]) != 0) config.isa++;
-    if (strncmp(opt.device, "gpu:", 4) == 0) {
+    const bool numbered = strncmp(opt.device, "gpu:", 4) == 0;
+    if (numbered || strcmp(opt.device, "cuda") == 0) {
+        const int n_gpus = bs_device_count_gpus();
         config.kind = BS_DEVICE_CUDA;
-        config.ordinal = atoi(opt.device + 4);
+        config.ordinal = numbered ? atoi(opt.device + 4) : n_gpus > 0 ? bs_comm_local_rank(comm) % n_gpus : 0;
         if (opt.fault || opt.busy_from >= 0)
             return bs_fail(BS_STATUS_USAGE, "device=%s: break and busy-from are for CPU ranks", opt.device);
     } else if (strcmp(opt.device, "cpu") != 0) {
-        return bs_fail(BS_STATUS_USAGE, "device=%s: must be cpu or gpu:N", opt.device);
+        return bs_fail(BS_STATUS_USAGE, "device=%s: must be cpu, cuda or gpu:N", opt.device);
     }
     return bs_device_open(&config, &device);
 }
