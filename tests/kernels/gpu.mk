@@ -30,3 +30,8 @@ check_PROGRAMS += tests/kernels/test_random
 TESTS += tests/kernels/test_random
 tests_kernels_test_random_SOURCES = tests/kernels/test_random.c $(BS_GPU_TEST_SOURCES)
 tests_kernels_test_random_LDADD = $(BS_GPU_TEST_LIBS)
+# Drawn ids on their way to the next step, likewise.
+check_PROGRAMS += tests/kernels/test_tokens
+TESTS += tests/kernels/test_tokens
+tests_kernels_test_tokens_SOURCES = tests/kernels/test_tokens.c $(BS_GPU_TEST_SOURCES)
+tests_kernels_test_tokens_LDADD = $(BS_GPU_TEST_LIBS)
