@@ -76,14 +76,18 @@
  * bits at every step, 2.4e-4 each in f16 and 2e-3 in bf16; attention allows TOL_ATTEND_GPU_O. */
 #define TOL_GPU_LOGITS      5e-3
 #define TOL_GPU_LOGITS_BF16 4e-2
-/* Perplexity of 4,096 positions on a GPU against the CPU's. */
+/* Perplexity of 4,096 positions on a GPU against the CPU's (issue of the engine on GPUs). */
 #define TOL_GPU_PERPLEXITY      2e-3
 #define TOL_GPU_PERPLEXITY_INT2 1e-2
-#define TOL_GPU_KL_F16          1e-4
-#define TOL_GPU_KL_INT8         1e-4
-#define TOL_GPU_KL_INT4         1e-4
-#define TOL_GPU_KL_K4V2         1e-4
-#define TOL_GPU_KL_INT2         1e-4
+/* Mean KL of the same, tiny model. Two orders of summation of its f32 differ by 8e-10 (f16) … 6e-5 (int2), which 16-bit
+ * activations cannot meet. The measure is what rounding its weights to f16, one of a GPU's roundings of that size, makes
+ * on a CPU by itself: 8.2e-7, 2.7e-6, 8.3e-5, 2.5e-4, 7.7e-4. Ten times that is allowed: roundings of activations (norm, q,
+ * k and v, attention, SiLU) triple the error, so KL grows ninefold. */
+#define TOL_GPU_KL_F16  8e-6
+#define TOL_GPU_KL_INT8 3e-5
+#define TOL_GPU_KL_INT4 8e-4
+#define TOL_GPU_KL_K4V2 2.5e-3
+#define TOL_GPU_KL_INT2 8e-3
 
 /* ---- tests/kernels: attention ---- */
 /* Worst (token, head) over the dequantized cache: relative L2 of O, absolute LSE. f32 sums of scores up to 100 in size

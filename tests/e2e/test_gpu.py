@@ -137,17 +137,22 @@ def test_pages(model):
 
 
 def test_forced(model):
-    """(c) A whole text: perplexity, and KL against the CPU beside that of two orders of summation on the CPU."""
+    """(c) A whole text: perplexity, and KL against the CPU. A real model's KL with a low-bit cache is at most twice that of two orders
+    of summation on the CPU; the tiny one's has a limit of its own (tolerances.h)."""
     formats = ["f16", *FORMATS]
     side_by_side([lambda kv=kv: model.cpu_logits(kv) for kv in formats])
-    orders = side_by_side([lambda kv=kv: model.run(3, kv=kv, n=N_TEXT, grid="1x3", stripe_pages=1, against=model.cpu_logits(kv)) for kv in formats])
-    for kv, two in zip(formats, orders):
+    three = side_by_side([lambda kv=kv: model.run(3, kv=kv, n=N_TEXT, grid="1x3", stripe_pages=1, against=model.cpu_logits(kv)) for kv in formats])
+    halves = side_by_side([lambda kv=kv: model.run(kv=kv, n=N_TEXT, step=64, against=model.cpu_logits(kv)) for kv in formats])
+    for kv, *orders in zip(formats, three, halves):
         got = model.run(kv=kv, n=N_TEXT, device=GPU, against=model.cpu_logits(kv))
         change = math.expm1(got["nll"] - got["nll_ref"])
         most = c.tolerance("TOL_GPU_PERPLEXITY_INT2" if kv == "int2" else "TOL_GPU_PERPLEXITY")
         c.check(abs(change) <= most, f"{model.name}, {kv}: perplexity {math.exp(got['nll']):.6g}, {change:+.2e} of the CPU's, at most {most}")
-        limit = max(2 * two["kl"], c.tolerance("TOL_GPU_KL_" + kv.upper()))
-        c.check(got["kl"] <= limit, f"{model.name}, {kv}: mean KL {got['kl']} <= {limit}; two orders on CPUs: {two['kl']} (relative L2 {two['rel_l2']}); {got}")
+        two, limit = max(order["kl"] for order in orders), c.tolerance("TOL_GPU_KL_" + kv.upper())
+        if model.name == "real" and kv in ("int4", "k4v2", "int2"):
+            limit = 2 * two
+        c.check(got["kl"] <= limit, f"{model.name}, {kv}: mean KL {got['kl']} <= {limit}; two orders on CPUs: {two} (relative L2 "
+                f"{max(order['rel_l2'] for order in orders)}); {got}")
         os.remove(model.cpu_logits(kv))
 
 

@@ -46,6 +46,20 @@ def test_device_mem():
     refused(1, "--device-mem", "bench", "kernel", "read", "--device", "cpu", "--device-mem", "1M", out=True)
 
 
+def test_no_gpu():
+    """A GPU that is not there is one line, before a model is read."""
+    if c.run(0, [c.MODEL_RUN, "gpus"]).returncode == 0:
+        print("this process sees a GPU: tests/e2e/test_gpu.py")
+        return
+    for words in (("--device", "gpu:0"), ("--device", "cuda"), ("--device", "gpu:0", "--dtype", "bf16", "--device-mem", "8G")):
+        for ranks in (0, 2):
+            refused(1, "GPU 0: ", "generate", "--model", TINY, "-p", "a", "-n", "2", *words, ranks=ranks)
+    refused(1, "GPU 3: ", "info", "--device", "gpu:3", out=True)
+    refused(2, "--device gpu:x", "generate", "--model", TINY, "-p", "a", "--device", "gpu:x")
+    refused(2, "--dtype f32", "generate", "--model", TINY, "-p", "a", "--dtype", "f32")
+    refused(2, "--transport nccl", "generate", "--model", TINY, "-p", "a", "--device", "cpu", "--transport", "nccl", ranks=2)
+
+
 def generate(*words, ranks=0):
     done = bitshard("generate", "--json", "--ignore-eos", *words, ranks=ranks)
     if not c.check(done.returncode == 0, f"generate {' '.join(words)[:90]} on {ranks} ranks: exit {done.returncode} {done.stderr[-300:]}"):
@@ -148,6 +162,7 @@ def test_bench_decode():
 made = bitshard("make-model", "tiny", TINY)
 if c.check(made.returncode == 0, f"make-model: {made.stderr}"):
     test_device_mem()
+    test_no_gpu()
     test_random()
     test_kv_fill()
     test_bench_decode()
