@@ -251,9 +251,8 @@ typedef struct bs_dense_chain_args {
     float eps;
     void *out;         /* [device] [T, rows of qkv, or hidden] act */
     int64_t ld_out;    /* elements from row to row */
-    uint64_t *counter; /* [device] BS_CHAIN_COUNTERS, zero at first, then this op's alone, on one stream */
+    uint64_t *counter; /* [device] zero at first, then this op's alone, on one stream */
 } bs_dense_chain_args;
-enum { BS_CHAIN_COUNTERS = 8 };
 bs_status bs_op_dense_chain(bs_stream *stream, const bs_dense_chain_args *args);
 /* Whether this device has it for these sizes; n_attended: columns of o. */
 bool bs_dense_chain_fits(const bs_device *device, int n_tokens, int64_t n_attended, int64_t n_hidden,

@@ -2,22 +2,23 @@
  *
  * Math     x ← x + W_o a; n = norm(x); f = silu(W_g n) · (W_u n); x ← x + W_d f; n = norm(x); out = W_qkv n + bias,
  * or n itself where W_qkv is not given.
- * Layout   as kernels.h says. Shared memory: T vectors of the widest matrix's columns in act, then a ring for each of 8
- * warps: pieces of 2 rows × 1024 columns, 4 KB, by bulk copies.
+ * Layout   as kernels.h says. Shared memory: T vectors of the widest matrix's columns in act, then a ring for each of 16
+ * warps: pieces of 2 rows × 512 columns, 2 KB, by bulk copies.
  * Mapping  a CTA an SM, all resident. Rows go in pairs (of gate and up the same row of both, so that silu is taken in
  * registers) round all warps of the card, from phase to phase without a new start: a warp's next pair is known before
  * the vector it will meet. Four phases (o, gate and up, down, qkv) with a barrier of the grid between; behind it each
  * CTA adds, norms and rounds the whole vector for itself, and writes its share of x.
  * Cost     the weights, once: 436 MB a layer of Llama-3.1-8B, 94 µs at 4.64 TB/s. As seven kernels a layer paid 2 to 3 µs
- * for the ramp of each and 3 for each norm, 20 % in all. Here a warp asks for its next piece the moment it has read one,
- * across barriers too: the ring (198 KB an SM, 5.6 µs of the card's bandwidth at one token) is what a barrier and a norm
- * (3 µs) are hidden behind.
+ * for the ramp of each and 3 for each norm. Here a warp asks for its next piece the moment it has read one, across barriers
+ * too: the ring (192 KB an SM at one token, 5.6 µs of the card's bandwidth) is what a barrier and a norm hide behind.
  * Numerics f32 products of act values; a lane's columns in order, then 32 lanes by halving; rounding to act where the
  * separate ops round too, but for gate and up, which stay f32 until their product. The same bits run to run.
  * Limits   compute capability 9.0; T ≤ 4; F16 or BF16, one type for weights and activations; columns multiples of 8, rows
- * of 2; hidden ≤ 8192; what shared memory holds (bs_cuda_chain_fits). The grid must be resident as a whole: nothing else
- * may hold an SM for ever.
- * Measured docs/perf/LOG.md. */
+ * of 2; hidden ≤ 8192; what shared memory holds (bs_cuda_dense_chain_fits). The grid must be resident as a whole: nothing
+ * else may hold an SM for ever.
+ * Measured 2026-11-28, one H200, T = 1, bf16, 8B's layer, back to back: 113 µs, 3.86 TB/s, 83 % of the read (docs/perf/LOG.md).
+ * Without barriers and norms 101: SMs differ by a tenth in what they get of the memory, and each barrier waits 4 µs for
+ * the slowest. Pairs taken from a counter by whoever is ready were slower still (LOG.md, with the rest that was tried). */
 #include "kernels/cuda/attend_ptx.cuh"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/overlap.h"
@@ -32,9 +33,7 @@ enum {
     MIN_SLOTS = 3,
     MAX_SLOTS = 8,
     PHASES = 4,
-    NOTE_PAIR_BITS = 28, /* of a note; the phase above them */
-    NO_PIECE = -1,       /* a note of a slot that nothing was asked for */
-    KEPT = 4             /* chunks of 4 elements of the residual that a thread keeps in a norm */
+    KEPT = 4 /* chunks of 4 elements of the residual that a thread keeps in a norm */
 };
 
 enum phase_kind { TO_SUM, TO_FFN, TO_OUT };
@@ -53,57 +52,51 @@ typedef struct job {
     bs_dense_chain_args args;
 } job;
 
-/* Where a warp is in its pairs and pieces. The same in all lanes. */
+/* Where a warp is in its row of pairs and pieces. The same in all lanes. */
 typedef struct cursor {
     int phase, pair, piece;
 } cursor;
 
-/* Which warps take which pairs. Of the first phase each takes its share by its number, since that begins before the kernel
- * before has ended; of the others whoever is ready takes the next one: SMs differ by a tenth in what they get of the
- * memory. The counts are those of this launch: two sets take turns, and each launch clears the other's. */
-typedef struct queue {
-    unsigned long long *taken; /* [PHASES - 1], of phase 1 on; NULL: not yet */
-    int me, n_warps;
-} queue;
-
-static __device__ __forceinline__ int take(const queue &q, int phase_number)
+/* This warp's first pair of a phase: pairs go on round the warps where the phase before ended. */
+static __device__ __forceinline__ int first_pair(const job &j, int phase_number, int n_warps)
 {
-    unsigned long long pair = 0;
-    if (threadIdx.x % WARP == 0) pair = atomicAdd(q.taken + (phase_number - 1), 1ull);
-    return (int)__shfl_sync(0xffffffffu, pair, 0);
+    int before = 0;
+    for (int i = 0; i < phase_number; i++) before += j.phases[i].n_pairs;
+    const int me = (int)(threadIdx.x / WARP * gridDim.x + blockIdx.x);
+    return (me + n_warps - before % n_warps) % n_warps;
 }
 
-/* Whether there is a piece at the cursor. */
-static __device__ __forceinline__ bool has_piece(const job &j, const cursor &c)
+/* On to a pair that exists; phase n_phases is the end. */
+static __device__ __forceinline__ void settle(const job &j, cursor &c, int n_warps)
 {
-    return c.phase < j.n_phases && c.pair < j.phases[c.phase].n_pairs;
+    while (c.phase < j.n_phases && c.pair >= j.phases[c.phase].n_pairs) {
+        c.phase++;
+        c.pair = c.phase < j.n_phases ? first_pair(j, c.phase, n_warps) : 0;
+    }
 }
 
-/* On to a pair that exists; phase n_phases is the end. Before pairs can be taken it stays where it is. */
-static __device__ __forceinline__ void settle(const job &j, const queue &q, cursor &c)
+static __device__ __forceinline__ void step(const job &j, cursor &c, int n_warps)
 {
-    while (q.taken && c.phase < j.n_phases && !has_piece(j, c))
-        if (++c.phase < j.n_phases) c.pair = take(q, c.phase);
+    if (++c.piece < j.phases[c.phase].n_pieces) return;
+    c.piece = 0;
+    c.pair += n_warps;
+    settle(j, c, n_warps);
 }
 
-/* Asks for the piece at the cursor, which exists, goes on, and notes in shared memory whose piece it is: a note a slot,
- * which the same warp reads when the slot's turn has come. */
-static __device__ __forceinline__ void ask(const job &j, const queue &q, cursor &c, int *note, uint32_t slot,
-                                           uint32_t full, uint64_t policy)
+/* Asks for the piece at the cursor; nothing behind the end. */
+static __device__ __forceinline__ void ask(const job &j, cursor &c, int n_warps, uint32_t slot, uint32_t full,
+                                           uint64_t policy)
 {
+    if (c.phase == j.n_phases) return;
     const phase &p = j.phases[c.phase];
     if (threadIdx.x % WARP == 0) {
-        const int cols = min((int)PIECE_COLS, p.n_cols - c.piece * PIECE_COLS);
+        const int cols = min(PIECE_COLS, p.n_cols - c.piece * PIECE_COLS);
         const uint8_t *from = p.w + c.pair * p.pair_step + c.piece * (2 * PIECE_COLS);
-        *note = c.phase << NOTE_PAIR_BITS | c.pair;
         barrier_expect(full, 4 * (uint32_t)cols);
         bulk_load(slot, from, 2 * (uint32_t)cols, full, policy);
         bulk_load(slot + PIECE_BYTES / 2, from + p.second, 2 * (uint32_t)cols, full, policy);
     }
-    if (++c.piece < p.n_pieces) return;
-    c.piece = 0;
-    c.pair = c.phase == 0 ? c.pair + q.n_warps : take(q, c.phase);
-    settle(j, q, c);
+    step(j, c, n_warps);
 }
 
 template <bool BF16> static __device__ __forceinline__ float2 widen(uint32_t two)
@@ -281,38 +274,21 @@ static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_c
 {
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ __align__(8) uint64_t barriers[WARPS * MAX_SLOTS];
-    __shared__ int notes[WARPS * MAX_SLOTS];
-    const int warp = threadIdx.x / WARP;
+    const int warp = threadIdx.x / WARP, n_warps = (int)gridDim.x * WARPS;
     const uint32_t x = smem_address(shared), ring = x + j.x_bytes + warp * j.n_slots * PIECE_BYTES,
                    full = smem_address(&barriers[warp * MAX_SLOTS]);
-    int *const note = &notes[warp * MAX_SLOTS];
     const uint64_t policy = evict_first_policy();
-    queue q = {nullptr, (int)(warp * gridDim.x + blockIdx.x), (int)gridDim.x * WARPS};
-    cursor asked = {0, q.me, 0};
     if (threadIdx.x % WARP == 0) {
-        for (int s = 0; s < j.n_slots; s++) {
-            barrier_init(full + 8 * s, 1);
-            note[s] = NO_PIECE;
-        }
+        for (int s = 0; s < j.n_slots; s++) barrier_init(full + 8 * s, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncwarp();
-    int n_asked = 0; /* of the ring's first round */
-    for (; n_asked < j.n_slots && has_piece(j, asked); n_asked++)
-        ask(j, q, asked, note + n_asked, ring + n_asked * PIECE_BYTES, full + 8 * n_asked, policy);
+    cursor asked = {0, first_pair(j, 0, n_warps), 0};
+    settle(j, asked, n_warps);
+    for (int s = 0; s < j.n_slots; s++) ask(j, asked, n_warps, ring + s * PIECE_BYTES, full + 8 * s, policy);
     bs_cuda_release_next();
     bs_cuda_wait_before();
 
-    unsigned long long *const counters = (unsigned long long *)j.args.counter;
-    const unsigned long long arrivals = *(volatile unsigned long long *)
-                                            counters, /* of the launches before, and some */
-        launch = arrivals / ((PHASES - 1) * (unsigned long long)gridDim.x);
-    q.taken = counters + 1 + launch % 2 * (PHASES - 1);
-    if (blockIdx.x == 0 && threadIdx.x < PHASES - 1)
-        counters[1 + (launch + 1) % 2 * (PHASES - 1) + threadIdx.x] = 0;
-    settle(j, q, asked);
-    for (; n_asked < j.n_slots && has_piece(j, asked); n_asked++)
-        ask(j, q, asked, note + n_asked, ring + n_asked * PIECE_BYTES, full + 8 * n_asked, policy);
     load_attended(j, shared, j.phases[0].n_cols);
     __syncthreads();
     int slot = 0;
@@ -323,26 +299,21 @@ static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_c
         if (number == 2) load_ffn(j, shared);
         if (number == 3) load_normed(j, j.args.x_other, j.args.x, j.args.next_gain, shared, nullptr);
         if (number > 0) __syncthreads();
-        for (;;) {
-            const int next = note[slot];
-            if (next == NO_PIECE || next >> NOTE_PAIR_BITS != number) break;
+        for (int pair = first_pair(j, number, n_warps); pair < p.n_pairs; pair += n_warps) {
             float sums[2][T] = {};
             for (int piece = 0; piece < p.n_pieces; piece++) {
                 barrier_wait(full + 8 * slot, parity);
                 multiply<T, BF16>(sums, ring + slot * PIECE_BYTES, x + 2 * PIECE_COLS * piece,
                                   2 * (uint32_t)p.n_cols, p.n_cols - PIECE_COLS * piece);
                 __syncwarp();
-                if (has_piece(j, asked))
-                    ask(j, q, asked, note + slot, ring + slot * PIECE_BYTES, full + 8 * slot, policy);
-                else if (threadIdx.x % WARP == 0) note[slot] = NO_PIECE;
+                ask(j, asked, n_warps, ring + slot * PIECE_BYTES, full + 8 * slot, policy);
                 if (++slot == j.n_slots) {
                     slot = 0;
                     parity ^= 1;
                 }
             }
-            __syncwarp(); /* notes */
             reduce<T>(sums);
-            store_pair<T>(j, p, next & ((1 << NOTE_PAIR_BITS) - 1), sums);
+            store_pair<T>(j, p, pair, sums);
         }
         if (number + 1 < j.n_phases || j.n_phases < PHASES) wait_for_grid(j.args.counter);
     }
@@ -418,8 +389,8 @@ bs_status bs_cuda_dense_chain(bs_stream *stream, const bs_dense_chain_args *args
     j.args = *args;
     for (int i = 0; i < PHASES && weights[i]; i++) {
         const bs_weight *w = weights[i];
-        if (w->type != args->act || w->n_rows >> NOTE_PAIR_BITS || w->n_rows % 2 || w->n_cols % 8 ||
-            w->row_bytes % 16 || (uintptr_t)bs_cuda_weight_data(w) % 16)
+        if (w->type != args->act || w->n_rows % 2 || w->n_cols % 8 || w->row_bytes % 16 ||
+            (uintptr_t)bs_cuda_weight_data(w) % 16)
             return bs_fail(BS_STATUS_UNSUPPORTED, "dense_chain: matrix %d, %s, %lld × %lld", i,
                            bs_type_name(w->type), (long long)w->n_rows, (long long)w->n_cols);
         j.phases[j.n_phases++] = make_phase(w, kinds[i]);
