@@ -132,9 +132,8 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, D, R) * 32 + 3
     }
     const attend_weights weights = weights_at(smem_address(shared.weights[warp]));
     attend_ring ring;
-    ring.queue = &shared.queues[warp];
+    ring.queue = smem_address(&shared.queues[warp]);
     ring.k = smem_address(dynamic) + warp * 2 * p.stage_bytes;
-    ring.v = ring.k + p.stage_bytes;
     ring.there = smem_address(shared.there[warp]);
     ring.taken = 0;
     attend_entry entry = attend_take(ring);
@@ -196,7 +195,7 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, D, R) * 32 + 3
             }
             softmax_page<D, R, G32>(st, sc, weight);
             barrier_wait(ring.there + 8, parity);
-            v_sum<VB, D, R, G32>(st, ring.v, p.layout, sc, weight, visible, weights);
+            v_sum<VB, D, R, G32>(st, ring.k + p.stage_bytes, p.layout, sc, weight, visible, weights);
         } else {
             barrier_wait(ring.there + 8, parity);
             const attend_segment &s = jobs.segments[number & 3];
@@ -204,8 +203,8 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, D, R) * 32 + 3
 #pragma unroll 1
             for (int t = 0; t < 1 << p.slice_log2; t += 16) {
                 if (entry.position + t >= l.any_hi) break;
-                f16_tile<D, R, G32>(st, ring.k + t * 2 * D, ring.v + t * 2 * D, l.lo, l.hi, l.any_lo,
-                                    l.any_hi, entry.position + t);
+                f16_tile<D, R, G32>(st, ring.k + t * 2 * D, ring.k + p.stage_bytes + t * 2 * D, l.lo, l.hi,
+                                    l.any_lo, l.any_hi, entry.position + t);
             }
             next = attend_take(ring);
             attend_ask<R>(ring, next, p, false);

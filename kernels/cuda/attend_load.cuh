@@ -213,9 +213,9 @@ static __device__ __forceinline__ void attend_dispatch(const attend_params &p, c
 
 /* A warp's ring and its place in the queue. */
 typedef struct attend_ring {
-    attend_queue *queue;
-    uint32_t k, v;  /* shared addresses of the slots */
-    uint32_t there; /* of their two barriers */
+    uint32_t queue; /* shared addresses: of the queue, */
+    uint32_t k;     /* of the slot of the K half; that of the V half follows, */
+    uint32_t there; /* and of their two barriers */
     uint32_t taken;
 } attend_ring;
 
@@ -223,15 +223,17 @@ typedef struct attend_ring {
 static __device__ __forceinline__ attend_entry attend_take(attend_ring &ring)
 {
     const uint32_t at = ring.taken % ATTEND_QUEUE;
-    barrier_wait(smem_address(&ring.queue->there[at]), ring.taken / ATTEND_QUEUE & 1);
-    const uint4 raw = load_shared(smem_address(&ring.queue->entries[at]));
+    barrier_wait(ring.queue + (uint32_t)offsetof(attend_queue, there) + 8 * at,
+                 ring.taken / ATTEND_QUEUE & 1);
+    const uint4 raw = load_shared(ring.queue + (uint32_t)sizeof(attend_entry) * at);
     attend_entry e;
     e.from = reinterpret_cast<const uint8_t *>((uint64_t)raw.y << 32 | raw.x);
     e.position = (int32_t)raw.z;
     e.tag = raw.w;
     ring.taken++;
     __syncwarp();
-    if ((threadIdx.x & 31) == 0) *(volatile uint32_t *)&ring.queue->taken = ring.taken;
+    if ((threadIdx.x & 31) == 0)
+        store_shared_word(ring.queue + (uint32_t)offsetof(attend_queue, taken), ring.taken);
     return e;
 }
 
@@ -249,7 +251,7 @@ static __device__ __forceinline__ void attend_ask(const attend_ring &ring, const
     }
     const uint32_t barrier = ring.there + (v_half ? 8 : 0);
     barrier_expect(barrier, bytes);
-    bulk_load(v_half ? ring.v : ring.k, e.from + (v_half ? v_at : 0), bytes, barrier,
+    bulk_load(v_half ? ring.k + p.stage_bytes : ring.k, e.from + (v_half ? v_at : 0), bytes, barrier,
               rows_share_pages(p, R) ? evict_normal_policy() : evict_first_policy());
 }
 

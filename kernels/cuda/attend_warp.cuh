@@ -91,33 +91,51 @@ static __device__ __forceinline__ __half2 word_of(const uint4 &v, int x)
     return half2_of(x == 0 ? v.x : x == 1 ? v.y : x == 2 ? v.z : v.w);
 }
 
-/* Largest |q·s| of a column. */
-template <int D>
-static __device__ __forceinline__ float largest_factor(const uint4 (&q)[D / 32], const uint4 (&s)[D / 32])
+/* Words of a column's factors that one lane makes, in k tiles: with R = 4 the two lanes of a row, of its high
+ * and its low column, make half of them each, both terms, and exchange what is not theirs. */
+static __host__ __device__ constexpr int split_tiles(int dim, int rows)
+{
+    return dim / (rows == 4 ? 64 : 32);
+}
+
+/* First k tile of this lane's. */
+template <int D, int R> static __device__ __forceinline__ uint32_t split_first()
+{
+    return R == 4 && (threadIdx.x & 4) ? D / 64 : 0;
+}
+
+/* Largest |q·s| of a row. */
+template <int D, int R>
+static __device__ __forceinline__ float largest_factor(const uint4 (&q)[split_tiles(D, R)],
+                                                       const uint4 (&s)[split_tiles(D, R)])
 {
     __half2 m2 = half2_splat(0);
 #pragma unroll
-    for (int k = 0; k < D / 32; k++)
+    for (int k = 0; k < split_tiles(D, R); k++)
 #pragma unroll
         for (int x = 0; x < 4; x++) m2 = __hmax2(m2, __habs2(__hmul2(word_of(q[k], x), word_of(s[k], x))));
     float most = fmaxf(__low2float(m2), __high2float(m2));
     most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
-    return fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+    most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+    return R == 4 ? fmaxf(most, __shfl_xor_sync(~0u, most, 4)) : most;
 }
 
-/* The factors of one group of K as bytes: w[0] high (R = 8) or this column's term (R = 4), w[1] low. s: ones
- * where K has no scale a channel. Returns unit / 254. */
+/* The factors of one group of K as bytes: w[0] high (R = 8) or this column's term (R = 4), w[1] low. s: of
+ * this lane's k tiles, ones where K has no scale a channel. Returns unit / 254. */
 template <int D, int R>
-static __device__ __forceinline__ float split_q(uint32_t q_at, uint4 (&s)[D / 32],
+static __device__ __forceinline__ float split_q(uint32_t q_at, uint4 (&s)[split_tiles(D, R)],
                                                 uint32_t (&w)[R == 4 ? 1 : 2][D / 32][2])
 {
-    uint4 q[D / 32];
-    attend_get_q<D>(q_at, q);
-    float most = largest_factor<D>(q, s), more = 1.f / 254;
+    constexpr int TILES = split_tiles(D, R);
+    const uint32_t mine = q_at ^ 16 * split_first<D, R>();
+    uint4 q[TILES];
+#pragma unroll
+    for (int k = 0; k < TILES; k++) q[k] = load_shared(mine ^ (uint32_t)(16 * k));
+    float most = largest_factor<D, R>(q, s), more = 1.f / 254;
     if (__any_sync(~0u, most > 3800.f)) { /* beyond the magic numbers below: a smaller s, all columns alike */
         const __half2 less = half2_splat(0x2400); /* 2^-6 */
 #pragma unroll
-        for (int k = 0; k < D / 32; k++)
+        for (int k = 0; k < TILES; k++)
             s[k] = make_uint4(
                 bits_of(__hmul2(word_of(s[k], 0), less)), bits_of(__hmul2(word_of(s[k], 1), less)),
                 bits_of(__hmul2(word_of(s[k], 2), less)), bits_of(__hmul2(word_of(s[k], 3), less)));
@@ -129,30 +147,32 @@ static __device__ __forceinline__ float split_q(uint32_t q_at, uint4 (&s)[D / 32
     int e = (__float_as_int(most * (1.f / 120)) >> 23) - 126;
     e = max(-16, min(5, e));
     const __half2 high = half2_splat((uint32_t)((25 + e) << 10 | 0x200));
-    const bool is_low = threadIdx.x >> 2 & 1;
-    /* A lane of a high column (R = 4) does the same with 0, 1, 0: its byte stays h. */
-    const __half2 take = half2_splat(R == 4 && !is_low ? 0 : 0xbc00);      /* -1 */
-    const __half2 grow = half2_splat(R == 4 && !is_low ? 0x3c00 : 0x3bf0); /* 254 / 256 */
-    const __half2 low = half2_splat(R == 4 && !is_low ? 0 : (uint32_t)((17 + e) << 10 | 0x200)); /* 6·2^e */
+    const __half2 low = half2_splat((uint32_t)((17 + e) << 10 | 0x200)); /* 6·2^e */
+    const __half2 grow = half2_splat(0x3bf0);                            /* 254 / 256 */
 #pragma unroll
-    for (int k = 0; k < D / 32; k++) {
-        uint32_t h[4], y[4];
+    for (int k = 0; k < TILES; k++) {
+        uint32_t h[4], l[4];
 #pragma unroll
         for (int x = 0; x < 4; x++) {
             const __half2 a = word_of(q[k], x), f = word_of(s[k], x);
             const __half2 t = __hfma2(a, f, high);
-            const __half2 rest = __hfma2(a, f, __hfma2(t, take, high));
+            const __half2 rest = __hfma2(a, f, __hsub2(high, t));
             h[x] = bits_of(t);
-            y[x] = bits_of(__hfma2(rest, grow, low));
+            l[x] = bits_of(__hfma2(rest, grow, low));
         }
-        if (R == 4) {
-            w[0][k][0] = __byte_perm(y[0], y[1], 0x6420);
-            w[0][k][1] = __byte_perm(y[2], y[3], 0x6420);
-        } else {
-            w[0][k][0] = __byte_perm(h[0], h[1], 0x6420);
-            w[0][k][1] = __byte_perm(h[2], h[3], 0x6420);
-            w[R == 4 ? 0 : 1][k][0] = __byte_perm(y[0], y[1], 0x6420);
-            w[R == 4 ? 0 : 1][k][1] = __byte_perm(y[2], y[3], 0x6420);
+#pragma unroll
+        for (int x = 0; x < 2; x++) {
+            const uint32_t hs = __byte_perm(h[2 * x], h[2 * x + 1], 0x6420);
+            const uint32_t ls = __byte_perm(l[2 * x], l[2 * x + 1], 0x6420);
+            if constexpr (R == 4) {
+                const bool is_low = threadIdx.x & 4;
+                const uint32_t other = __shfl_xor_sync(~0u, is_low ? hs : ls, 4);
+                w[0][k][x] = is_low ? other : hs;
+                w[0][k + TILES][x] = is_low ? ls : other;
+            } else {
+                w[0][k][x] = hs;
+                w[1][k][x] = ls;
+            }
         }
     }
     return __int_as_float((127 + e) << 23) * more;
@@ -224,11 +244,13 @@ static __device__ __forceinline__ void k_scores_per_channel(attend_state<D, R, G
     for (int t0 = 0; t0 < 8; t0 += PART) {
         const bool fresh = G32 ? t0 * 16 % 32 == 0 : t0 == 0 || (t0 == 4 && l.k_group == 64);
         if (fresh) {
+            if (G32) __syncwarp(); /* or ptxas makes the next groups' factors early, and spills */
             const uint32_t group = G32 ? t0 / 2 : t0 / 4;
-            uint4 s[D / 32];
+            uint4 s[split_tiles(D, R)];
 #pragma unroll
-            for (int k = 0; k < D / 32; k++)
-                s[k] = load_shared(half + l.k_s + group * 2 * D + 64 * k + 16 * (lane & 3));
+            for (int k = 0; k < split_tiles(D, R); k++)
+                s[k] = load_shared(half + l.k_s + group * 2 * D + 64 * (split_first<D, R>() + k) +
+                                   16 * (lane & 3));
             const float unit = split_q<D, R>(st.q, s, w);
             k_zeros<D, R, G32>(half + l.k_z + group * 2 * D, w, bias);
             unit_of_rows<R>(unit, factor);
@@ -295,9 +317,10 @@ static __device__ __forceinline__ void k_scores_per_token(attend_state<D, R, G32
     const int lane = threadIdx.x & 31, tiles_of_group = l.k_group / 32;
     uint32_t w[R == 4 ? 1 : 2][D / 32][2];
     float factor[NR];
-    uint4 s1[D / 32];
+    uint4 s1[split_tiles(D, R)];
 #pragma unroll
-    for (int k = 0; k < D / 32; k++) s1[k] = make_uint4(0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u);
+    for (int k = 0; k < split_tiles(D, R); k++)
+        s1[k] = make_uint4(0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u);
     const float unit = split_q<D, R>(st.q, s1, w);
     unit_of_rows<R>(unit, factor);
 #pragma unroll
