@@ -81,8 +81,8 @@ static __host__ __device__ constexpr int attend_row_floats(int dim)
 /* Bytes of a kernel's shared memory that it declares itself, or a little more: attend_shared. */
 static __host__ __device__ constexpr int attend_fixed_bytes(int dim, int rows, int max_warps)
 {
-    return max_warps * ((rows == 4 ? 1024 : 2048) + rows * 8 + 240) + 4 * rows * dim +
-           attend_staging_bytes(dim) + 512;
+    return max_warps * ((rows == 4 ? 1024 : 2048) + rows * 8 + 288) + 4 * rows * dim +
+           (rows == 4 ? 2048 : 4096) + attend_staging_bytes(dim) + 1024;
 }
 
 #endif

@@ -114,13 +114,16 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, D, R) * 32 + 3
     attend_jobs<D, R> &jobs = shared.jobs;
 
     if (warp < n_warps) {
-        if (lane < ATTEND_QUEUE) barrier_init(smem_address(&shared.queues[warp].there[lane]), 1);
+        if (lane < ATTEND_QUEUE) {
+            barrier_init(smem_address(&shared.queues[warp].there[lane]), 1);
+            barrier_init(smem_address(&shared.queues[warp].read[lane]), 1);
+        }
         if (lane < 2) barrier_init(smem_address(&shared.there[warp][lane]), 1);
-        if (lane == 0) shared.queues[warp].taken = 0;
     } else if (lane == 0) { /* all lanes arrive */
         barrier_init(smem_address(&jobs.q_there[0]), 32);
         barrier_init(smem_address(&jobs.q_there[1]), 32);
-        barrier_init(smem_address(&jobs.states_there), 32 * n_warps);
+        barrier_init(smem_address(&jobs.states_there[0]), 32 * n_warps);
+        barrier_init(smem_address(&jobs.states_there[1]), 32 * n_warps);
         barrier_init(smem_address(&jobs.states_read), 32 * min(R, n_warps));
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -161,14 +164,14 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, D, R) * 32 + 3
             /* The states of the segment before have been read. */
             if (number > 0) barrier_wait(smem_address(&jobs.states_read), odd ^ 1);
             attend_leave_state<D, R, G32>(st, p, shared.ml[warp], states + warp * R * PITCH);
-            barrier_arrive(smem_address(&jobs.states_there));
+            barrier_arrive(smem_address(&jobs.states_there[odd]));
             /* Rows go round the warps: merging is work that the others do not have. */
             int row = (warp - number * R) % n_warps;
             if (row < 0) row += n_warps;
             if (row < R) {
                 const attend_segment s = jobs.segments[number & 3];
                 const attend_merging merging = jobs.merging[number & 3];
-                barrier_wait(smem_address(&jobs.states_there), odd);
+                barrier_wait(smem_address(&jobs.states_there[odd]), number >> 1 & 1);
 #pragma unroll 1
                 for (; row < R; row += n_warps)
                     attend_merge_row<D, R>(p, merging, spans[s.seq], s, shared.ml[0], states, n_warps, row,
@@ -184,7 +187,9 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, D, R) * 32 + 3
         if ((entry.tag & 3) >= UNIT_QUANT) {
             float sc[8][2 * NR], weight[NR];
             if (p.layout.k_per_channel) k_scores_per_channel<KB, D, R, G32>(st, ring.k, p.layout, sc);
-            else k_scores_per_token<KB, D, R, G32>(st, ring.k, p.layout, sc);
+            else
+                k_scores_per_token<KB, D, R, G32>(
+                    st, ring.k, p.layout, smem_address(jobs.factors[number & 1]), jobs.units[number & 1], sc);
             if (p.layout.k_norm) apply_norm<R>(ring.k + p.layout.k_n, sc);
             next = attend_take(ring);
             attend_ask<R>(ring, next, p, false);

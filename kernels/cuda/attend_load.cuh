@@ -26,8 +26,8 @@ struct alignas(16) attend_entry {
 enum { ATTEND_QUEUE = 8 };
 typedef struct attend_queue {
     attend_entry entries[ATTEND_QUEUE];
-    uint64_t there[ATTEND_QUEUE]; /* barriers: the entry has been written */
-    uint32_t taken;               /* entries that the warp has read */
+    uint64_t there[ATTEND_QUEUE]; /* barriers: the entry has been written, */
+    uint64_t read[ATTEND_QUEUE];  /* and read: it may be written again */
 } attend_queue;
 
 /* What a warp must know to merge a row of a segment. */
@@ -55,12 +55,16 @@ static __device__ __forceinline__ attend_merging attend_plan_merge(const attend_
  * may be read from its q_there on until the next one's states have been left. */
 template <int D, int R> struct alignas(128) attend_jobs {
     __half q[2][R * D]; /* of an even and of an odd segment (attend_q_at) */
+    uint4 factors[2][R == 4 ? 2 : 4]
+                 [32]; /* K per token: q as split_q makes it, for all pages; lane by lane */
+    float units[2][32];
     uint8_t staging[attend_staging_bytes(D)];
     float gains[2][R];
     attend_segment segments[4];
     attend_merging merging[4]; /* how their rows are merged */
     uint64_t q_there[2];       /* barriers: q of an even, of an odd segment has been left; */
-    uint64_t states_there;     /* all warps have left their states; */
+    uint64_t states_there[2];  /* all warps have left their states of an even, of an odd segment: two, because
+                                * the dispatcher may see a segment's only when the next one's are there too; */
     uint64_t states_read;      /* all rows have been merged from them */
 };
 
@@ -183,9 +187,15 @@ static __device__ __forceinline__ void attend_dispatch(const attend_params &p, c
     /* q of segment n may be left when all warps have done with segment n − 2. */
     for (int number = 0; number >= 0 || !__all_sync(~0u, c.finished);) {
         bool busy = false;
-        if (number >= 0 && (number < 2 || barrier_passed(smem_address(&jobs.states_there), number & 1))) {
+        if (number >= 0 && (number < 2 || barrier_passed(smem_address(&jobs.states_there[number & 1]),
+                                                         (number >> 1 & 1) ^ 1))) {
             attend_put_q<D, R>(staging, p, smem_address(jobs.q[number & 1]), jobs.gains[number & 1]);
             const attend_merging merging = attend_plan_merge(p, plan, spans[job.seq], job, R);
+            if (p.layout.k_bits != 16 && !p.layout.k_per_channel) {
+                __syncwarp();
+                attend_put_factors<D, R>(smem_address(jobs.q[number & 1]), jobs.factors[number & 1],
+                                         jobs.units[number & 1]);
+            }
             if (lane == 0) {
                 jobs.segments[number & 3] = job;
                 jobs.merging[number & 3] = merging;
@@ -199,7 +209,9 @@ static __device__ __forceinline__ void attend_dispatch(const attend_params &p, c
             }
             busy = true;
         }
-        if (!c.finished && c.pushed - *(volatile uint32_t *)&queues[lane].taken < ATTEND_QUEUE) {
+        if (!c.finished &&
+            barrier_passed(smem_address(&queues[lane].read[c.pushed % ATTEND_QUEUE]),
+                           (c.pushed / ATTEND_QUEUE & 1) ^ 1)) { /* a fresh barrier has passed 1 */
             if (c.unit < c.segment.end) c.unit += (uint32_t)n_warps;
             attend_seek<R>(c, p, plan, spans, lane, n_warps);
             attend_push(c, queues[lane], p, spans);
@@ -219,21 +231,22 @@ typedef struct attend_ring {
     uint32_t taken;
 } attend_ring;
 
-/* The next entry of the warp's queue. */
+/* The next entry of the warp's queue. Its first lane alone reads there, and knows where the unit lies. */
 static __device__ __forceinline__ attend_entry attend_take(attend_ring &ring)
 {
     const uint32_t at = ring.taken % ATTEND_QUEUE;
+    uint4 raw = make_uint4(0, 0, 0, 0);
     barrier_wait(ring.queue + (uint32_t)offsetof(attend_queue, there) + 8 * at,
                  ring.taken / ATTEND_QUEUE & 1);
-    const uint4 raw = load_shared(ring.queue + (uint32_t)sizeof(attend_entry) * at);
+    if ((threadIdx.x & 31) == 0) {
+        raw = load_shared(ring.queue + (uint32_t)sizeof(attend_entry) * at);
+        barrier_arrive(ring.queue + (uint32_t)offsetof(attend_queue, read) + 8 * at);
+    }
     attend_entry e;
     e.from = reinterpret_cast<const uint8_t *>((uint64_t)raw.y << 32 | raw.x);
-    e.position = (int32_t)raw.z;
-    e.tag = raw.w;
+    e.position = __shfl_sync(~0u, (int32_t)raw.z, 0);
+    e.tag = __shfl_sync(~0u, raw.w, 0);
     ring.taken++;
-    __syncwarp();
-    if ((threadIdx.x & 31) == 0)
-        store_shared_word(ring.queue + (uint32_t)offsetof(attend_queue, taken), ring.taken);
     return e;
 }
 

@@ -194,12 +194,6 @@ static __device__ __forceinline__ void store_shared(uint32_t at, uint4 v)
                  : "memory");
 }
 
-/* Seen by a volatile read of another warp. */
-static __device__ __forceinline__ void store_shared_word(uint32_t at, uint32_t v)
-{
-    asm volatile("st.volatile.shared.u32 [%0], %1;" ::"r"(at), "r"(v) : "memory");
-}
-
 /* ---- arithmetic ---- */
 
 static __device__ __forceinline__ float exp2_fast(float x)

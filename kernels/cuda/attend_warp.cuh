@@ -9,7 +9,7 @@
  * K per channel, x = s·(c + z/16): a_d = q_d·s_d is rounded once to unit·(h + l/254), unit a power of two
  * with |h| ≤ 120, and the *rounded* factor multiplies both c and z:
  *     S = unit/254 · (Σ (254 h + l) c + Σ (254 h + l) z / 16)
- * K per token: the same with s = 1, and s, z enter the score.
+ * K per token: the same with s = 1, once a job (attend_put_factors), and s, z enter the score.
  *
  * V: w_t = p_t·s_t is rounded once to a 16-bit n_t = 256·high + low, p_t = 2^(S_t − max of the page) ≤ 1, in
  * units of 2^(e − 16), 2^e above every s of the page:
@@ -178,6 +178,25 @@ static __device__ __forceinline__ float split_q(uint32_t q_at, uint4 (&s)[split_
     return __int_as_float((127 + e) << 23) * more;
 }
 
+/* K per token: its factors are q alone, the same for all pages. One warp leaves each lane's words and unit. */
+template <int D, int R>
+static __device__ __forceinline__ void attend_put_factors(uint32_t rows, uint4 (*factors)[32], float *units)
+{
+    const int lane = threadIdx.x & 31;
+    uint32_t w[R == 4 ? 1 : 2][D / 32][2];
+    uint4 s[split_tiles(D, R)];
+#pragma unroll
+    for (int k = 0; k < split_tiles(D, R); k++)
+        s[k] = make_uint4(0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u);
+    units[lane] = split_q<D, R>(attend_q_at<D>(rows, (lane >> 2) / (R == 4 ? 2 : 1), lane & 3), s, w);
+#pragma unroll
+    for (int k = 0; k < D / 32; k += 2)
+#pragma unroll
+        for (int x = 0; x < (R == 4 ? 1 : 2); x++)
+            factors[x * (D / 64) + k / 2][lane] = make_uint4(w[x][k][0], w[x][k][1], w[x][k + 1][0],
+                                                             w[x][k + 1][1]);
+}
+
 /* split_q is done per column; scores need the unit of their own rows. */
 template <int R> static __device__ __forceinline__ void unit_of_rows(float unit, float *mine)
 {
@@ -309,19 +328,22 @@ static __device__ __forceinline__ void load_token_order(uint32_t at, uint4 v[2])
 }
 
 template <int KB, int D, int R, bool G32>
-static __device__ __forceinline__ void k_scores_per_token(attend_state<D, R, G32> &st, uint32_t half,
-                                                          const bs_cuda_kv_layout &l,
-                                                          float (&sc)[8][2 * (R == 4 ? 1 : 2)])
+static __device__ __forceinline__ void
+k_scores_per_token(attend_state<D, R, G32> &st, uint32_t half, const bs_cuda_kv_layout &l, uint32_t factors,
+                   const float *units, float (&sc)[8][2 * (R == 4 ? 1 : 2)])
 {
     constexpr int NR = R == 4 ? 1 : 2, F = 8 / KB;
     const int lane = threadIdx.x & 31, tiles_of_group = l.k_group / 32;
     uint32_t w[R == 4 ? 1 : 2][D / 32][2];
     float factor[NR];
-    uint4 s1[split_tiles(D, R)];
 #pragma unroll
-    for (int k = 0; k < split_tiles(D, R); k++)
-        s1[k] = make_uint4(0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u);
-    const float unit = split_q<D, R>(st.q, s1, w);
+    for (int k = 0; k < D / 32; k += 2)
+#pragma unroll
+        for (int x = 0; x < (R == 4 ? 1 : 2); x++) {
+            const uint4 f = load_shared(factors + (uint32_t)((x * (D / 64) + k / 2) * 32 + lane) * 16);
+            w[x][k][0] = f.x, w[x][k][1] = f.y, w[x][k + 1][0] = f.z, w[x][k + 1][1] = f.w;
+        }
+    const float unit = units[lane];
     unit_of_rows<R>(unit, factor);
 #pragma unroll
     for (int x = 0; x < NR; x++) factor[x] *= st.gain[x];

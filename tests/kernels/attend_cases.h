@@ -358,6 +358,8 @@ static void free_case(attend_case *x)
 static const int decode[MAX_SEQS][3] = {{1, 1, 1}, {129, 1, 1}, {0, 2, 1}, {1409, 1, 3}};
 static const int several[MAX_SEQS][3] = {{128, 2, 1}, {127, 3, 2}, {641, 5, 1}, {1000, 1, 2}};
 static const int prefill[MAX_SEQS][3] = {{130, 130, 1}, {700, 17, 1}, {0, 0, 1}, {1280, 64, 2}};
+/* Ranks hold nothing of some sequences: hundreds of jobs in a row without a page. */
+static const int absent[MAX_SEQS][3] = {{0, 200, 1}, {129, 3, 1}, {0, 300, 1}, {900, 1, 1}};
 static const int lone[MAX_SEQS][3] = {{5003, 1, 1}, {0, 0, 1}, {0, 0, 1}, {0, 1, 1}};
 
 #endif

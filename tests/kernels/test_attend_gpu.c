@@ -248,6 +248,7 @@ static void test_cases(void **state)
     run_case(format(2, 2, true, 32, true), 64, 2, 0, decode, false, BS_TYPE_BF16, 5);
     run_case(format(16, 16, false, 0, false), 128, 3, 0, prefill, false, BS_TYPE_F16, 7);
     run_case(format(2, 2, true, 128, false), 128, 4, 0, lone, true, BS_TYPE_F16, -1);
+    run_case(format(2, 2, true, 64, false), 64, 16, 0, absent, false, BS_TYPE_BF16, -1);
 }
 
 /* Errors must not grow with the number of tokens. */
