@@ -247,6 +247,7 @@ static __device__ __forceinline__ attend_entry attend_take(attend_ring &ring)
     e.position = __shfl_sync(~0u, (int32_t)raw.z, 0);
     e.tag = __shfl_sync(~0u, raw.w, 0);
     ring.taken++;
+    __syncwarp(); /* what lanes have read of the slot that is asked for next */
     return e;
 }
 

@@ -192,6 +192,11 @@ static void run_case(bs_kv_format format, int dim, int G, int window, const int 
                      bs_type act, int nan_row)
 {
     attend_case x;
+    if (is_short) { /* which one it was, should a sanitizer be cut off */
+        printf("K %d V %d g%d, D %d, G %d, window %d\n", format.k_bits, format.v_bits, format.group, dim, G,
+               window);
+        fflush(stdout);
+    }
     build(&x, format, dim, G, window, seqs, outliers);
     x.fx.nan_row = nan_row;
     for (int d = 0; d < dim && nan_row >= 0; d++) x.q[nan_row * dim + d] = NAN;
@@ -244,6 +249,15 @@ static void test_cases(void **state)
         run_case(format(16, 16, false, 0, false), i % 2 ? 64 : 128, groups[i], windows[i % 5], shapes[i % 3],
                  i % 2, acts[i % 3], -1);
     }
+    /* More than 8 rows, one group a page. */
+    static const int many_rows[] = {16, 9, 4, 12, 3, 8};
+    for (int i = 0; i < 12; i++) {
+        if (is_short && i % 5 != 0) continue;
+        seed = 500u + (uint32_t)i;
+        run_case(format(i % 2 ? 2 : 4, i % 2 ? 2 : 4, true, 128, false), 128, many_rows[i % 6],
+                 windows[i % 5], shapes[(i + i / 6) % 3], i % 8 == 3, acts[i % 3], -1);
+    }
+    run_case(format(4, 4, true, 128, false), 128, 16, 0, absent, false, BS_TYPE_BF16, -1);
     run_case(format(4, 4, true, 128, false), 128, 3, 0, several, false, BS_TYPE_F32, 7);
     run_case(format(2, 2, true, 32, true), 64, 2, 0, decode, false, BS_TYPE_BF16, 5);
     run_case(format(16, 16, false, 0, false), 128, 3, 0, prefill, false, BS_TYPE_F16, 7);
@@ -260,16 +274,16 @@ static void test_long(void **state)
     seed = 7;
     run_case(format(4, 4, true, 128, false), 128, 1, 0, seqs, false, BS_TYPE_BF16, -1);
     run_case(format(2, 2, true, 128, false), 64, 1, 0, seqs, false, BS_TYPE_BF16, -1);
+    run_case(format(2, 2, true, 128, false), 128, 16, 0, seqs, false, BS_TYPE_BF16, -1);
 }
 
 /* A graph is captured once; lengths grow in device memory; each replay gives the bits of an eager call. */
-static void test_graph(void **state)
+static void check_graph(int G)
 {
-    (void)state;
     static const int seqs[MAX_SEQS][3] = {{1409, 1, 1}, {700, 1, 1}, {129, 1, 1}, {1, 1, 1}};
     attend_case x;
     seed = 5;
-    build(&x, format(4, 4, true, 128, false), 128, 4, 0, seqs, false);
+    build(&x, format(4, 4, true, 128, false), 128, G, 0, seqs, false);
     side s = open_side(&x.fx, &x.tb, x.q, BS_TYPE_BF16);
     float *o = malloc(s.o_bytes), *lse = malloc(s.lse_bytes), *replayed = malloc(s.o_bytes);
     bs_graph *graph;
@@ -307,6 +321,13 @@ static void test_graph(void **state)
     free(replayed);
     close_side(&s);
     free_case(&x);
+}
+
+static void test_graph(void **state)
+{
+    (void)state;
+    check_graph(4);
+    check_graph(16);
 }
 
 static void test_refused(void **state)
