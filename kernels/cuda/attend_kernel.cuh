@@ -13,9 +13,9 @@
  * Numerics factors of codes have 15 and 16 bits, their sums are exact, everything between pages is f32.
  * Limits   q of f32 activations is rounded to fp16 (relative to a row's largest); head size 64 or 128; G and
  *          T any (blocks of 8 rows re-read the pages, and cost their arithmetic again); compute capability 9.0.
- * Measured 2026-11-27, H200 (a read of 4.54 TB/s), those two caches, G = 4, PDL: 263 µs (95.5 % of a read) and
- *          146 µs (91.2 %); what does not shrink with the cache is 7 µs, 10 without PDL. 8 rows at 2 bits: 66 %.
- *          docs/perf/LOG.md, docs/kernels/decode-attention.md.
+ * Measured 2026-11-28, H200 (a read of 4.64 TB/s), those two caches, G = 4, PDL: 257 µs (95.8 % of a read) and
+ *          144 µs (90.3 to 91.3 %); what does not shrink with the cache is 7 µs, 10 without PDL. 8 rows at 2 bits:
+ *          66 %. docs/perf/LOG.md, docs/kernels/decode-attention.md.
  */
 #ifndef BS_CUDA_ATTEND_KERNEL_CUH
 #define BS_CUDA_ATTEND_KERNEL_CUH

@@ -251,11 +251,11 @@ static void test_cases(void **state)
     }
     /* More than 8 rows, one group a page. */
     static const int many_rows[] = {16, 9, 4, 12, 3, 8};
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 7; i++) {
         if (is_short && i % 5 != 0) continue;
         seed = 500u + (uint32_t)i;
         run_case(format(i % 2 ? 2 : 4, i % 2 ? 2 : 4, true, 128, false), 128, many_rows[i % 6],
-                 windows[i % 5], shapes[(i + i / 6) % 3], i % 8 == 3, acts[i % 3], -1);
+                 windows[i % 5], shapes[(i + i / 6) % 3], i == 3, acts[i % 3], -1);
     }
     run_case(format(4, 4, true, 128, false), 128, 16, 0, absent, false, BS_TYPE_BF16, -1);
     run_case(format(4, 4, true, 128, false), 128, 3, 0, several, false, BS_TYPE_F32, 7);
