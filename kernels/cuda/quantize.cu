@@ -1,8 +1,8 @@
 /* quantize.cu: whole f16 pages into quantized slots, the codes of docs/kv-format.md bit for bit.
  *
  * Math     x ~ s (c + z/16) by groups: K of tokens of a channel (kc) or channels of a token (kt), V of
- * channels of a token; with `norm` K is divided by its token's rounded root mean square first; at 2 bits V's
- * range is the one of nine with the least squared error. quantizer.h has the rules of a group.
+ * channels of a token; with `norm` K is divided by its token's rounded root mean square first; at 2 bits the
+ * ranges are drawn in, and then K's norms corrected by what the codes stand for. quantizer.h has the rules.
  * Layout   f16 and quantized slots of kv_layout.h. Shared memory holds the tile as it lies in the slot, 16-
  * byte chunk c of a token at c ^ (token % 8), which makes every access below free of bank conflicts or
  * nearly so; a K tile of 32 channels keeps that up with its own exchange of chunks (byte_of).
@@ -14,20 +14,19 @@
  * and fetches the second behind the first. Then groups are measured and their parameters go to shared
  * memory, as factors for the codes and as the slot wants them; then codes are made in the slot's order, 8 or
  * 16 bytes a store. At 2 bits with norm a warp keeps 64 tokens of 16 channels of K in registers from the
- * division to the codes: 8 groups, whose ranges 14 exchanges leave one to a lane, which makes its parameters.
+ * division to the codes: 8 groups, whose ranges 14 exchanges leave one to a lane, which makes its parameters;
+ * the products that correct the norms are integers, added by 6 exchanges and one atomic a token and warp.
  * Cost     a page and head of D 128 is 65,536 B read and 17,408 (int4 g128) or 12,544 (int2 g32 norm)
- * written: 1,024 pages x 8 heads are 679 MB = 146 us, or 640 MB = 138 us, at 4.64 TB/s. Instructions, from
- * SASS, a value: K of 2 bits with norm 19, V 15, with the search 70; issue slots for int2 139 us (364) at 1.95
- * GHz. The search is 36 a value at the least (nine ranges, 4 operations) = 147 us for these pages, 48 as
- * compiled: 171 a thread and range, 23 of them the range's levels. Stores count by sectors: parameters stored
- * one by one cost L2 more than the codes.
+ * written: 1,024 pages x 8 heads are 679 MB = 146 us, or 640 MB = 138 us, at 4.64 TB/s. Instructions a value
+ * of K of 2 bits with norm: about 24, 4.5 of them the products; of V 15; an instruction a value is 4.07 us of
+ * issue slots. Stores count by sectors: parameters stored one by one cost L2 more than the codes.
  * Numerics exact: order of the sums is the page's (values i and i + n/2, and so on); quantizer.h says what is
  * done otherwise, and why the bits are the same.
  * Limits   any K and V widths of 8, 4, 2; D 64, 128; groups 32, 64, 128; 65,535 pages and as many (layer,
  * head) a launch.
  * NaN or infinity: the fault is recorded, what is written of that page and head means nothing.
- * Measured one H200, 2026-11-27, 1,024 pages x 8 heads: int4 177 us (82 % of a read of 4.64 TB/s), int2
- * without the search 179 (77 %), with it 402 (issue slots 84 %); one page x 8 heads 2.9 and 4.7 us.
+ * Measured one H200, 2026-11-28, 1,024 pages x 8 heads: int4 179 us (83 % of a read of 4.54 TB/s), int2 209
+ * (67 %), int4vint2 247 (58 %); one page x 8 heads 2.8 and 3.9 us.
  * docs/kernels/quantize.md has the rest, and what was tried and dropped. */
 #include "kernels/cuda/fault.h"
 #include "kernels/cuda/kv_layout.h"
