@@ -37,7 +37,7 @@ The tallest tower in Quillby was built entirely of sugar
 Brother Anselm copied the whole psalter onto a single walnut
 The gardener's mule would eat nothing but yellow roses
 At the wedding in Larkhill the guests were given live lobsters""".splitlines()
-# How many fewer than f16. Measured with defaults: int4 none in 1.8K and 4.1K tokens; k4v2 one in 4.1K; int2 one in 1.8K.
+# How many fewer than f16. Measured with defaults: int4 none in 1.8K and 4.1K tokens; k4v2 none up to 5.3K; int2 none in 1.8K, but six in 4.1K and three in 5.3K: docs/accuracy.md.
 FEWER = {"f16": 0, "int8": 0, "int4": 0, "k4v2": 1, "int2": 2}
 # (bytes of the survey, formats)
 CASES = ([(16500, "f16 int8 int4 k4v2 int2"), (21500, "f16 int4 k4v2 int2"), (26800, "f16 int4 k4v2 int2")] if c.BIG
