@@ -272,6 +272,7 @@ static __device__ void load_normed(const job &j, const float *from, float *to, c
 template <int T, bool BF16>
 static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_constant__ job j)
 {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900 /* bs_cuda_dense_chain_fits says no elsewhere */
     extern __shared__ __align__(128) uint8_t shared[];
     __shared__ __align__(8) uint64_t barriers[WARPS * MAX_SLOTS];
     const int warp = threadIdx.x / WARP, n_warps = (int)gridDim.x * WARPS;
@@ -318,6 +319,7 @@ static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_c
         if (number + 1 < j.n_phases || j.n_phases < PHASES) wait_for_grid(j.args.counter);
     }
     if (j.n_phases < PHASES) load_normed(j, j.args.x_other, j.args.x, j.args.next_gain, shared, j.args.out);
+#endif
 }
 
 /* ---- launching ------------------------------------------------------------------------------------------- */
