@@ -35,7 +35,8 @@ static void print_values(const bs_option *option, const bs_command *command, FIL
         for (const char *c = option->choices; *c; c++) fputc(*c == '|' ? ' ' : *c, out);
         fputs("' ;;\n", out);
     } else {
-        fprintf(out, "%s ;;\n", strstr(option->value, "FILE") ? "path" : "other");
+        const bool path = strstr(option->value, "FILE") || strcmp(option->value, "MODEL") == 0;
+        fprintf(out, "%s ;;\n", path ? "path" : "other");
     }
 }
 

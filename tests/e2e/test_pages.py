@@ -66,7 +66,7 @@ def test_bash():
             spelled = [[f"--{name}", ""], [f"--{name}", "="]] + ([[f"-{letter}", ""]] if letter else [])
             files = {"model one.gguf", "model2.gguf"}
             for words in spelled:
-                wanted = None if not value else set(choices) if choices else files if "FILE" in value else set()
+                wanted = None if not value else set(choices) if choices else files if "FILE" in value or value == "MODEL" else set()
                 if wanted is not None:
                     c.check(offered(command, *words) == wanted, f"{command} {' '.join(words)}: {offered(command, *words)}")
     c.check(offered("generate", "--model", "=", "model2") == {"model2.gguf"} and offered("generate", "--merge", "all") == {"allreduce", "allgather"},
