@@ -16,7 +16,7 @@ bool bs_engine_has_chain(const bs_engine *e)
 
 bool bs_engine_chain_gives_qkv(const bs_engine *e, int layer)
 {
-    return layer < e->desc->n_layers && !bs_weights_layer(e->weights, layer)->q_norm;
+    return layer < e->desc->n_layers && bs_weights_layer(e->weights, layer)->qkv.n_rows > 0;
 }
 
 bs_status bs_engine_run_chain(bs_engine *e, int layer)

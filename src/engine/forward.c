@@ -91,7 +91,7 @@ static heads find_heads(const bs_engine *e, const bs_layer_weights *w)
     const int64_t n_q = (int64_t)l->n_heads * l->head_dim, n_kv = (int64_t)l->n_kv_heads * l->head_dim;
     const int64_t act_bytes = bs_type_block_bytes(l->act);
     char *q = bs_engine_act(e, l->act_at.q);
-    if (w->qkv.n_rows > 0 && !w->q_norm)
+    if (w->qkv.n_rows > 0)
         return (heads){true,          q, q + n_q * act_bytes, q + (n_q + n_kv) * act_bytes, n_q + 2 * n_kv,
                        n_q + 2 * n_kv};
     return (heads){false, q, bs_engine_act(e, l->act_at.k), bs_engine_act(e, l->act_at.v), n_q, n_kv};

@@ -95,7 +95,8 @@ typedef struct bs_layer_weights {
     bs_weight o;                           /* [hidden, o_cols.n] */
     bs_weight gate, up;                    /* [ffn.n, hidden] */
     bs_weight down;                        /* [hidden, ffn.n] */
-    /* On a GPU: q, k and v as one matrix, their biases following each other too, and gate and up; else no rows. */
+    /* Where matrices have memory of their own: q, k and v as one, their biases following each other too, where no norm
+     * stands between; and gate and up. Else no rows. */
     bs_weight qkv, gate_up;
 } bs_layer_weights;
 

@@ -215,6 +215,13 @@ static bs_weight join(const bs_weight *first, int64_t n_rows)
     return all;
 }
 
+/* Whether one product may stand for three: no norm of heads comes between, and there is one bias for all or none. */
+static bool can_join_qkv(const bs_model_layer *layer)
+{
+    const bool none = !layer->q_bias && !layer->k_bias && !layer->v_bias;
+    return !layer->q_norm && !layer->k_norm && (none || (layer->q_bias && layer->k_bias && layer->v_bias));
+}
+
 /* Views into memory at `base` for the host's views, which go to `items`, in the order of the file's tables. */
 static void make_placed_views(const bs_model *model, const bs_shard *shard, bs_type type, char *base,
                               bs_weights *weights, bs_upload_item *items)
@@ -229,7 +236,7 @@ static void make_placed_views(const bs_model *model, const bs_shard *shard, bs_t
             at = next_group(at);
             for (int i = 0; i < 3 && groups[g][i]; i++) put(&items[n++], groups[g][i], type, base, &at);
         }
-        w->qkv = join(&w->q, w->q.n_rows + w->k.n_rows + w->v.n_rows);
+        if (can_join_qkv(&model->layers[l])) w->qkv = join(&w->q, w->q.n_rows + w->k.n_rows + w->v.n_rows);
         w->gate_up = join(&w->gate, w->gate.n_rows + w->up.n_rows);
     }
     at = next_group(at);

@@ -93,6 +93,33 @@ static void every_rank_draws_its_part_of_the_whole(void **state)
     }
 }
 
+/* One product stands for three only with one bias for all or none, and without a norm of heads behind it. */
+static void joins_respect_biases_and_norms(void **state)
+{
+    bs_model *plain = open_model("random:tiny-d64"), *biased = open_model("random:tiny-qwen2"),
+             *normed = open_model("random:tiny-qwen3");
+    bs_shard s;
+    biased->layers[1].q_bias = biased->layers[1].k_bias = NULL; /* only v has one, as a file may say */
+    bs_weights *w = place(plain, 1, 1, 0, BS_MERGE_ALLREDUCE, &s),
+               *b = place(biased, 1, 1, 0, BS_MERGE_ALLREDUCE, &s),
+               *n = place(normed, 1, 1, 0, BS_MERGE_ALLREDUCE, &s);
+    const bs_layer_weights *l = bs_weights_layer(b, 0);
+    assert_true(bs_weights_layer(w, 0)->qkv.n_rows > 0 && bs_weights_layer(w, 0)->gate_up.n_rows > 0);
+    assert_int_equal(l->qkv.n_rows, l->q.n_rows + l->k.n_rows + l->v.n_rows);
+    assert_ptr_equal(l->qkv.data, l->q.data);
+    assert_ptr_equal(l->k_bias, l->q_bias + l->q.n_rows); /* their biases follow each other */
+    assert_ptr_equal(l->v_bias, l->k_bias + l->k.n_rows);
+    assert_int_equal(bs_weights_layer(b, 1)->qkv.n_rows, 0);
+    assert_non_null(bs_weights_layer(b, 1)->v_bias);
+    assert_int_equal(bs_weights_layer(n, 0)->qkv.n_rows, 0);
+    bs_weights_free(n);
+    bs_weights_free(b);
+    bs_weights_free(w);
+    bs_model_close(normed);
+    bs_model_close(biased);
+    bs_model_close(plain);
+}
+
 /* Deviations are what was planned, and neither two matrices nor two seeds are alike. */
 static void numbers_are_of_their_size(void **state)
 {
@@ -170,7 +197,8 @@ static void bad_names_are_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_rank_draws_its_part_of_the_whole), cmocka_unit_test(numbers_are_of_their_size),
+        cmocka_unit_test(every_rank_draws_its_part_of_the_whole),
+        cmocka_unit_test(joins_respect_biases_and_norms), cmocka_unit_test(numbers_are_of_their_size),
         cmocka_unit_test(all_shapes_open), cmocka_unit_test(bad_names_are_refused)};
     if (bs_device_open(&(bs_device_config){.n_threads = 1}, &device) != BS_STATUS_OK) return 1;
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
