@@ -268,9 +268,7 @@ bs_status bs_quantize_row(bs_type type, const float *in, void *blocks, int64_t n
         case BS_TYPE_F32: memcpy(b, in, 4); break;
         case BS_TYPE_F16: put_half(b, *in); break;
         case BS_TYPE_BF16: {
-            uint32_t u = bs_f32_bits(*in);
-            bs_bf16 h = (bs_bf16)((u + 0x7fffu + (u >> 16 & 1)) >>
-                                  16); /* nearest, ties to even; inputs are finite */
+            bs_bf16 h = bs_f32_to_bf16(*in);
             memcpy(b, &h, sizeof h);
             break;
         }

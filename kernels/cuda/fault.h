@@ -1,5 +1,5 @@
 /* fault.h: how kernels say that K, V or a logit is NaN or infinity: one thread of all launches since the
- * last bs_stream_check wins the claim and writes the record; backend.cu reads it after the next sync. The
+ * last bs_stream_fault wins the claim and writes the record, which backend.cu reads then. The
  * record is pinned host memory, so that a step without a fault, every step, costs no copy. */
 #ifndef BS_CUDA_FAULT_H
 #define BS_CUDA_FAULT_H

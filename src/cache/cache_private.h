@@ -119,6 +119,8 @@ size_t bs_cache_layout_tables(const bs_cache_config *config, const bs_cache_memo
                               size_t table_at[BS_TABLE_COUNT + 1]);
 /* Points cache->tables at the device buffer. */
 void bs_cache_bind_tables(bs_cache *cache);
+/* The first n entries of a table from the staging to the device. */
+bs_status bs_cache_send_table(bs_cache *cache, bs_stream *stream, bs_cache_table table, size_t n);
 /* Fills the staging from the sequences' lists and sends it, then clears the slots taken by this step. */
 bs_status bs_cache_send_tables(bs_cache *cache, bs_stream *stream);
 

@@ -45,14 +45,10 @@ static bs_status quantize(bs_cache *cache, bs_stream *stream, bs_cache_seq *s, i
         s->slots[first + i] = (uint32_t)to[i];
     }
     s->quant_end = new_end;
-    size_t bytes = (size_t)n * sizeof *from;
-    uint32_t *device_from = bs_buffer_at(cache->table_buffer,
-                                         cache->table_at[BS_TABLE_QUANTIZE_FROM] * sizeof *from);
-    uint32_t *device_to = bs_buffer_at(cache->table_buffer,
-                                       cache->table_at[BS_TABLE_QUANTIZE_TO] * sizeof *to);
-    BS_TRY(bs_copy_to_device(stream, device_from, from, bytes));
-    BS_TRY(bs_copy_to_device(stream, device_to, to, bytes));
-    BS_TRY(bs_op_quantize(stream, &(bs_quantize_args){&cache->pools, n, device_from, device_to}));
+    BS_TRY(bs_cache_send_table(cache, stream, BS_TABLE_QUANTIZE_FROM, (size_t)n));
+    BS_TRY(bs_cache_send_table(cache, stream, BS_TABLE_QUANTIZE_TO, (size_t)n));
+    BS_TRY(bs_op_quantize(stream, &(bs_quantize_args){&cache->pools, n, cache->tables.quantize_from,
+                                                      cache->tables.quantize_to}));
     for (int i = 0; i < n; i++) bs_slot_pool_release(&cache->f16_slots, (uint32_t)from[i]);
     return bs_stream_sync(stream);
 }

@@ -146,7 +146,7 @@ static void fill_unused(bs_cache *cache)
 
 /* ---- sending ----------------------------------------------------------------------------------------- */
 
-static bs_status send(bs_cache *cache, bs_stream *stream, bs_cache_table table, size_t n)
+bs_status bs_cache_send_table(bs_cache *cache, bs_stream *stream, bs_cache_table table, size_t n)
 {
     if (n == 0) return BS_STATUS_OK;
     return bs_copy_to_device(stream, device_table(cache, table), bs_cache_staging(cache, table),
@@ -157,7 +157,7 @@ static bs_status clear(bs_cache *cache, bs_stream *stream, bool quantized, int n
 {
     bs_cache_table table = quantized ? BS_TABLE_CLEAR_QUANT : BS_TABLE_CLEAR_F16;
     if (n == 0) return BS_STATUS_OK;
-    BS_TRY(send(cache, stream, table, (size_t)n));
+    BS_TRY(bs_cache_send_table(cache, stream, table, (size_t)n));
     return bs_op_clear_slots(stream, &(bs_clear_slots_args){.pools = &cache->pools,
                                                             .quantized = quantized,
                                                             .n = n,
@@ -174,11 +174,11 @@ bs_status bs_cache_send_tables(bs_cache *cache, bs_stream *stream)
     fill_unused(cache);
     size_t n_pages = (size_t)bs_cache_staging(cache, BS_TABLE_PAGE_START)[cache->n_step_seqs];
     size_t n_quantize = (size_t)cache->tables.n_quantize;
-    BS_TRY(send(cache, stream, BS_TABLE_Q_START, cache->table_at[BS_TABLE_PAGE_SLOT]));
-    BS_TRY(send(cache, stream, BS_TABLE_PAGE_SLOT, n_pages));
-    BS_TRY(send(cache, stream, BS_TABLE_PAGE_INDEX, n_pages));
-    BS_TRY(send(cache, stream, BS_TABLE_QUANTIZE_FROM, n_quantize));
-    BS_TRY(send(cache, stream, BS_TABLE_QUANTIZE_TO, n_quantize));
+    BS_TRY(bs_cache_send_table(cache, stream, BS_TABLE_Q_START, cache->table_at[BS_TABLE_PAGE_SLOT]));
+    BS_TRY(bs_cache_send_table(cache, stream, BS_TABLE_PAGE_SLOT, n_pages));
+    BS_TRY(bs_cache_send_table(cache, stream, BS_TABLE_PAGE_INDEX, n_pages));
+    BS_TRY(bs_cache_send_table(cache, stream, BS_TABLE_QUANTIZE_FROM, n_quantize));
+    BS_TRY(bs_cache_send_table(cache, stream, BS_TABLE_QUANTIZE_TO, n_quantize));
     BS_TRY(clear(cache, stream, false, cache->n_clear_f16));
     return clear(cache, stream, true, cache->n_clear_quant);
 }

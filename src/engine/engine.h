@@ -18,8 +18,7 @@ typedef struct bs_engine bs_engine;
 typedef struct bs_engine_config {
     bs_kv_format kv;
     bs_merge_method merge;
-    bs_type
-        act; /* of activations, and of matrices, on a GPU: F16 or BF16; F32: as the model's weights suggest */
+    bs_type act; /* of activations and matrices on a GPU: F16 or BF16; F32: as the model's weights suggest */
     int stripe_pages;     /* 8 */
     int chunk_tokens;     /* C: 2048 */
     int max_seqs;         /* sequences at once */
@@ -35,8 +34,8 @@ typedef struct bs_engine_memory {
     uint64_t weight_bytes; /* mapped from the file, or placed on the GPU */
     bs_cache_memory cache;
     uint64_t activation_bytes, workspace_bytes, logits_bytes, plan_bytes;
-    uint64_t
-        device_bytes; /* of all this, what is taken from the device; the rest is the host's or a mapped file's */
+    /* Of all this, what is taken from the device; the rest is the host's or a mapped file's. */
+    uint64_t device_bytes;
 } bs_engine_memory;
 /* Local, pure. BS_STATUS_RANGE names the option's field. */
 bs_status bs_engine_plan_memory(const bs_model *model, const bs_device *device, const bs_grid *grid,
@@ -48,7 +47,8 @@ bs_status bs_engine_check_memory(const bs_model *model, const bs_device *device,
                                  const bs_engine_config *config);
 
 /* Places the weights and takes all memory, which is checked first (bs_engine_check_memory). Collective over all ranks
- * (they agree on success). The model, device and comm (with its grid set) must outlive the engine. `progress` as in bs_weights_place. */
+ * (they agree on success). The model, device and comm (with its grid set) must outlive the engine. `progress` as in
+ * bs_weights_place. */
 bs_status bs_engine_open(const bs_model *model, bs_device *device, bs_comm *comm,
                          const bs_engine_config *config,
                          void (*progress)(void *context, uint64_t done, uint64_t total), void *context,

@@ -183,8 +183,8 @@ bs_status bs_engine_forward(bs_engine *engine);
 /* logits.c: everything behind the final norm. Collective; what is drawn stays on the device. */
 bs_status bs_engine_gather_logits(bs_engine *engine);
 bs_status bs_engine_sample(bs_engine *engine);
-/* graph.c: how many rows a step of n sequences that each take one token and draw one is run with (n itself where
- * steps are not graphs), and such a step as one graph, once its shape has run before. Collective. */
+/* graph.c: how many rows a step of n sequences that each take one token and draw one is run with where steps are graphs;
+ * and such a step, as graphs once its shape has run before. Collective. */
 int bs_engine_padded_rows(const bs_engine *engine, int n);
 bs_status bs_engine_run_decode(bs_engine *engine);
 void bs_engine_free_graphs(bs_engine *engine);

@@ -169,14 +169,14 @@ static bs_status attend(bs_engine *e, int layer)
 }
 
 /* Joins the sequence shards' states; attended = O in the model's own basis, as activations. */
-static bs_status merge(bs_engine *e)
+static bs_status merge(bs_engine *e, bool chained)
 {
     const bs_engine_layout *l = &e->layout;
     int n_rows = e->n_tokens * l->n_heads;
     float *o = bs_engine_act(e, l->act_at.o), *lse = bs_engine_act(e, l->act_at.lse);
     BS_TRY(bs_merge_states(e->comm, e->stream, e->config.merge, o, lse, n_rows, l->head_dim,
                            e->workspace ? bs_buffer_at(e->workspace, 0) : NULL, l->work.shared));
-    if (bs_engine_has_chain(e) && !e->config.kv.hadamard) return BS_STATUS_OK; /* it takes O as it is */
+    if (chained && !e->config.kv.hadamard) return BS_STATUS_OK; /* it takes O as it is */
     bs_unrotate_args args = {.hadamard = e->config.kv.hadamard,
                              .n_rows = n_rows,
                              .dim = l->head_dim,
@@ -196,14 +196,14 @@ static bs_status begin_layer(bs_engine *e, int layer, bool chained)
     return project_qkv(e, w);
 }
 
-static bs_status run_attention(bs_engine *e, int layer)
+static bs_status run_attention(bs_engine *e, int layer, bool chained)
 {
     bs_engine_enter(e, layer, BS_PHASE_APPEND);
     BS_TRY(append(e, layer));
     bs_engine_enter(e, layer, BS_PHASE_ATTEND);
     BS_TRY(attend(e, layer));
     bs_engine_enter(e, layer, BS_PHASE_MERGE);
-    return merge(e);
+    return merge(e, chained);
 }
 
 static bs_status project_attended(bs_engine *e, int layer)
@@ -299,7 +299,7 @@ bs_status bs_engine_forward(bs_engine *e)
     BS_TRY(embed(e));
     for (int layer = 0; layer < e->desc->n_layers; layer++) {
         BS_TRY(begin_layer(e, layer, chained));
-        BS_TRY(run_attention(e, layer));
+        BS_TRY(run_attention(e, layer, chained));
         if (chained) {
             bs_engine_enter(e, layer, BS_PHASE_O_PROJ);
             BS_TRY(bs_engine_run_chain(e, layer));

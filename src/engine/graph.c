@@ -14,16 +14,10 @@
 
 #include <stdlib.h>
 
-static bool has_graphs(const bs_engine *e)
-{
-    return e->is_async;
-}
-
 /* 1 2 3 4 6 8 12 16 24 32 …: at most half more than there are. */
 int bs_engine_padded_rows(const bs_engine *e, int n)
 {
     int size = 1;
-    if (!has_graphs(e)) return n;
     while (size < n) size = size < 2 || (size & (size - 1)) == 0 ? size + (size + 1) / 2 : size / 3 * 4;
     return (int)bs_min_i64(size, e->config.max_seqs);
 }
@@ -112,7 +106,7 @@ static bs_status record(bs_engine *e, bs_engine_graph *g)
 
 bs_status bs_engine_run_decode(bs_engine *e)
 {
-    bs_engine_graph *g = has_graphs(e) && !e->mark ? find_graph(e) : NULL;
+    bs_engine_graph *g = e->is_async && !e->mark ? find_graph(e) : NULL;
     if (!g || g->n_runs++ == 0) return bs_engine_run_ops(e);
     if (!g->is_recorded) BS_TRY(record(e, g));
     for (int i = 0; i < g->n_calls; i++) {

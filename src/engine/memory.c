@@ -62,14 +62,14 @@ static void lay_out_activations(bs_engine_layout *l, const bs_model_desc *desc)
     l->act_at.x = carve(&end, hidden * sizeof(float));
     l->act_at.sum = carve(&end, hidden * sizeof(float));
     l->act_at.normed = carve(&end, hidden * act);
-    l->act_at.q = carve(&end,
-                        heads * act); /* q, k and v follow each other: one matrix where theirs are one */
+    /* q, k and v follow each other, and gate and up: rows of one product where their matrices are one. */
+    l->act_at.q = carve(&end, heads * act);
     l->act_at.k = carve(&end, kv * act);
     l->act_at.v = carve(&end, kv * act);
     l->act_at.o = carve(&end, heads * sizeof(float));
     l->act_at.lse = carve(&end, t * (uint64_t)l->n_heads * sizeof(float));
     l->act_at.attended = l->act == BS_TYPE_F32 ? l->act_at.o : carve(&end, heads * act);
-    l->act_at.gate = carve(&end, ffn * act); /* gate and up likewise */
+    l->act_at.gate = carve(&end, ffn * act);
     l->act_at.up = carve(&end, ffn * act);
     l->act_at.cos_sin = carve(&end, t * (uint64_t)desc->n_rot * sizeof(float));
     bool chain = l->act != BS_TYPE_F32; /* on a GPU */
@@ -82,8 +82,7 @@ static void lay_out_workspace(bs_engine_layout *l, const bs_device *device, cons
                               const bs_engine_config *config, const bs_cache_memory *cache)
 {
     int64_t heads = (int64_t)l->n_heads * l->head_dim, rows = bs_max_i64(l->logit_rows, l->max_seqs);
-    const bool joined = bs_device_get_info(device)->kind !=
-                        BS_DEVICE_CPU; /* q, k, v and gate, up are one matrix each */
+    const bool joined = bs_device_get_info(device)->kind != BS_DEVICE_CPU; /* as there (activations) */
     int64_t ffn = l->shard.ffn.n, kv = (int64_t)l->n_kv_heads * l->head_dim;
     size_t sizes[] = {
         /* q; k and v are smaller */

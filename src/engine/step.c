@@ -233,8 +233,7 @@ static bs_status queue_step(bs_engine *e, const bs_plan *plan)
     flight->n_rows = e->n_rows;
     flight->n_all_rows = e->n_all_rows;
     const bool decode = is_decode(e, plan);
-    const int padded = decode ? bs_engine_padded_rows(e, e->n_rows) : e->n_rows;
-    if (decode && e->is_async) pad_rows(e, padded);
+    if (decode && e->is_async) pad_rows(e, bs_engine_padded_rows(e, e->n_rows));
     BS_TRY(bs_copy_to_device(e->stream, bs_engine_input(e, 0), flight->staging, l->input_at.bytes));
     BS_TRY(bs_op_feed_tokens(e->stream, bs_engine_input(e, l->input_at.tokens), plan->n_tokens,
                              last_token(e, 0)));

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 SRC = os.path.abspath(os.environ.get("top_srcdir", os.path.join(os.path.dirname(__file__), "../..")))
 BUILD = os.path.abspath(os.environ.get("top_builddir", "."))
@@ -60,6 +61,17 @@ def run(ranks, command, timeout=600, env=None, stdin=subprocess.DEVNULL, launche
     line = ([] if ranks == 0 else ["sh", launcher or LAUNCH, str(ranks)]) + [str(word) for word in command]
     return subprocess.run(line, stdin=stdin, capture_output=True, text=True, timeout=timeout,
                           env={**os.environ, **(env or {})})
+
+
+def wait_for_end(process, limit):
+    """Seconds until a job that was harmed is gone, and its standard error; it is killed 20 s behind the limit."""
+    began = time.monotonic()
+    try:
+        _, err = process.communicate(timeout=limit + 20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, err = process.communicate()
+    return time.monotonic() - began, err.decode(errors="replace")
 
 
 def tolerance(name):

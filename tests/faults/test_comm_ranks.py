@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "e2e"))
 import common as c
@@ -19,14 +18,7 @@ def harm(launcher, ranks, device, transport, how, limit):
     process = subprocess.Popen(["sh", launcher, str(ranks), PROGRAM, device, transport, how],
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     begun = any(line.strip() == b"now" for line in iter(process.stdout.readline, b""))  # NCCL_DEBUG's come before
-    began = time.monotonic()
-    try:
-        _, err = process.communicate(timeout=limit + 20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        _, err = process.communicate()
-    took = time.monotonic() - began
-    err = err.decode(errors="replace")
+    took, err = c.wait_for_end(process, limit)
     c.check(begun, f"{name}: steps run" + ("" if begun else ": " + err[-500:]))
     c.check(took <= limit, f"{name}: the job ends in {took:.1f} s, at most {limit}")
     c.check(process.returncode != 0, f"{name}: exit code {process.returncode}")

@@ -54,15 +54,8 @@ def hurt(model, which, how, limit):
         process.kill()
         return "", pids
     time.sleep(0.5)
-    began = time.monotonic()
     os.kill(pids[which], how)
-    try:
-        _, err = process.communicate(timeout=limit + 20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        _, err = process.communicate()
-    took = time.monotonic() - began
-    err = err.decode(errors="replace")
+    took, err = c.wait_for_end(process, limit)
     name = signal.Signals(how).name
     c.check(took <= limit, f"{name} to rank {which}: the job ends in {took:.1f} s, at most {limit}")
     c.check(process.returncode != 0, f"{name}: exit code {process.returncode}")

@@ -39,17 +39,10 @@ static inline size_t dense_size(bs_type type)
     return type == BS_TYPE_F32 ? 4 : 2;
 }
 
-static inline uint16_t dense_to_bf16(float x)
-{
-    const uint32_t u = bs_f32_bits(x);
-    if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
-    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
 static inline void dense_store(void *to, size_t i, bs_type type, float x)
 {
     if (type == BS_TYPE_F32) ((float *)to)[i] = x;
-    else ((uint16_t *)to)[i] = type == BS_TYPE_F16 ? kv_to_f16(x) : dense_to_bf16(x);
+    else ((uint16_t *)to)[i] = type == BS_TYPE_F16 ? kv_to_f16(x) : bs_f32_to_bf16(x);
 }
 
 static inline float dense_load(const void *from, size_t i, bs_type type)
