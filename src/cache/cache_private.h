@@ -119,6 +119,9 @@ size_t bs_cache_layout_tables(const bs_cache_config *config, const bs_cache_memo
                               size_t table_at[BS_TABLE_COUNT + 1]);
 /* Points cache->tables at the device buffer. */
 void bs_cache_bind_tables(bs_cache *cache);
+/* Moves this shard's pages of quant_end … new_end − 1 to quantized slots, and notes in the staging what is to be quantized
+ * from where to where, and which slots are to be cleared (step.c). They are complete and nobody else's. */
+void bs_cache_quantize_pages(bs_cache *cache, bs_cache_seq *s, int64_t new_end);
 /* The first n entries of a table from the staging to the device. */
 bs_status bs_cache_send_table(bs_cache *cache, bs_stream *stream, bs_cache_table table, size_t n);
 /* Fills the staging from the sequences' lists and sends it, then clears the slots taken by this step. */

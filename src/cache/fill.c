@@ -31,20 +31,13 @@ static bs_status draw_pages(bs_cache *cache, bs_stream *stream, bs_cache_seq *s,
     return BS_STATUS_OK;
 }
 
-/* Quantizes up to new_end, and waits: the lists in staging are used again. */
+/* Quantizes up to new_end, and waits: the lists in staging are used again. No slot is cleared: all are overwritten whole. */
 static bs_status quantize(bs_cache *cache, bs_stream *stream, bs_cache_seq *s, int64_t new_end)
 {
-    int32_t *from = bs_cache_staging(cache, BS_TABLE_QUANTIZE_FROM);
-    int32_t *to = bs_cache_staging(cache, BS_TABLE_QUANTIZE_TO);
-    int64_t first = bs_page_deal_count(&s->deal, s->quant_end), end = bs_page_deal_count(&s->deal, new_end);
-    int n = (int)(end - first);
-    for (int i = 0; i < n; i++) {
-        bool dirty; /* overwritten whole */
-        from[i] = (int32_t)s->slots[first + i];
-        to[i] = (int32_t)bs_slot_pool_take(&cache->quant_slots, &dirty);
-        s->slots[first + i] = (uint32_t)to[i];
-    }
-    s->quant_end = new_end;
+    const int32_t *from = bs_cache_staging(cache, BS_TABLE_QUANTIZE_FROM);
+    cache->tables.n_quantize = cache->n_clear_quant = 0;
+    bs_cache_quantize_pages(cache, s, new_end);
+    const int n = cache->tables.n_quantize;
     BS_TRY(bs_cache_send_table(cache, stream, BS_TABLE_QUANTIZE_FROM, (size_t)n));
     BS_TRY(bs_cache_send_table(cache, stream, BS_TABLE_QUANTIZE_TO, (size_t)n));
     BS_TRY(bs_op_quantize(stream, &(bs_quantize_args){&cache->pools, n, cache->tables.quantize_from,

@@ -70,9 +70,7 @@ static bs_status check_step(bs_cache *cache, const bs_cache_step_seq *seqs, int 
 
 /* ---- changes ----------------------------------------------------------------------------------------- */
 
-/* Moves this shard's pages of quant_end … new_end − 1 to quantized slots. They are complete and nobody
- * else's. */
-static void quantize_pages(bs_cache *cache, bs_cache_seq *s, int64_t new_end)
+void bs_cache_quantize_pages(bs_cache *cache, bs_cache_seq *s, int64_t new_end)
 {
     int32_t *from = bs_cache_staging(cache, BS_TABLE_QUANTIZE_FROM);
     int32_t *to = bs_cache_staging(cache, BS_TABLE_QUANTIZE_TO);
@@ -114,7 +112,8 @@ static void begin_seq(bs_cache *cache, const bs_cache_step_seq *t)
     s->in_prompt = s->prefilling = t->prefill;
     s->end = t->pos0 + t->n_tokens;
     int64_t new_end = base / BS_PAGE_TOKENS - cache->n_recent;
-    if (!bs_cache_is_f16(&cache->config) && new_end > s->quant_end) quantize_pages(cache, s, new_end);
+    if (!bs_cache_is_f16(&cache->config) && new_end > s->quant_end)
+        bs_cache_quantize_pages(cache, s, new_end);
     add_pages(cache, s);
 }
 
