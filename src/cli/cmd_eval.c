@@ -167,6 +167,7 @@ static bs_status open_engines(bs_eval *e)
         bs_eval_format *f = &e->formats[i];
         bs_engine_config config = e->config;
         config.kv = f->kv;
+        config.weights_of = i > 0 ? e->formats[0].engine : NULL;
         BS_TRY(bs_engine_open(e->model, e->device, e->comm, &config, i == 0 ? on_load : NULL, e, &f->engine));
         BS_TRY(bs_comm_agree(e->comm, bs_forced_open(f->engine, &f->forced)));
     }

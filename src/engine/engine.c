@@ -7,6 +7,7 @@
 #include "src/engine/engine_private.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static bs_status take_device_memory(bs_engine *e)
 {
@@ -70,8 +71,15 @@ static bs_status open_local(bs_engine *e, void (*progress)(void *context, uint64
     for (int i = 0; i < 2; i++) BS_TRY(open_flight(e, &e->flights[i]));
     BS_TRY(bs_cache_open(e->device, e->stream, &e->layout.cache, &e->cache));
     BS_TRY(take_device_memory(e));
-    return bs_weights_place(e->model, e->device, &e->layout.shard, e->layout.act, progress, context,
-                            &e->weights);
+    const bs_engine *other = e->config.weights_of;
+    if (!other)
+        return bs_weights_place(e->model, e->device, &e->layout.shard, e->layout.act, progress, context,
+                                &e->weights);
+    if (other->model != e->model || other->device != e->device || other->layout.act != e->layout.act ||
+        memcmp(&other->layout.shard, &e->layout.shard, sizeof e->layout.shard) != 0)
+        return bs_fail(BS_STATUS_INTERNAL, "weights_of: an engine of other weights");
+    e->weights = other->weights;
+    return BS_STATUS_OK;
 }
 
 bs_status bs_engine_open(const bs_model *model, bs_device *device, bs_comm *comm,
@@ -107,7 +115,7 @@ void bs_engine_close(bs_engine *e)
 {
     if (!e) return;
     bs_engine_free_graphs(e);
-    bs_weights_free(e->weights);
+    if (!e->config.weights_of) bs_weights_free(e->weights);
     for (int i = 0; i < 2; i++) close_flight(e, &e->flights[i]);
     bs_buffer_free(e->inputs);
     bs_buffer_free(e->seen);

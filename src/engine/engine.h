@@ -25,6 +25,9 @@ typedef struct bs_engine_config {
     int max_prefill_seqs; /* of them in prefill */
     int max_step_tokens;  /* ΣT_max */
     int64_t max_context, total_tokens;
+    /* Another engine of the same model, grid, merge and act, whose weights this one uses and which must outlive it; NULL:
+     * places its own. */
+    const bs_engine *weights_of;
     bool all_logits;   /* room for BS_PLAN_SEQ_ALL_LOGITS */
     bool shard_logits; /* of these each rank keeps those of its own ids, and none are sent to rank 0 */
 } bs_engine_config;

@@ -190,18 +190,19 @@ bs_status bs_engine_plan_memory(const bs_model *model, const bs_device *device, 
     bs_cache_memory cache;
     BS_TRY(bs_engine_lay_out(model, device, grid, config, &l));
     BS_TRY(bs_cache_plan_memory(device, &l.cache, &cache));
+    uint64_t placed = bs_shard_placed_bytes(model, device, &l.shard), used = placed;
+    if (bs_device_get_info(device)->kind == BS_DEVICE_CPU) used = bs_shard_weight_bytes(model, &l.shard);
+    if (config->weights_of) placed = used = 0;
     *out = (bs_engine_memory){
-        .weight_bytes = bs_device_get_info(device)->kind == BS_DEVICE_CPU
-                            ? bs_shard_weight_bytes(model, &l.shard)
-                            : bs_shard_placed_bytes(model, device, &l.shard),
+        .weight_bytes = used,
         .cache = cache,
         .activation_bytes = l.act_at.bytes,
         .workspace_bytes = l.work.bytes,
         .logits_bytes = l.logits_at.bytes + (uint64_t)l.max_seqs * l.seen_bytes + l.all_logits_bytes,
         .plan_bytes = l.input_at.bytes + l.host_bytes,
-        .device_bytes = bs_shard_placed_bytes(model, device, &l.shard) + cache.quant_pool_bytes +
-                        cache.f16_pool_bytes + cache.table_bytes + l.act_at.bytes + l.work.bytes +
-                        l.logits_at.bytes + (uint64_t)l.max_seqs * l.seen_bytes + l.input_at.bytes,
+        .device_bytes = placed + cache.quant_pool_bytes + cache.f16_pool_bytes + cache.table_bytes +
+                        l.act_at.bytes + l.work.bytes + l.logits_at.bytes +
+                        (uint64_t)l.max_seqs * l.seen_bytes + l.input_at.bytes,
     };
     return BS_STATUS_OK;
 }

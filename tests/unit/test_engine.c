@@ -533,6 +533,39 @@ static void impossible_plans_are_refused(void **state)
     close_engine(&f);
 }
 
+/* A second engine that uses the first one's weights takes nothing for them, draws the same, and leaves them behind. */
+static void weights_may_be_another_engines(void **state)
+{
+    enum { N = 6 };
+    int32_t prompt[20], own[N], shared[N], again[N];
+    bs_grid grid = *bs_comm_grid(f.comm);
+    bs_engine_memory with, without;
+    bs_engine_config config = make_config("int4");
+    open_engine(&f, &config);
+    bs_engine *first = f.engine;
+    make_ids(&f, 14, prompt, 20);
+    generate(prompt, 20, &greedy, N, own);
+    assert_ok(bs_engine_plan_memory(f.model, f.device, &grid, &config, &with));
+    config.weights_of = first;
+    assert_ok(bs_engine_plan_memory(f.model, f.device, &grid, &config, &without));
+    assert_int_equal(without.weight_bytes, 0);
+    bs_shard shard;
+    assert_ok(bs_shard_compute(f.model, &grid, config.merge, &shard));
+    assert_int_equal(with.device_bytes - without.device_bytes,
+                     bs_shard_placed_bytes(f.model, f.device, &shard));
+    size_t before = bs_device_allocated_bytes(f.device);
+    assert_ok(bs_engine_open(f.model, f.device, f.comm, &config, NULL, NULL, &f.engine));
+    assert_true(bs_device_allocated_bytes(f.device) - before <= without.device_bytes);
+    generate(prompt, 20, &greedy, N, shared);
+    assert_memory_equal(own, shared, sizeof own);
+    bs_engine_close(f.engine);
+    f.engine = first;
+    assert_int_equal(bs_device_allocated_bytes(f.device), before);
+    generate(prompt, 20, &greedy, N, again);
+    assert_memory_equal(own, again, sizeof own);
+    close_engine(&f);
+}
+
 /* Two steps submitted before either is collected, again and again, draw what steps one by one draw. */
 static void two_steps_may_be_in_flight(void **state)
 {
@@ -655,6 +688,7 @@ int main(void)
         cmocka_unit_test(forks_go_on_alike),
         cmocka_unit_test(opening_takes_what_was_planned),
         cmocka_unit_test(a_cap_is_kept),
+        cmocka_unit_test(weights_may_be_another_engines),
         cmocka_unit_test(decoding_allocates_nothing),
         cmocka_unit_test(bad_configurations_are_named),
         cmocka_unit_test(seeds_repeat_the_draw),
