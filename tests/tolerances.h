@@ -99,8 +99,9 @@
  * The issue allows 2e-3 and 1e-3. */
 #define TOL_ATTEND_GPU_O   1e-3
 #define TOL_ATTEND_GPU_LSE 1e-3
-/* With outlier channels and huge logits: at most this times what exact arithmetic on the dequantized cache, rounded to
- * fp16, gives, and never more than the last two. */
+/* With outlier channels and huge logits, the worst row of a case: at most this times the worst that exact arithmetic on the
+ * dequantized cache, rounded to fp16, gives, and never more than the last two. Row by row it would be a ratio of two
+ * draws, of which one may happen to be small. */
 #define TOL_ATTEND_GPU_ROUNDED 1.5
 #define TOL_ATTEND_GPU_MAX_O   3e-3
 #define TOL_ATTEND_GPU_MAX_LSE 5e-3
