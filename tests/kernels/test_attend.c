@@ -11,7 +11,7 @@ static void run_case(bs_device *device, bs_stream *stream, bs_kv_format format, 
     attend_case x = {
         .fx = {.window = window, .nan_row = nan_row, .limit_o = TOL_ATTEND_O, .limit_lse = TOL_ATTEND_LSE}};
     make_case(&x, device, stream, format, dim, G, seqs, outliers);
-    const fixture *fx = &x.fx;
+    fixture *fx = &x.fx;
     tables *tb = &x.tb;
     if (seqs[2][1] == 5) tb->n_tokens[2] -= 2; /* then the last two see as far as the third last */
     int T = tb->q_start[MAX_SEQS], n_pages = tb->page_start[MAX_SEQS], H = fx->n_heads;
@@ -52,6 +52,7 @@ static void run_case(bs_device *device, bs_stream *stream, bs_kv_format format, 
     assert_int_equal(bs_device_allocation_count(device), n_allocated);
     assert_int_equal(workspace[bytes], 0xff);
     for (int b = 0; b < MAX_SEQS; b++) check_sequence(fx, tb, b, q, o, lse);
+    check_worst(fx);
     float *again = malloc((size_t)(T * H * dim) * 4);
     args.o = again;
     memset(again, 0xff, (size_t)(T * H * dim) * 4);
