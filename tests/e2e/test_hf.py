@@ -1,6 +1,7 @@
 """Hugging Face directories: small models of each architecture written by transformers, whose float32 logits are the
-golden data (tests/data/make_hf_golden.py), on 1, 2 and 3 ranks, in steps of many tokens and of one, and the same models
-as GGUF files. Then one with a tokenizer through the commands, and with its data at an odd address.
+golden data (tests/data/make_hf_golden.py), on 1, 2 and 3 ranks, in steps of many tokens and of one, the same models as
+GGUF files, and where there is a GPU, on that. Then one with a tokenizer through the commands, and with its data at an odd
+address.
 
 The f16 cache rounds K and V. So there are two comparisons: with logits of transformers whose attention rounds them as
 well, which leaves the order of sums, and with its logits as they are.
@@ -19,6 +20,8 @@ DATA = os.path.join(c.SRC, "tests", "data", "hf")
 MIDDLE = c.tolerance("TOL_HF_LOGITS_MIDDLE")
 WORST = c.tolerance("TOL_HF_LOGITS_WORST")
 EXACT = c.tolerance("TOL_HF_LOGITS_EXACT")
+ON_GPU = c.tolerance("TOL_GPU_LOGITS")
+HAS_GPU = c.run(0, [c.MODEL_RUN, "gpus"]).returncode == 0
 
 
 def floats(path):
@@ -47,21 +50,27 @@ def check_model(name):
     ids, out = (os.path.join(c.WORK, "hf" + end) for end in (".i32", ".f32"))
     with open(ids, "wb") as file:
         array.array("i", golden["tokens"]).tofile(file)
+
+    def logits(model, ranks, step, **options):
+        c.model_run(ranks, model=model, tokens=ids, kv="f16", step=step, stripe_pages=1, out=out, **options)
+        every, got = floats(out), array.array("f")
+        for row in golden["rows"]:
+            got.extend(every[row * n_vocab:(row + 1) * n_vocab])
+        return got
+
     gguf = os.path.join(c.WORK, f"hf.{name}.gguf")
     runs = [(path, 1, 256), (path, 2, 256), (path, 3, 1)] + ([(gguf, 1, 1)] if hf_dir.to_gguf(path, gguf) else [])
     for model, ranks, step in runs:
-        options = {"grid": "1x3"} if ranks == 3 else {}
-        c.model_run(ranks, model=model, tokens=ids, kv="f16", step=step, stripe_pages=1, out=out, **options)
-        every = floats(out)
-        got = array.array("f")
-        for row in golden["rows"]:
-            got.extend(every[row * n_vocab:(row + 1) * n_vocab])
+        got = logits(model, ranks, step, **({"grid": "1x3"} if ranks == 3 else {}))
         rows, far = distances(got, rounded, n_vocab), distances(got, exact, n_vocab)[-1]
         middle, worst = rows[len(rows) // 2], rows[-1]
         what = f"{name}{' as GGUF' if model == gguf else ''}, {ranks} ranks, {step} tokens a step"
         c.check(middle <= MIDDLE and worst <= WORST, f"{what}: middle row {middle:.1e} <= {MIDDLE}, worst {worst:.1e} <= "
                 f"{WORST} of transformers with an fp16 cache")
         c.check(far <= EXACT, f"{what}: worst row {far:.1e} <= {EXACT} of transformers")
+    for step in (256, 1) if HAS_GPU else ():
+        far = distances(logits(path, 0, step, device="cuda", act="f16"), exact, len(exact))[0]
+        c.check(far <= ON_GPU, f"{name} on a GPU, {step} tokens a step: all rows {far:.1e} <= {ON_GPU} of transformers")
 
 
 def check_odd(path):
