@@ -67,6 +67,8 @@ static bs_status read_options(bs_decode_bench *d)
 {
     const bs_options *o = d->bench.options;
     const char *contexts = bs_options_string(o, "contexts");
+    if (bs_options_flag(o, "dry-run")) return bs_fail(BS_STATUS_USAGE, "--dry-run: not of bench decode");
+    if (bs_options_given(o, "case")) return bs_fail(BS_STATUS_USAGE, "--case: not of bench decode");
     if (bs_options_n_operands(o) > 1)
         return bs_fail(BS_STATUS_USAGE, "bench decode %s: takes no operand", bs_options_operand(o, 1));
     if (!contexts) contexts = d->bench.gpu ? "1K,32K,128K,1M" : "1K,8K";
