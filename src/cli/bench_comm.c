@@ -17,9 +17,7 @@
 #include "src/cli/bench.h"
 #include "src/cli/table.h"
 
-#include <errno.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -289,28 +287,15 @@ static json_t *make_row(const comm_bench *b, const comm_case *c, int number, con
     return row;
 }
 
-static bs_status print_line(const comm_bench *b, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-static bs_status print_line(const comm_bench *b, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    const int printed = vfprintf(b->out.table, format, arguments);
-    va_end(arguments);
-    if (printed >= 0 && fflush(b->out.table) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_IO, "%s: %s", b->out.table == stdout ? "standard output" : "standard error",
-                   strerror(errno));
-}
-
 static bs_status begin_report(comm_bench *b)
 {
     const bs_grid *grid = bs_comm_grid(b->comm);
     BS_TRY(bs_bench_open_report(&b->out));
-    BS_TRY(print_line(b, "%s; %d rank%s, %d head x %d sequence shards, transport %s\n",
-                      bs_device_get_info(b->out.device)->name, b->size, b->size == 1 ? "" : "s", grid->heads,
-                      grid->seq, bs_comm_transport(b->comm)));
-    return print_line(b, "%3s %-16s %-10s %-6s %9s %10s %-21s %10s %9s  %s\n", "#", "op", "shape", "mode",
-                      "bytes", "us", "      p10-p90", "p99", "bus GB/s", "check");
+    BS_TRY(bs_cli_print_table(b->out.table, "%s; %d rank%s, %d head x %d sequence shards, transport %s\n",
+                              bs_device_get_info(b->out.device)->name, b->size, b->size == 1 ? "" : "s",
+                              grid->heads, grid->seq, bs_comm_transport(b->comm)));
+    return bs_cli_print_table(b->out.table, "%3s %-16s %-10s %-6s %9s %10s %-21s %10s %9s  %s\n", "#", "op",
+                              "shape", "mode", "bytes", "us", "      p10-p90", "p99", "bus GB/s", "check");
 }
 
 static bs_status report(comm_bench *b, const comm_case *c, int number, const char *wrong, const comm_times *t)
@@ -318,17 +303,15 @@ static bs_status report(comm_bench *b, const comm_case *c, int number, const cha
     json_t *row = make_row(b, c, number, wrong, t);
     if (!row) return bs_fail(BS_STATUS_NOMEM, "JSON: no memory");
     const char *shape = json_string_value(json_object_get(row, "shape"));
-    bs_status status =
-        wrong
-            ? print_line(b, "%3d %-16s %-10s %-6s FAILED: %s\n", number, op_names[c->op], shape,
-                         c->graph ? "graph" : "eager", wrong)
-            : print_line(b, "%3d %-16s %-10s %-6s %9.0f %10.2f %10.2f-%-10.2f %10.2f %9.3f  passed\n", number,
-                         op_names[c->op], shape, c->graph ? "graph" : "eager", state_bytes(b, c), t->median,
-                         t->p10, t->p90, t->p99, json_real_value(json_object_get(row, "bus_gb_s")));
-    if (status == BS_STATUS_OK && b->out.csv)
-        status = bs_cli_write_csv(b->out.csv, bs_options_string(b->out.options, "csv"), row, b->n_run == 0);
-    if (status == BS_STATUS_OK && b->out.rows && json_array_append(b->out.rows, row) != 0)
-        status = bs_fail(BS_STATUS_NOMEM, "JSON: no memory");
+    bs_status status = wrong ? bs_cli_print_table(b->out.table, "%3d %-16s %-10s %-6s FAILED: %s\n", number,
+                                                  op_names[c->op], shape, c->graph ? "graph" : "eager", wrong)
+                             : bs_cli_print_table(
+                                   b->out.table,
+                                   "%3d %-16s %-10s %-6s %9.0f %10.2f %10.2f-%-10.2f %10.2f %9.3f  passed\n",
+                                   number, op_names[c->op], shape, c->graph ? "graph" : "eager",
+                                   state_bytes(b, c), t->median, t->p10, t->p90, t->p99,
+                                   json_real_value(json_object_get(row, "bus_gb_s")));
+    if (status == BS_STATUS_OK) status = bs_bench_add_row(&b->out, row);
     json_decref(row);
     return status;
 }

@@ -4,9 +4,6 @@
 #include "src/cli/bench_decode.h"
 #include "src/base/progress.h"
 
-#include <errno.h>
-#include <string.h>
-
 static double floor_ms(const bs_decode_bench *d, const bs_decode_row *r)
 {
     return (r->weight_bytes + r->kv_bytes) / d->bench.read_gb_s * 1e-6;
@@ -20,26 +17,17 @@ static double rest_ms(const bs_decode_row *r)
     return rest;
 }
 
-static bs_status check_printed(const bs_decode_bench *d, int printed)
-{
-    if (printed >= 0 && fflush(d->bench.table) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_IO, "%s: %s", d->bench.table == stdout ? "standard output" : "standard error",
-                   strerror(errno));
-}
-
 bs_status bs_decode_begin_table(bs_decode_bench *d)
 {
     const bs_model_desc *desc = bs_model_get_desc(d->model);
-    BS_TRY(check_printed(
-        d, fprintf(d->bench.table,
-                   "%s; %s, %d rank%s, grid %dx%d, merge %s, transport %s; streaming read %.1f GB/s\n",
-                   desc->name, bs_device_get_info(d->bench.device)->name, d->grid.size,
-                   d->grid.size > 1 ? "s" : "", d->grid.heads, d->grid.seq,
-                   bs_merge_method_name(d->config.merge), bs_comm_transport(d->comm), d->bench.read_gb_s)));
-    return check_printed(d,
-                         fprintf(d->bench.table, "%-31s %5s %9s %9s %-17s %9s %9s %6s %9s %9s %9s %9s %9s\n",
-                                 "kv", "batch", "cached", "ms", "   p10-p90", "tokens/s", "floor ms", "ratio",
-                                 "attention", "dense", "comm", "other", "rest"));
+    BS_TRY(bs_cli_print_table(
+        d->bench.table, "%s; %s, %d rank%s, grid %dx%d, merge %s, transport %s; streaming read %.1f GB/s\n",
+        desc->name, bs_device_get_info(d->bench.device)->name, d->grid.size, d->grid.size > 1 ? "s" : "",
+        d->grid.heads, d->grid.seq, bs_merge_method_name(d->config.merge), bs_comm_transport(d->comm),
+        d->bench.read_gb_s));
+    return bs_cli_print_table(d->bench.table, "%-31s %5s %9s %9s %-17s %9s %9s %6s %9s %9s %9s %9s %9s\n",
+                              "kv", "batch", "cached", "ms", "   p10-p90", "tokens/s", "floor ms", "ratio",
+                              "attention", "dense", "comm", "other", "rest");
 }
 
 static void set_real(json_t *row, const char *name, bool applies, double x)
@@ -80,21 +68,19 @@ static json_t *make_row(const bs_decode_bench *d, const bs_decode_row *r, const 
 bs_status bs_decode_report(bs_decode_bench *d, const bs_decode_row *r)
 {
     char kv[BS_KV_FORMAT_NAME];
-    int printed;
     bs_kv_format_name(r->kv, kv);
     if (r->skipped) {
-        printed = fprintf(d->bench.table, "%-31s %5d %9lld skipped: %s\n", kv, r->batch,
-                          (long long)r->context, r->skipped);
+        BS_TRY(bs_cli_print_table(d->bench.table, "%-31s %5d %9lld skipped: %s\n", kv, r->batch,
+                                  (long long)r->context, r->skipped));
     } else {
-        printed = fprintf(
+        BS_TRY(bs_cli_print_table(
             d->bench.table,
             "%-31s %5d %9lld %9.3f %8.3f-%-8.3f %9.1f %9.3f %6.3f %9.3f %9.3f %9.3f %9.3f %9.3f\n", kv,
             r->batch, (long long)r->context, r->ms.median, r->ms.p10, r->ms.p90,
             1e3 * r->batch / r->ms.median, floor_ms(d, r), r->ms.median / floor_ms(d, r),
             r->part_ms[BS_DECODE_ATTEND], r->part_ms[BS_DECODE_DENSE], r->part_ms[BS_DECODE_COMM],
-            r->part_ms[BS_DECODE_OTHER], rest_ms(r));
+            r->part_ms[BS_DECODE_OTHER], rest_ms(r)));
     }
-    BS_TRY(check_printed(d, printed));
     json_t *row = make_row(d, r, kv);
     if (!row) return bs_fail(BS_STATUS_NOMEM, "JSON: no memory");
     bs_status status = bs_bench_add_row(&d->bench, row);

@@ -92,13 +92,6 @@ bs_status bs_bench_add_row(bs_bench *b, json_t *row)
     return bs_fail(BS_STATUS_NOMEM, "JSON: no memory");
 }
 
-static bs_status flush_table(const bs_bench *b, int printed)
-{
-    if (printed >= 0 && fflush(b->table) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_IO, "%s: %s", b->table == stdout ? "standard output" : "standard error",
-                   strerror(errno));
-}
-
 /* why: of a case that failed, or NULL. */
 static bs_status write_row(bs_bench *b, const bs_bench_row *r, const char *why)
 {
@@ -117,10 +110,10 @@ bs_status bs_bench_report(bs_bench *b, const bs_bench_row *r)
     const double gb_s = r->bytes / r->us.median * 1e-3;
     bs_bench_shape_name(r->item, shape);
     if (r->checked_o) snprintf(error, sizeof error, "  %.1e %.1e", r->error_o, r->error_lse);
-    BS_TRY(flush_table(
-        b, fprintf(b->table, "%3d %-8s %-20s %-31s %-7s %12.0f %10.2f %9.2f-%-9.2f %7.1f %6.1f  passed%s\n",
-                   r->number, bs_bench_op_name(r->item->op), shape, kv_name(r->item, kv), r->mode, r->bytes,
-                   r->us.median, r->us.p10, r->us.p90, gb_s, 100 * gb_s / b->read_gb_s, error)));
+    BS_TRY(bs_cli_print_table(
+        b->table, "%3d %-8s %-20s %-31s %-7s %12.0f %10.2f %9.2f-%-9.2f %7.1f %6.1f  passed%s\n", r->number,
+        bs_bench_op_name(r->item->op), shape, kv_name(r->item, kv), r->mode, r->bytes, r->us.median,
+        r->us.p10, r->us.p90, gb_s, 100 * gb_s / b->read_gb_s, error));
     return write_row(b, r, NULL);
 }
 
@@ -130,8 +123,8 @@ bs_status bs_bench_report_failure(bs_bench *b, const bs_bench_case *item, int nu
     snprintf(why, sizeof why, "%s", bs_error_message());
     bs_error_clear();
     bs_bench_shape_name(item, shape);
-    BS_TRY(flush_table(b, fprintf(b->table, "%3d %-8s %-20s %-31s FAILED: %s\n", number,
-                                  bs_bench_op_name(item->op), shape, kv_name(item, kv), why)));
+    BS_TRY(bs_cli_print_table(b->table, "%3d %-8s %-20s %-31s FAILED: %s\n", number,
+                              bs_bench_op_name(item->op), shape, kv_name(item, kv), why));
     return write_row(b, &(bs_bench_row){.item = item, .number = number, .mode = ""}, why);
 }
 
@@ -150,12 +143,11 @@ bs_status bs_bench_open_report(bs_bench *b)
 
 bs_status bs_bench_begin_table(const bs_bench *b)
 {
-    int printed = fprintf(b->table, "%s; streaming read %.1f GB/s\n", bs_device_get_info(b->device)->name,
-                          b->read_gb_s);
-    BS_TRY(flush_table(b, printed));
-    return flush_table(b, fprintf(b->table, "%3s %-8s %-20s %-31s %-7s %12s %10s %-19s %7s %6s  %s\n", "#",
-                                  "op", "shape", "kv", "mode", "bytes", "us", "      p10-p90", "GB/s",
-                                  "% read", "check, error of O and LSE"));
+    BS_TRY(bs_cli_print_table(b->table, "%s; streaming read %.1f GB/s\n", bs_device_get_info(b->device)->name,
+                              b->read_gb_s));
+    return bs_cli_print_table(b->table, "%3s %-8s %-20s %-31s %-7s %12s %10s %-19s %7s %6s  %s\n", "#", "op",
+                              "shape", "kv", "mode", "bytes", "us", "      p10-p90", "GB/s", "% read",
+                              "check, error of O and LSE");
 }
 
 bs_status bs_bench_close_report(bs_bench *b)

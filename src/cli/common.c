@@ -194,15 +194,16 @@ bs_status bs_cli_read_ids(const char *option, const char *text, int n_vocab, bs_
 /* ---- out
  * ---------------------------------------------------------------------------------------------------- */
 
-static bs_status check_stdout(bool good)
+static bs_status check_printed(FILE *file, bool good)
 {
-    if (good && fflush(stdout) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_IO, "standard output: %s", strerror(errno));
+    if (good && fflush(file) == 0) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_IO, "%s: %s", file == stdout ? "standard output" : "standard error",
+                   strerror(errno));
 }
 
 bs_status bs_cli_write(const void *data, size_t bytes)
 {
-    return check_stdout(fwrite(data, 1, bytes, stdout) == bytes);
+    return check_printed(stdout, fwrite(data, 1, bytes, stdout) == bytes);
 }
 
 bs_status bs_cli_print(const char *format, ...)
@@ -211,7 +212,16 @@ bs_status bs_cli_print(const char *format, ...)
     va_start(arguments, format);
     int n = vprintf(format, arguments);
     va_end(arguments);
-    return check_stdout(n >= 0);
+    return check_printed(stdout, n >= 0);
+}
+
+bs_status bs_cli_print_table(FILE *table, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vfprintf(table, format, arguments);
+    va_end(arguments);
+    return check_printed(table, n >= 0);
 }
 
 bs_status bs_cli_print_json(json_t *value)

@@ -41,6 +41,8 @@ bs_status bs_cli_read_ids(const char *option, const char *text, int n_vocab, bs_
 /* To standard output and out of its buffer: a full disk or a reader that left is BS_STATUS_IO. */
 bs_status bs_cli_write(const void *data, size_t bytes);
 __attribute__((format(printf, 1, 2))) bs_status bs_cli_print(const char *format, ...);
+/* The same to standard output or standard error, whichever a table goes to. */
+__attribute__((format(printf, 2, 3))) bs_status bs_cli_print_table(FILE *table, const char *format, ...);
 /* One line of JSON; takes the reference, also on failure; NULL (jansson found no memory) is NOMEM. */
 bs_status bs_cli_print_json(json_t *value);
 

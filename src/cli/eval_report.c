@@ -52,13 +52,6 @@ static bs_status write_csv(bs_eval *e, int64_t n_tokens, json_t *result)
     return status;
 }
 
-static bs_status flush_table(const bs_eval *e, int printed)
-{
-    if (printed >= 0 && fflush(e->table) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_IO, "%s: %s", e->table == stdout ? "standard output" : "standard error",
-                   strerror(errno));
-}
-
 /* The text and how it was read, then the columns. */
 static bs_status print_head(const bs_eval *e)
 {
@@ -66,20 +59,20 @@ static bs_status print_head(const bs_eval *e)
     if (!e->one_pass)
         snprintf(windows, sizeof windows, "in windows of %lld, %lld shared with the one before",
                  (long long)e->context, (long long)e->overlap);
-    BS_TRY(flush_table(e, fprintf(e->table, "%s: %lld tokens %s, %lld predicted; %s\n",
-                                  bs_options_string(e->options, "text"), (long long)e->n_text, windows,
-                                  (long long)e->n_predicted, bs_model_get_desc(e->model)->name)));
-    return flush_table(e, fprintf(e->table, "%-32s %8s %9s %11s %9s %9s %9s %9s\n", "kv", "bits", "at D 128",
-                                  "perplexity", "over f16", "KL", "KL p99", "top-1"));
+    BS_TRY(bs_cli_print_table(e->table, "%s: %lld tokens %s, %lld predicted; %s\n",
+                              bs_options_string(e->options, "text"), (long long)e->n_text, windows,
+                              (long long)e->n_predicted, bs_model_get_desc(e->model)->name));
+    return bs_cli_print_table(e->table, "%-32s %8s %9s %11s %9s %9s %9s %9s\n", "kv", "bits", "at D 128",
+                              "perplexity", "over f16", "KL", "KL p99", "top-1");
 }
 
 static bs_status print_line(const bs_eval *e, const bs_eval_format *f, const char *name, const figures *x,
                             double reference)
 {
-    return flush_table(e, fprintf(e->table, "%-32s %8.3f %9.3f %11.4f %+8.2f%% %9.6f %9.5f %8.2f%%\n", name,
-                                  bs_kv_format_bits(&f->kv, bs_model_get_desc(e->model)->head_dim),
-                                  bs_kv_format_bits(&f->kv, 128), x->perplexity,
-                                  100 * (x->perplexity / reference - 1), x->kl, x->kl_p99, 100 * x->top1));
+    return bs_cli_print_table(e->table, "%-32s %8.3f %9.3f %11.4f %+8.2f%% %9.6f %9.5f %8.2f%%\n", name,
+                              bs_kv_format_bits(&f->kv, bs_model_get_desc(e->model)->head_dim),
+                              bs_kv_format_bits(&f->kv, 128), x->perplexity,
+                              100 * (x->perplexity / reference - 1), x->kl, x->kl_p99, 100 * x->top1);
 }
 
 /* The rows of all formats for the first n_tokens of the text: of --csv, and at the end of the rest. */
