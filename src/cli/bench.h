@@ -60,6 +60,11 @@ void bs_bench_list_free(bs_bench_list *list);
 /* Whether one of the items of --case, parted by commas, is the case of this number and name: "7", "3-9" or a part of
  * the name. */
 bool bs_bench_matches(const char *items, const char *name, int number);
+/* Name of case i of a list. */
+enum { BS_BENCH_NAME = 256 };
+typedef void bs_bench_namer(const void *cases, int i, char name[BS_BENCH_NAME]);
+/* USAGE unless each item of --case is one of the n cases; items NULL: without --case. */
+bs_status bs_bench_check_items(const char *items, const void *cases, int n, bs_bench_namer *name_case);
 /* "8x32/8x128K", with T, D and window where they are not 1, 128 and none. */
 void bs_bench_shape_name(const bs_bench_case *item, char name[BS_BENCH_SHAPE_NAME]);
 const char *bs_bench_op_name(bs_bench_op op);
@@ -80,13 +85,20 @@ typedef struct bs_bench {
 
 /* ---- time ---- */
 
-/* Microseconds of one call. */
+/* Of one call in microseconds; of a token (bench decode) in milliseconds. */
 typedef struct bs_bench_times {
     double median, p10, p90;
 } bs_bench_times;
 
+/* Sorts n >= 1 times; its own are `scale` times theirs. */
+bs_bench_times bs_bench_summarize(double *times, int n, double scale);
+
 /* Queues call i of a rotation; i = 0 … n_calls − 1. */
 typedef bs_status bs_bench_call(void *context, int i);
+
+/* Records n_calls calls as a graph, with bs_stream_set_overlap or without; the caller destroys *out. */
+bs_status bs_bench_record(bs_bench *bench, bs_bench_call *call, void *context, int n_calls, bool overlap,
+                          bs_graph **out);
 
 /* Times n_calls calls again and again. On a GPU they are one CUDA graph, replayed 25 times behind 50 ms to
  * warm up, plain and, where overlap is not NULL, recorded once more with bs_stream_set_overlap, in turns. On

@@ -145,35 +145,27 @@ bool bs_bench_matches(const char *items, const char *name, int number)
 }
 
 /* "attend 1x32/8x128K int4" */
-static void whole_name(const bs_bench_case *c, char name[256])
+static void whole_name(const void *cases, int i, char name[BS_BENCH_NAME])
 {
+    const bs_bench_case *c = (const bs_bench_case *)cases + i;
     char shape[BS_BENCH_SHAPE_NAME];
     bs_bench_shape_name(c, shape);
-    snprintf(name, 256, "%s %s %s", bs_bench_op_name(c->op), shape, c->kv ? c->kv : "");
+    snprintf(name, BS_BENCH_NAME, "%s %s %s", bs_bench_op_name(c->op), shape, c->kv ? c->kv : "");
 }
 
-static bool matches(const char *item, size_t bytes, const bs_bench_case *c, int number)
-{
-    char name[256];
-    whole_name(c, name);
-    return matches_name(item, bytes, name, number);
-}
-
-static bool matches_any(const char *items, const bs_bench_case *c, int number)
-{
-    char name[256];
-    whole_name(c, name);
-    return bs_bench_matches(items, name, number);
-}
-
-static bs_status check_items(const char *items, const bs_bench_case *cases, int n_cases)
+bs_status bs_bench_check_items(const char *items, const void *cases, int n, bs_bench_namer *name_case)
 {
     for (const char *at = items; at; at = strchr(at, ','), at = at ? at + 1 : NULL) {
-        int bytes = (int)strcspn(at, ",");
+        const size_t bytes = strcspn(at, ",");
         bool found = false;
-        for (int i = 0; i < n_cases && !found; i++) found = matches(at, (size_t)bytes, &cases[i], i + 1);
+        for (int i = 0; i < n && !found; i++) {
+            char name[BS_BENCH_NAME];
+            name_case(cases, i, name);
+            found = matches_name(at, bytes, name, i + 1);
+        }
         if (!found)
-            return bs_fail(BS_STATUS_USAGE, "--case %.*s: no such case; --dry-run lists them", bytes, at);
+            return bs_fail(BS_STATUS_USAGE, "--case %.*s: no such case; --dry-run lists them", (int)bytes,
+                           at);
     }
     return BS_STATUS_OK;
 }
@@ -186,14 +178,16 @@ static bs_status select_listed(const bs_options *options, bs_device_kind kind, b
                           : (int)(sizeof cpu_cases / sizeof *cpu_cases);
     const char *op = bs_options_n_operands(options) > 1 ? bs_options_operand(options, 1) : "all";
     const char *items = bs_options_string(options, "case");
-    if (items) BS_TRY(check_items(items, all, n_all));
+    char name[BS_BENCH_NAME];
+    BS_TRY(bs_bench_check_items(items, all, n_all, whole_name));
     list->cases = calloc((size_t)n_all, sizeof *list->cases);
     list->number = calloc((size_t)n_all, sizeof *list->number);
     if (!list->cases || !list->number)
         return bs_fail(BS_STATUS_NOMEM, "bench: no memory for %d cases", n_all);
     for (int i = 0; i < n_all; i++) {
         if (strcmp(op, "all") != 0 && strcmp(op, bs_bench_op_name(all[i].op)) != 0) continue;
-        if (items && !matches_any(items, &all[i], i + 1)) continue;
+        whole_name(all, i, name);
+        if (items && !bs_bench_matches(items, name, i + 1)) continue;
         list->number[list->n] = i + 1;
         list->cases[list->n++] = all[i];
     }

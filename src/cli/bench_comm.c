@@ -19,10 +19,9 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { HIDDEN = 4096, HEADS = 32, KV_HEADS = 8, DIM = 128, MAX_TOKENS = 16, CALLS = 10 };
-enum { MIN_ROUNDS = 20, MAX_ROUNDS = 200, WARM_ROUNDS = 3, N_OPS = 4, N_CASES = 24, NAME = 48, WHY = 256 };
+enum { MIN_ROUNDS = 20, MAX_ROUNDS = 200, WARM_ROUNDS = 3, N_OPS = 4, N_CASES = 24, WHY = 256 };
 #define ROUNDS_S 1.0 /* of one case, at most, but for MIN_ROUNDS */
 #define TOLERANCE                                                                                            \
     2e-6 /* of a merge, relative to the largest value: tests/tolerances.h, TOL_MERGE_O, with some LSE */
@@ -49,7 +48,8 @@ typedef struct comm_bench {
 } comm_bench;
 
 typedef struct comm_times {
-    double median, p10, p90, p99; /* µs of a call */
+    bs_bench_times us; /* of a call, as p99 */
+    double p99;
     int n_rounds;
 } comm_times;
 
@@ -61,9 +61,11 @@ static comm_case nth_case(int i)
     return (comm_case){(comm_op)(i / 6), tokens[i / 2 % 3], i % 2};
 }
 
-static void case_name(const comm_case *c, char name[NAME])
+static void case_name(const void *cases, int i, char name[BS_BENCH_NAME])
 {
-    snprintf(name, NAME, "%s T%d %s", op_names[c->op], c->n_tokens, c->graph ? "graph" : "eager");
+    const comm_case c = nth_case(i);
+    (void)cases;
+    snprintf(name, BS_BENCH_NAME, "%s T%d %s", op_names[c.op], c.n_tokens, c.graph ? "graph" : "eager");
 }
 
 static int rows_of(const comm_bench *b, const comm_case *c)
@@ -110,17 +112,16 @@ static bs_status queue_call(comm_bench *b, const comm_case *c)
                            b->workspace ? bs_buffer_bytes(b->workspace) : 0);
 }
 
-static bs_status record(comm_bench *b, const comm_case *c, int n_calls, bs_graph **out)
+typedef struct comm_call {
+    comm_bench *b;
+    const comm_case *c;
+} comm_call;
+
+static bs_status queue_nth(void *context, int i)
 {
-    bs_graph *graph = NULL;
-    BS_TRY(bs_capture_begin(b->out.stream));
-    bs_status status = BS_STATUS_OK;
-    for (int i = 0; i < n_calls && status == BS_STATUS_OK; i++) status = queue_call(b, c);
-    bs_status ended = bs_capture_end(b->out.stream, &graph);
-    if (status == BS_STATUS_OK) status = ended;
-    if (status == BS_STATUS_OK) *out = graph;
-    else if (ended == BS_STATUS_OK) bs_graph_destroy(graph);
-    return status;
+    const comm_call *call = context;
+    (void)i;
+    return queue_call(call->b, call->c);
 }
 
 /* Rank `rank` of the group's numbers; no two ranks' are alike, and sums over 32 ranks are exact. */
@@ -185,7 +186,7 @@ static bs_status check(comm_bench *b, const comm_case *c)
     BS_TRY(put_inputs(b, c));
     if (c->graph) {
         bs_graph *graph;
-        BS_TRY(record(b, c, 1, &graph));
+        BS_TRY(bs_bench_record(&b->out, queue_nth, &(comm_call){b, c}, 1, false, &graph));
         bs_status status = bs_graph_launch(b->out.stream, graph);
         if (status == BS_STATUS_OK) status = bs_stream_sync(b->out.stream);
         bs_graph_destroy(graph);
@@ -202,11 +203,6 @@ static bs_status check(comm_bench *b, const comm_case *c)
 }
 
 /* ---- time ---- */
-
-static int by_value(const void *x, const void *y)
-{
-    return (*(const double *)x > *(const double *)y) - (*(const double *)x < *(const double *)y);
-}
 
 static bs_status run_round(comm_bench *b, const comm_case *c, bs_graph *graph, bs_timer *timer, int round)
 {
@@ -232,10 +228,10 @@ static void summarize(comm_bench *b, int n, comm_times *out)
     for (int i = 0; i < n; i++)
         for (int r = 1; r < b->size; r++)
             b->all[i] = fmax(b->all[i], b->all[(size_t)r * (size_t)n + (size_t)i]);
-    qsort(b->all, (size_t)n, sizeof *b->all, by_value);
     const double us = 1e3 / CALLS;
-    *out = (comm_times){b->all[n / 2] * us, b->all[n / 10] * us, b->all[n - 1 - n / 10] * us,
-                        b->all[n - 1 - n / 100] * us, n};
+    out->us = bs_bench_summarize(b->all, n, us); /* which sorts them */
+    out->p99 = b->all[n - 1 - n / 100] * us;
+    out->n_rounds = n;
 }
 
 /* out: on rank 0. */
@@ -250,7 +246,8 @@ static bs_status time_case(comm_bench *b, const comm_case *c, comm_times *out)
     BS_TRY(bs_fill_zero(b->out.stream, bs_buffer_at(b->lse, 0), bs_buffer_bytes(b->lse)));
     BS_TRY(bs_stream_sync(b->out.stream));
     BS_TRY(bs_timer_create(b->out.device, &timer));
-    if (c->graph) BS_TRY_GOTO(record(b, c, CALLS, &graph), err_timer);
+    if (c->graph)
+        BS_TRY_GOTO(bs_bench_record(&b->out, queue_nth, &(comm_call){b, c}, CALLS, false, &graph), err_timer);
     BS_TRY_GOTO(choose_rounds(b, c, graph, timer, &n), err_graph);
     for (int round = 0; round < n; round++) BS_TRY_GOTO(run_round(b, c, graph, timer, round), err_graph);
     bs_comm_progress_idle(b->comm);
@@ -269,7 +266,7 @@ static json_t *make_row(const comm_bench *b, const comm_case *c, int number, con
                         const comm_times *t)
 {
     const bs_grid *grid = bs_comm_grid(b->comm);
-    char shape[NAME];
+    char shape[48];
     if (c->op == ALLREDUCE) snprintf(shape, sizeof shape, "%dx%d", c->n_tokens, HIDDEN);
     else snprintf(shape, sizeof shape, "%dx%dx%d", c->n_tokens, b->heads, DIM);
     json_t *row = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:I}", "op",
@@ -279,8 +276,9 @@ static json_t *make_row(const comm_bench *b, const comm_case *c, int number, con
                             "heads", grid->heads, "seq", grid->seq, "tokens", c->n_tokens, "bytes",
                             (json_int_t)state_bytes(b, c));
     const char *const keys[] = {"us", "us_p10", "us_p90", "us_p99", "bus_gb_s"};
-    const double values[] = {t->median, t->p10, t->p90, t->p99,
-                             wrong ? 0 : bus_bytes(b, c) / (t->median > 0 ? t->median : INFINITY) * 1e-3};
+    const double values[] = {t->us.median, t->us.p10, t->us.p90, t->p99,
+                             wrong ? 0
+                                   : bus_bytes(b, c) / (t->us.median > 0 ? t->us.median : INFINITY) * 1e-3};
     for (int i = 0; row && i < 5; i++)
         json_object_set_new(row, keys[i], wrong ? json_null() : json_real(values[i]));
     if (row) json_object_set_new(row, "rounds", wrong ? json_null() : json_integer(t->n_rounds));
@@ -309,7 +307,7 @@ static bs_status report(comm_bench *b, const comm_case *c, int number, const cha
                                    b->out.table,
                                    "%3d %-16s %-10s %-6s %9.0f %10.2f %10.2f-%-10.2f %10.2f %9.3f  passed\n",
                                    number, op_names[c->op], shape, c->graph ? "graph" : "eager",
-                                   state_bytes(b, c), t->median, t->p10, t->p90, t->p99,
+                                   state_bytes(b, c), t->us.median, t->us.p10, t->us.p90, t->p99,
                                    json_real_value(json_object_get(row, "bus_gb_s")));
     if (status == BS_STATUS_OK) status = bs_bench_add_row(&b->out, row);
     json_decref(row);
@@ -354,29 +352,12 @@ static bs_status run_case(comm_bench *b, const comm_case *c, int number)
 
 static bool is_wanted(const comm_bench *b, const char *items, int i)
 {
-    char name[NAME];
+    char name[BS_BENCH_NAME];
     const comm_case c = nth_case(i);
     const bool cpu = b->out.device && bs_device_get_info(b->out.device)->kind == BS_DEVICE_CPU;
     if (c.graph && (cpu || !bs_comm_capturable(b->comm))) return false;
-    case_name(&c, name);
+    case_name(NULL, i, name);
     return !items || bs_bench_matches(items, name, i + 1);
-}
-
-/* --case: each of its items names a case, whether or not this transport has it. */
-static bs_status check_items(const char *items)
-{
-    for (const char *at = items; at; at = strchr(at, ','), at = at ? at + 1 : NULL) {
-        char item[NAME], name[NAME];
-        bool found = false;
-        snprintf(item, sizeof item, "%.*s", (int)strcspn(at, ","), at);
-        for (int i = 0; i < N_CASES && !found; i++) {
-            const comm_case c = nth_case(i);
-            case_name(&c, name);
-            found = bs_bench_matches(item, name, i + 1);
-        }
-        if (!found) return bs_fail(BS_STATUS_USAGE, "--case %s: no such case; --dry-run lists them", item);
-    }
-    return BS_STATUS_OK;
 }
 
 /* All that was asked for may be graphs where there are none. */
@@ -391,9 +372,8 @@ static bs_status check_any(const comm_bench *b, const char *items)
 static bs_status list_cases(void)
 {
     for (int i = 0; i < N_CASES; i++) {
-        char name[NAME];
-        const comm_case c = nth_case(i);
-        case_name(&c, name);
+        char name[BS_BENCH_NAME];
+        case_name(NULL, i, name);
         BS_TRY(bs_cli_print("%3d %s\n", i + 1, name));
     }
     return BS_STATUS_OK;
@@ -404,7 +384,8 @@ static bs_status open_local(comm_bench *b, bs_grid *grid)
     char all_seq[32];
     const char *text = bs_options_string(b->out.options, "grid");
     snprintf(all_seq, sizeof all_seq, "1x%d", b->size);
-    BS_TRY(check_items(bs_options_string(b->out.options, "case")));
+    /* Each item names a case, whether or not this transport has it. */
+    BS_TRY(bs_bench_check_items(bs_options_string(b->out.options, "case"), NULL, N_CASES, case_name));
     BS_TRY(bs_grid_choose(b->rank, b->size, KV_HEADS, text ? text : all_seq, grid));
     b->heads = HEADS / grid->heads;
     BS_TRY(bs_cli_open_device(b->out.options, b->comm, &b->out.device));

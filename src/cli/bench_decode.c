@@ -245,18 +245,6 @@ static bs_status take_result(void *context, const bs_plan *plan, const bs_step_r
     return BS_STATUS_OK;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int n)
-{
-    qsort(x, (size_t)n, sizeof *x, by_value);
-    return x[n / 2];
-}
-
 /* Decodes n_steps behind some to warm up (a graph is recorded there); rank 0 learns their times. Collective. */
 static bs_status time_steps(bs_decode_bench *d, int64_t context, int batch, bs_bench_times *ms)
 {
@@ -269,10 +257,7 @@ static bs_status time_steps(bs_decode_bench *d, int64_t context, int batch, bs_b
     const int n = d->n_steps;
     for (int i = 0; i < n && d->leader; i++)
         d->ms[i] = (done_s[WARM_STEPS + i] - done_s[WARM_STEPS + i - 1]) * 1e3;
-    if (!d->leader) return BS_STATUS_OK;
-    ms->median = median(d->ms, n);
-    ms->p10 = d->ms[n / 10];
-    ms->p90 = d->ms[n - 1 - n / 10];
+    if (d->leader) *ms = bs_bench_summarize(d->ms, n, 1);
     return BS_STATUS_OK;
 }
 
@@ -358,7 +343,8 @@ static bs_status run_parts(bs_decode_bench *d, const run *r, bs_plan *plan, mark
         BS_TRY(take_apart(d, r, plan, first + step, m, part_ms));
         for (int part = 0; part < BS_DECODE_N_PARTS && step > 0; part++) ms[part][step - 1] = part_ms[part];
     }
-    for (int part = 0; part < BS_DECODE_N_PARTS; part++) d->part_ms[part] = median(ms[part], PART_STEPS);
+    for (int part = 0; part < BS_DECODE_N_PARTS; part++)
+        d->part_ms[part] = bs_bench_summarize(ms[part], PART_STEPS, 1).median;
     return BS_STATUS_OK;
 }
 

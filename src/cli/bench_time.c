@@ -22,11 +22,10 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static bs_bench_times summarize(double *ms, int n, int n_calls)
+bs_bench_times bs_bench_summarize(double *times, int n, double scale)
 {
-    qsort(ms, (size_t)n, sizeof *ms, by_value);
-    double us = 1e3 / n_calls;
-    return (bs_bench_times){ms[n / 2] * us, ms[n / 10] * us, ms[n - 1 - n / 10] * us};
+    qsort(times, (size_t)n, sizeof *times, by_value);
+    return (bs_bench_times){times[n / 2] * scale, times[n / 10] * scale, times[n - 1 - n / 10] * scale};
 }
 
 static bs_status queue_calls(bs_bench_call *call, void *context, int n_calls)
@@ -37,8 +36,8 @@ static bs_status queue_calls(bs_bench_call *call, void *context, int n_calls)
 
 /* ---- GPU ---- */
 
-static bs_status record(bs_bench *b, bs_bench_call *call, void *context, int n_calls, bool overlap,
-                        bs_graph **out)
+bs_status bs_bench_record(bs_bench *b, bs_bench_call *call, void *context, int n_calls, bool overlap,
+                          bs_graph **out)
 {
     bs_stream_set_overlap(b->stream, overlap);
     bs_status status = bs_capture_begin(b->stream);
@@ -79,7 +78,7 @@ static bs_status time_graphs(bs_bench *b, bs_bench_call *call, void *context, in
     bs_timer *timers[2][N_REPLAYS] = {{NULL}};
     bs_status status = BS_STATUS_OK;
     for (int mode = 0; mode < n_modes; mode++) {
-        BS_TRY_GOTO(record(b, call, context, n_calls, mode == 1, &graphs[mode]), err_free);
+        BS_TRY_GOTO(bs_bench_record(b, call, context, n_calls, mode == 1, &graphs[mode]), err_free);
         for (int i = 0; i < N_REPLAYS; i++)
             BS_TRY_GOTO(bs_timer_create(b->device, &timers[mode][i]), err_free);
     }
@@ -87,7 +86,7 @@ static bs_status time_graphs(bs_bench *b, bs_bench_call *call, void *context, in
     for (int mode = 0; mode < n_modes; mode++) {
         double ms[N_REPLAYS];
         for (int i = 0; i < N_REPLAYS; i++) BS_TRY_GOTO(bs_timer_ms(timers[mode][i], &ms[i]), err_free);
-        *times[mode] = summarize(ms, N_REPLAYS, n_calls);
+        *times[mode] = bs_bench_summarize(ms, N_REPLAYS, 1e3 / n_calls);
     }
 err_free:
     for (int mode = 0; mode < n_modes; mode++) {
@@ -114,7 +113,7 @@ static bs_status time_loop(bs_bench *b, bs_bench_call *call, void *context, int 
         BS_TRY_GOTO(bs_timer_stop(b->stream, timer), err_timer);
         BS_TRY_GOTO(bs_timer_ms(timer, &ms[n]), err_timer);
     }
-    *times = summarize(ms, n, n_calls);
+    *times = bs_bench_summarize(ms, n, 1e3 / n_calls);
 err_timer:
     bs_timer_destroy(timer);
     return status;
