@@ -88,9 +88,7 @@ static bs_status open_local(bs_decode_bench *d)
     d->bench.gpu = bs_device_get_info(d->bench.device)->kind == BS_DEVICE_CUDA;
     BS_TRY(read_options(d));
     BS_TRY(bs_cli_open_model(d->bench.options, &d->model));
-    BS_TRY(bs_grid_choose(bs_comm_rank(d->comm), bs_comm_size(d->comm),
-                          bs_model_get_desc(d->model)->n_kv_heads,
-                          bs_options_string(d->bench.options, "grid"), &d->grid));
+    BS_TRY(bs_cli_choose_grid(d->bench.options, d->comm, d->model, &d->grid));
     BS_TRY(bs_stream_create(d->bench.device, &d->bench.stream));
     return d->leader ? bs_bench_open_report(&d->bench) : BS_STATUS_OK;
 }
@@ -158,21 +156,18 @@ static bs_status find_fit(bs_decode_bench *d, const bs_kv_format *kv, int batch,
 {
     bs_engine_config config = config_for(d, kv, batch, context);
     bs_engine_memory memory = {0};
-    need mine = {.left = bs_device_memory_left(d->bench.device)}, *all = NULL, worst;
+    need mine = {.left = bs_device_memory_left(d->bench.device)};
+    void *all;
     mine.status = bs_engine_plan_memory(d->model, d->bench.device, &d->grid, &config, &memory);
     mine.bytes = memory.device_bytes;
     if (mine.status != BS_STATUS_OK) snprintf(why, bytes, "%s", bs_error_message());
     bs_error_clear();
-    bs_status status = BS_STATUS_OK;
-    if (d->leader && !(all = calloc((size_t)d->grid.size, sizeof *all)))
-        status = bs_fail(BS_STATUS_NOMEM, "bench: no memory for %d ranks", d->grid.size);
-    BS_TRY(bs_comm_agree(d->comm, status));
-    status = bs_comm_gather_host(d->comm, &mine, sizeof mine, all, 0);
-    worst = mine;
-    for (int rank = 0; status == BS_STATUS_OK && d->leader && rank < d->grid.size; rank++)
-        if (is_worse(&all[rank], &worst)) worst = all[rank];
+    BS_TRY(bs_cli_gather(d->comm, &mine, sizeof mine, "bench", &all));
+    const need *needs = all; /* rank 0: [size] */
+    need worst = mine;
+    for (int rank = 0; d->leader && rank < d->grid.size; rank++)
+        if (is_worse(&needs[rank], &worst)) worst = needs[rank];
     free(all);
-    BS_TRY(status);
     BS_TRY(bs_comm_bcast_host(d->comm, &worst, sizeof worst, 0));
     *fits = worst.status == BS_STATUS_OK && worst.bytes <= worst.left;
     if (*fits || mine.status != BS_STATUS_OK) return BS_STATUS_OK;
@@ -397,19 +392,16 @@ static bs_status find_most_bytes(bs_decode_bench *d, bs_decode_row *row)
 {
     const double mine[2] = {(double)bs_engine_step_weight_bytes(d->engine),
                             cached_bytes(d, row->kv, row->batch)};
-    double(*all)[2] = NULL;
-    bs_status status = BS_STATUS_OK;
-    if (d->leader && !(all = calloc((size_t)d->grid.size, sizeof *all)))
-        status = bs_fail(BS_STATUS_NOMEM, "bench: no memory for %d ranks", d->grid.size);
-    BS_TRY(bs_comm_agree(d->comm, status));
-    status = bs_comm_gather_host(d->comm, mine, sizeof mine, all, 0);
-    for (int rank = 0; status == BS_STATUS_OK && d->leader && rank < d->grid.size; rank++) {
-        if (all[rank][0] + all[rank][1] <= row->weight_bytes + row->kv_bytes) continue;
-        row->weight_bytes = all[rank][0];
-        row->kv_bytes = all[rank][1];
+    void *all;
+    BS_TRY(bs_cli_gather(d->comm, mine, sizeof mine, "bench", &all));
+    const double *bytes = all; /* rank 0: [size, 2] */
+    for (int rank = 0; d->leader && rank < d->grid.size; rank++, bytes += 2) {
+        if (bytes[0] + bytes[1] <= row->weight_bytes + row->kv_bytes) continue;
+        row->weight_bytes = bytes[0];
+        row->kv_bytes = bytes[1];
     }
     free(all);
-    return status;
+    return BS_STATUS_OK;
 }
 
 /* ---- rows ---- */

@@ -72,9 +72,7 @@ static bs_status open_local(bs_eval *e)
     e->config.all_logits = e->config.shard_logits = true;
     BS_TRY(bs_cli_open_model(e->options, &e->model));
     BS_TRY(bs_cli_open_device(e->options, e->comm, &e->device));
-    BS_TRY(bs_grid_choose(bs_comm_rank(e->comm), bs_comm_size(e->comm),
-                          bs_model_get_desc(e->model)->n_kv_heads, bs_options_string(e->options, "grid"),
-                          &e->grid));
+    BS_TRY(bs_cli_choose_grid(e->options, e->comm, e->model, &e->grid));
     return e->leader ? bs_tokenizer_open(e->model, &e->tokenizer) : BS_STATUS_OK;
 }
 

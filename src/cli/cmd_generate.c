@@ -91,9 +91,7 @@ static bs_status open_local(generate *g)
     BS_TRY(read_config(g));
     BS_TRY(bs_cli_open_model(g->options, &g->model));
     BS_TRY(bs_cli_open_device(g->options, g->comm, &g->device));
-    BS_TRY(bs_grid_choose(bs_comm_rank(g->comm), bs_comm_size(g->comm),
-                          bs_model_get_desc(g->model)->n_kv_heads, bs_options_string(g->options, "grid"),
-                          &g->grid));
+    BS_TRY(bs_cli_choose_grid(g->options, g->comm, g->model, &g->grid));
     bool without = !g->is_batch &&
                    (bs_options_given(g->options, "prompt-ids") || bs_options_flag(g->options, "dry-run"));
     if (without && !bs_tokenizer_exists(g->model)) return BS_STATUS_OK;
@@ -345,19 +343,17 @@ static bs_status finish_answer(generate *g)
 
 static bs_status sum_cache_bytes(generate *g)
 {
-    uint64_t mine[2], *all = NULL;
+    uint64_t mine[2];
+    void *all;
     mine[0] = bs_cache_used_bytes(bs_engine_cache(g->engine), &mine[1]);
-    bs_status status = BS_STATUS_OK;
-    if (g->leader && !(all = calloc((size_t)g->grid.size, sizeof mine)))
-        status = bs_fail(BS_STATUS_NOMEM, "cache bytes: no memory for %d ranks", g->grid.size);
-    BS_TRY(bs_comm_agree(g->comm, status));
-    status = bs_comm_gather_host(g->comm, mine, sizeof mine, all, 0);
-    for (int rank = 0; status == BS_STATUS_OK && g->leader && rank < g->grid.size; rank++) {
-        g->cache_bytes += all[2 * rank];
-        g->cache_bytes_f16 += all[2 * rank + 1];
+    BS_TRY(bs_cli_gather(g->comm, mine, sizeof mine, "cache bytes", &all));
+    const uint64_t *bytes = all; /* rank 0: [size, 2] */
+    for (int rank = 0; g->leader && rank < g->grid.size; rank++) {
+        g->cache_bytes += bytes[2 * rank];
+        g->cache_bytes_f16 += bytes[2 * rank + 1];
     }
     free(all);
-    return status;
+    return BS_STATUS_OK;
 }
 
 static bs_status run(generate *g)

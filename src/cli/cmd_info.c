@@ -175,9 +175,7 @@ static bs_status open_all(info *i)
     if (!i->devices) return bs_fail(BS_STATUS_NOMEM, "info: no memory for the ranks' devices");
     if (!bs_options_given(i->options, "model")) return BS_STATUS_OK;
     BS_TRY(bs_cli_open_model(i->options, &i->model));
-    return bs_grid_choose(bs_comm_rank(i->comm), bs_comm_size(i->comm),
-                          bs_model_get_desc(i->model)->n_kv_heads, bs_options_string(i->options, "grid"),
-                          &i->grid);
+    return bs_cli_choose_grid(i->options, i->comm, i->model, &i->grid);
 }
 
 static bs_status print_all(const info *i)

@@ -72,6 +72,13 @@ void bs_cli_close_device(bs_comm *comm, bs_device *device)
     bs_device_close(device);
 }
 
+bs_status bs_cli_choose_grid(const bs_options *options, const bs_comm *comm, const bs_model *model,
+                             bs_grid *out)
+{
+    return bs_grid_choose(bs_comm_rank(comm), bs_comm_size(comm), bs_model_get_desc(model)->n_kv_heads,
+                          bs_options_string(options, "grid"), out);
+}
+
 bs_status bs_cli_parse_kv(const bs_options *options, const char *text, bs_kv_format *out)
 {
     bs_kv_format format;
@@ -269,6 +276,24 @@ bs_status bs_cli_write_csv(FILE *file, const char *path, json_t *row, bool head)
     }
     if (fputc('\n', file) != EOF && fflush(file) == 0) return BS_STATUS_OK;
     return bs_fail(BS_STATUS_IO, "--csv %s: %s", path, strerror(errno));
+}
+
+/* ---- all ranks ---- */
+
+bs_status bs_cli_gather(bs_comm *comm, const void *mine, size_t bytes, const char *what, void **all)
+{
+    const int size = bs_comm_size(comm);
+    void *received = NULL;
+    bs_status status = BS_STATUS_OK;
+    if (bs_comm_rank(comm) == 0 && !(received = calloc((size_t)size, bytes)))
+        status = bs_fail(BS_STATUS_NOMEM, "%s: no memory for %d ranks", what, size);
+    BS_TRY_GOTO(bs_comm_agree(comm, status), err_free);
+    BS_TRY_GOTO(bs_comm_gather_host(comm, mine, bytes, received, 0), err_free);
+    *all = received;
+    return BS_STATUS_OK;
+err_free:
+    free(received);
+    return status;
 }
 
 /* ---- the end

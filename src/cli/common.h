@@ -1,6 +1,6 @@
 /* common.h: what several subcommands do the same way: open what the options name, read text, write to stdout.
  *
- * Nothing here is collective; callers agree. Errors name the option.
+ * Nothing here is collective but where it says so; callers agree. Errors name the option.
  */
 #ifndef BS_CLI_COMMON_H
 #define BS_CLI_COMMON_H
@@ -19,6 +19,9 @@ bs_status bs_cli_open_device(const bs_options *options, const bs_comm *comm, bs_
 /* --transport, for work on this device: collective, callers agree. Close the device with bs_cli_close_device then. */
 bs_status bs_cli_use_transport(const bs_options *options, bs_comm *comm, bs_device *device);
 void bs_cli_close_device(bs_comm *comm, bs_device *device);
+/* --grid, for the ranks of comm and this model. */
+bs_status bs_cli_choose_grid(const bs_options *options, const bs_comm *comm, const bs_model *model,
+                             bs_grid *out);
 /* --kv with --v-encoder where the subcommand takes that, --merge. */
 bs_status bs_cli_read_kv(const bs_options *options, bs_kv_format *out);
 bs_type bs_cli_read_dtype(const bs_options *options); /* F32: auto */
@@ -49,6 +52,10 @@ bs_status bs_cli_print_json(json_t *value);
 /* A row of a CSV file: the values of a JSON object in their order, behind a line of its keys if `head`; null is
  * empty. `path` as --csv had it, for the error line; flushed, so that a run that is cut off keeps what it has. */
 bs_status bs_cli_write_csv(FILE *file, const char *path, json_t *row, bool head);
+
+/* Every rank's bytes to rank 0, which gets memory for them and frees *all; NULL on the others. `what` begins the line
+ * when there is none. Collective. */
+bs_status bs_cli_gather(bs_comm *comm, const void *mine, size_t bytes, const char *what, void **all);
 
 /* Ends the job from within a step, when the other ranks may wait in a collective; on one rank it returns the status. */
 bs_status bs_cli_end_job(bs_comm *comm, bs_status status);

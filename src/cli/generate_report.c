@@ -91,16 +91,12 @@ static bs_status print_dry_run(const generate *g, const bs_engine_memory *memory
 
 bs_status bs_generate_dry_run(generate *g)
 {
-    bs_engine_memory mine, *all = NULL;
-    bs_status status = bs_engine_plan_memory(g->model, g->device, &g->grid, &g->config, &mine);
-    if (status == BS_STATUS_OK && g->leader && !(all = calloc((size_t)g->grid.size, sizeof *all)))
-        status = bs_fail(BS_STATUS_NOMEM, "--dry-run: no memory for %d ranks", g->grid.size);
-    BS_TRY_GOTO(bs_comm_agree(g->comm, status), err_free);
-    status = bs_comm_gather_host(g->comm, &mine, sizeof mine, all, 0);
-    if (status == BS_STATUS_OK && g->leader) status = print_dry_run(g, all);
-    if (status == BS_STATUS_OK) status = bs_engine_check_memory(g->model, g->device, &g->grid, &g->config);
-    status = bs_comm_agree(g->comm, status);
-err_free:
+    bs_engine_memory mine;
+    void *all;
+    BS_TRY(bs_comm_agree(g->comm, bs_engine_plan_memory(g->model, g->device, &g->grid, &g->config, &mine)));
+    BS_TRY(bs_cli_gather(g->comm, &mine, sizeof mine, "--dry-run", &all));
+    bs_status status = g->leader ? print_dry_run(g, all) : BS_STATUS_OK;
     free(all);
-    return status;
+    if (status == BS_STATUS_OK) status = bs_engine_check_memory(g->model, g->device, &g->grid, &g->config);
+    return bs_comm_agree(g->comm, status);
 }
