@@ -93,11 +93,11 @@ static bs_status open_local(bs_decode_bench *d)
     return d->leader ? bs_bench_open_report(&d->bench) : BS_STATUS_OK;
 }
 
-/* What must be the same on all ranks for their collectives to match. */
+/* What must be the same on all ranks. */
 typedef struct common_ground {
-    int64_t heads, seq, merge, stripe_pages, n_steps, n_contexts, n_batches;
+    bs_cli_ground engine;
+    int64_t n_steps, n_contexts, n_batches;
     int64_t contexts[BS_DECODE_MAX_ITEMS], batches[BS_DECODE_MAX_ITEMS];
-    uint64_t file_bytes;
     char kv[512];
 } common_ground;
 
@@ -105,23 +105,19 @@ static bs_status compare_ground(bs_decode_bench *d)
 {
     common_ground mine, rank0;
     memset(&mine, 0, sizeof mine); /* compared as bytes */
-    mine.heads = d->grid.heads;
-    mine.seq = d->grid.seq;
-    mine.merge = d->config.merge;
-    mine.stripe_pages = d->config.stripe_pages;
+    mine.engine = bs_cli_ground_of(d->model, &d->grid, &d->config);
     mine.n_steps = d->n_steps;
     mine.n_contexts = d->n_contexts;
     mine.n_batches = d->n_batches;
     memcpy(mine.contexts, d->contexts, sizeof mine.contexts);
     memcpy(mine.batches, d->batches, sizeof mine.batches);
-    mine.file_bytes = bs_model_get_desc(d->model)->file_bytes;
     snprintf(mine.kv, sizeof mine.kv, "%s", bs_options_string(d->bench.options, "kv"));
     rank0 = mine;
     BS_TRY(bs_comm_bcast_host(d->comm, &rank0, sizeof rank0, 0));
+    BS_TRY(bs_cli_compare_ground(&mine.engine, &rank0.engine));
     if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_MISMATCH,
-                   "model, --kv, --contexts, --batches, --steps, --grid, --merge or --stripe-pages is "
-                   "not what rank 0 has: look at the environment of this machine");
+    return bs_fail(BS_STATUS_MISMATCH, "--kv, --contexts, --batches or --steps is not what rank 0 has: look "
+                                       "at the environment of this machine");
 }
 
 /* ---- what fits ---- */

@@ -82,10 +82,10 @@ static bs_status open_input_and_output(bs_eval *e)
     return bs_eval_open_report(e);
 }
 
-/* What must be the same on all ranks for their collectives to match, and what rank 0 tells the others. */
+/* What must be the same on all ranks, and what rank 0 tells the others. */
 typedef struct common_ground {
-    int64_t heads, seq, merge, stripe_pages, n_formats;
-    uint64_t file_bytes;
+    bs_cli_ground engine;
+    int64_t n_formats;
     int32_t v_encoder, bos;
     int64_t n_text, context, overlap, one_pass;
     char kv[BS_EVAL_MAX_FORMATS + 1][BS_KV_FORMAT_NAME];
@@ -95,12 +95,8 @@ static common_ground ground_of(const bs_eval *e)
 {
     common_ground g;
     memset(&g, 0, sizeof g); /* compared as bytes */
-    g.heads = e->grid.heads;
-    g.seq = e->grid.seq;
-    g.merge = e->config.merge;
-    g.stripe_pages = e->config.stripe_pages;
+    g.engine = bs_cli_ground_of(e->model, &e->grid, &e->config);
     g.n_formats = e->n_formats;
-    g.file_bytes = bs_model_get_desc(e->model)->file_bytes;
     g.v_encoder = (int32_t)e->formats[e->n_formats - 1].kv.v_encoder;
     g.bos = e->bos;
     g.n_text = e->n_text;
@@ -123,10 +119,10 @@ static bs_status share_ground(bs_eval *e)
     e->one_pass = rank0.one_pass != 0;
     e->config.max_context = e->config.total_tokens = e->context;
     common_ground mine = ground_of(e);
+    BS_TRY(bs_cli_compare_ground(&mine.engine, &rank0.engine));
     if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_MISMATCH,
-                   "model, --kv, --v-encoder, --grid, --merge or --stripe-pages is not what rank 0 "
-                   "has: look at the environment of this machine");
+    return bs_fail(BS_STATUS_MISMATCH, "--kv or --v-encoder is not what rank 0 has: look at the environment "
+                                       "of this machine");
 }
 
 static bs_status take_memory(bs_eval *e)

@@ -186,11 +186,11 @@ static bs_status read_prompt(generate *g)
 /* ---- setting up: together
  * ----------------------------------------------------------------------------------- */
 
-/* What must be the same on all ranks for their collectives to match. */
+/* What must be the same on all ranks. */
 typedef struct common_ground {
+    bs_cli_ground engine;
     int64_t context, total_tokens, max_seqs; /* rank 0's count */
-    int64_t batch, dry_run, heads, seq, merge, stripe_pages, chunk_tokens, v_encoder;
-    uint64_t file_bytes;
+    int64_t batch, dry_run, chunk_tokens, v_encoder;
     char kv[BS_KV_FORMAT_NAME];
 } common_ground;
 
@@ -209,18 +209,14 @@ static bs_status share_ground(generate *g)
 {
     common_ground mine, rank0;
     memset(&mine, 0, sizeof mine); /* compared as bytes */
+    mine.engine = bs_cli_ground_of(g->model, &g->grid, &g->config);
     mine.context = g->config.max_context;
     mine.total_tokens = g->config.total_tokens;
     mine.max_seqs = g->config.max_seqs;
     mine.batch = g->is_batch;
     mine.dry_run = bs_options_flag(g->options, "dry-run");
-    mine.heads = g->grid.heads;
-    mine.seq = g->grid.seq;
-    mine.merge = g->config.merge;
-    mine.stripe_pages = g->config.stripe_pages;
     mine.chunk_tokens = g->config.chunk_tokens;
     mine.v_encoder = g->config.kv.v_encoder;
-    mine.file_bytes = bs_model_get_desc(g->model)->file_bytes;
     bs_kv_format_name(&g->config.kv, mine.kv);
     rank0 = mine;
     BS_TRY(bs_comm_bcast_host(g->comm, &rank0, sizeof rank0, 0));
@@ -229,11 +225,10 @@ static bs_status share_ground(generate *g)
     mine.max_seqs = rank0.max_seqs;
     g->config.max_seqs = (int)rank0.max_seqs;
     size_steps(&g->config);
+    BS_TRY(bs_cli_compare_ground(&mine.engine, &rank0.engine));
     if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
-    return bs_fail(
-        BS_STATUS_MISMATCH,
-        "model, --batch, --dry-run, --kv, --grid, --merge, --stripe-pages or --chunk-tokens is not what "
-        "rank 0 has: look at the environment of this machine");
+    return bs_fail(BS_STATUS_MISMATCH, "--batch, --dry-run, --kv, --v-encoder or --chunk-tokens is not what "
+                                       "rank 0 has: look at the environment of this machine");
 }
 
 static void on_load(void *context, uint64_t done, uint64_t total)

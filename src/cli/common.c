@@ -107,6 +107,11 @@ bs_type bs_cli_read_dtype(const bs_options *options)
     return strcmp(name, "bf16") == 0 ? BS_TYPE_BF16 : strcmp(name, "f16") == 0 ? BS_TYPE_F16 : BS_TYPE_F32;
 }
 
+static const char *dtype_name(int64_t act)
+{
+    return act == BS_TYPE_BF16 ? "bf16" : act == BS_TYPE_F16 ? "f16" : "auto";
+}
+
 bs_status bs_cli_read_merge(const bs_options *options, bs_merge_method *out)
 {
     return bs_merge_method_parse(bs_options_string(options, "merge"), out);
@@ -279,6 +284,39 @@ bs_status bs_cli_write_csv(FILE *file, const char *path, json_t *row, bool head)
 }
 
 /* ---- all ranks ---- */
+
+bs_cli_ground bs_cli_ground_of(const bs_model *model, const bs_grid *grid, const bs_engine_config *config)
+{
+    return (bs_cli_ground){.heads = grid->heads,
+                           .seq = grid->seq,
+                           .merge = config->merge,
+                           .act = config->act,
+                           .stripe_pages = config->stripe_pages,
+                           .file_bytes = bs_model_get_desc(model)->file_bytes};
+}
+
+bs_status bs_cli_compare_ground(const bs_cli_ground *mine, const bs_cli_ground *rank0)
+{
+    const char *const where = "look at the environment of this machine";
+    if (mine->file_bytes != rank0->file_bytes)
+        return bs_fail(BS_STATUS_MISMATCH, "--model has %llu bytes, rank 0's %llu: %s",
+                       (unsigned long long)mine->file_bytes, (unsigned long long)rank0->file_bytes, where);
+    if (mine->heads != rank0->heads || mine->seq != rank0->seq)
+        return bs_fail(BS_STATUS_MISMATCH, "--grid is %lldx%lld, rank 0's %lldx%lld: %s",
+                       (long long)mine->heads, (long long)mine->seq, (long long)rank0->heads,
+                       (long long)rank0->seq, where);
+    if (mine->merge != rank0->merge)
+        return bs_fail(BS_STATUS_MISMATCH, "--merge is %s, rank 0's %s: %s",
+                       bs_merge_method_name((bs_merge_method)mine->merge),
+                       bs_merge_method_name((bs_merge_method)rank0->merge), where);
+    if (mine->act != rank0->act)
+        return bs_fail(BS_STATUS_MISMATCH, "--dtype is %s, rank 0's %s: %s", dtype_name(mine->act),
+                       dtype_name(rank0->act), where);
+    if (mine->stripe_pages != rank0->stripe_pages)
+        return bs_fail(BS_STATUS_MISMATCH, "--stripe-pages is %lld, rank 0's %lld: %s",
+                       (long long)mine->stripe_pages, (long long)rank0->stripe_pages, where);
+    return BS_STATUS_OK;
+}
 
 bs_status bs_cli_gather(bs_comm *comm, const void *mine, size_t bytes, const char *what, void **all)
 {

@@ -53,6 +53,16 @@ bs_status bs_cli_print_json(json_t *value);
  * empty. `path` as --csv had it, for the error line; flushed, so that a run that is cut off keeps what it has. */
 bs_status bs_cli_write_csv(FILE *file, const char *path, json_t *row, bool head);
 
+/* What must be the same on all ranks for the collectives of their engines to match. It has no padding: a subcommand puts
+ * it into what it sends of its own and compares as bytes. Of config it takes act, merge and stripe_pages. */
+typedef struct bs_cli_ground {
+    int64_t heads, seq, merge, act, stripe_pages;
+    uint64_t file_bytes;
+} bs_cli_ground;
+bs_cli_ground bs_cli_ground_of(const bs_model *model, const bs_grid *grid, const bs_engine_config *config);
+/* MISMATCH, with the first option that is not rank 0's and both values. Callers agree. */
+bs_status bs_cli_compare_ground(const bs_cli_ground *mine, const bs_cli_ground *rank0);
+
 /* Every rank's bytes to rank 0, which gets memory for them and frees *all; NULL on the others. `what` begins the line
  * when there is none. Collective. */
 bs_status bs_cli_gather(bs_comm *comm, const void *mine, size_t bytes, const char *what, void **all);

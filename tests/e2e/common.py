@@ -63,6 +63,12 @@ def run(ranks, command, timeout=600, env=None, stdin=subprocess.DEVNULL, launche
                           env={**os.environ, **(env or {})})
 
 
+def run_rank_1_with(variable, words, **options):
+    """bitshard on two ranks, of which rank 1 alone has BITSHARD_{variable} in its environment."""
+    line = f'[ "$OMPI_COMM_WORLD_RANK" != 1 ] || export "BITSHARD_{variable}"; exec "$0" "$@"'
+    return run(2, ["sh", "-c", line, BITSHARD, *words], **options)
+
+
 def wait_for_end(process, limit):
     """Seconds until a job that was harmed is gone, and its standard error; it is killed 20 s behind the limit."""
     began = time.monotonic()

@@ -167,13 +167,14 @@ def test_ranks():
     done = bitshard("generate", "--model", MODEL, "--dry-run", "--context", "64K", "--merge", "fold", "--grid", "2x2", ranks=4)
     c.check(done.returncode == 0 and all(word in done.stdout for word in ("weights", "quantized pages", "context 65536", "merge fold: o_proj")),
             f"--dry-run: {done.stdout}")
-    wrapper = os.path.join(c.WORK, "cli-one-differs.sh")
-    with open(wrapper, "w") as file:
-        file.write(f'#!/bin/sh\n[ "$OMPI_COMM_WORLD_RANK" != 1 ] || export BITSHARD_KV=int2\nexec {c.BITSHARD} generate "$@"\n')
-    os.chmod(wrapper, 0o755)
-    done = c.run(2, [wrapper, "--model", MODEL, "-p", "x"])
-    c.check(done.returncode == 1 and len(lines_of(done)) == 1 and "rank 1" in lines_of(done)[0],
-            f"a rank with another environment: exit {done.returncode} {lines_of(done)}")
+    other = os.path.join(c.WORK, "cli.other.gguf")
+    c.run(0, [c.BITSHARD, "make-model", "tiny", other, "--layers", "1"])
+    for variable, part in (("KV=int2", "--kv"), ("DTYPE=bf16", "--dtype is bf16, rank 0's auto"), ("GRID=1x2", "--grid is 1x2, rank 0's 2x1"),
+                           ("MERGE=fold", "--merge is fold, rank 0's allreduce"), ("STRIPE_PAGES=3", "--stripe-pages is 3, rank 0's 8"),
+                           (f"MODEL={other}", f"--model has {os.path.getsize(other)} bytes, rank 0's {os.path.getsize(MODEL)}"), ("CHUNK_TOKENS=128", "--chunk-tokens")):
+        done = c.run_rank_1_with(variable, ["generate", "-p", "x"], env={"BITSHARD_MODEL": MODEL})
+        c.check(done.returncode == 1 and len(lines_of(done)) == 1 and "rank 1" in lines_of(done)[0] and part in lines_of(done)[0],
+                f"a rank with BITSHARD_{variable} in its environment: exit {done.returncode} {lines_of(done)}")
     done = bitshard("info", "--model", MODEL, ranks=3)
     c.check(done.returncode == 0 and "grid              1x3" in done.stdout and "32 heads on 8 KV heads of 128" in done.stdout, "info on 3 ranks")
 

@@ -191,13 +191,11 @@ def test_refusals():
     c.check(done.returncode == 0 and "windows of 500, 250 shared" in done.stdout and "trained" not in done.stderr, f"and with windows: {done.stdout} {done.stderr}")
     done = c.run(0, [c.BITSHARD, "eval", "--model", small, "--text", SHORT, "--kv", "int8", "-c", "501"], timeout=60)
     c.check(done.returncode == 0 and "trained for 500" in done.stderr, f"a window beyond the context is a warning: {done.stderr}")
-    wrapper = os.path.join(c.WORK, "eval-one-differs.sh")
-    with open(wrapper, "w") as file:
-        file.write(f'#!/bin/sh\n[ "$OMPI_COMM_WORLD_RANK" != 1 ] || export BITSHARD_KV=f16,int2\nexec {c.BITSHARD} eval "$@"\n')
-    os.chmod(wrapper, 0o755)
-    done = c.run(2, [wrapper, *good], timeout=60)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("bitshard")]
-    c.check(done.returncode == 1 and len(lines) == 1 and "rank 1" in lines[0], f"a rank with another environment: {done.returncode} {lines}")
+    for variable, part in (("KV=f16,int2", "--kv"), ("DTYPE=bf16", "--dtype is bf16, rank 0's auto")):
+        done = c.run_rank_1_with(variable, ["eval", *good], timeout=60)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("bitshard")]
+        c.check(done.returncode == 1 and len(lines) == 1 and "rank 1" in lines[0] and part in lines[0],
+                f"a rank with BITSHARD_{variable} in its environment: {done.returncode} {lines}")
 
 
 def compare(got, one, limits, what):

@@ -156,6 +156,10 @@ def test_bench_decode():
                         ("int3", "--kv", "int3"), ("takes no operand", "attend"), ("--steps 2", "--steps", "2"), ("--grid 3x1", "--grid", "3x1"),
                         ("--dry-run: not of bench decode", "--dry-run"), ("--case: not of bench decode", "--case", "1")):
         refused(2, part, "bench", "decode", *more, *words[2:] if part != "--steps 2" else words[2:6])
+    for variable, part in (("DTYPE=bf16", "--dtype is bf16, rank 0's auto"), ("KV=int4,int2", "--kv"), ("CONTEXTS=1K", "--contexts"), ("BATCHES=2", "--batches")):
+        done = c.run_rank_1_with(variable, [*words])
+        c.check(done.returncode == 1 and len(lines_of(done)) == 1 and "rank 1" in lines_of(done)[0] and part in lines_of(done)[0],
+                f"a rank with BITSHARD_{variable} in its environment: exit {done.returncode} {lines_of(done)}")
     refused(2, "--model FILE is needed", "bench", "decode", "--device", "cpu")
     refused(2, "is for one rank", "bench", "kernel", "read", "--device", "cpu", ranks=2)
 
