@@ -50,17 +50,19 @@ static bs_status parse_counts(const char *option, const char *text, int64_t most
 
 static bs_status parse_formats(bs_decode_bench *d, const bs_options *o)
 {
-    if (!(d->list = strdup(bs_options_string(o, "kv")))) return bs_fail(BS_STATUS_NOMEM, "--kv: no memory");
-    for (char *item = d->list, *next; item; item = next) {
+    char *list = strdup(bs_options_string(o, "kv"));
+    bs_status status = list ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "--kv: no memory");
+    for (char *item = list, *next; item && status == BS_STATUS_OK; item = next) {
         bs_kv_format format;
         next = strchr(item, ',');
         if (next) *next++ = 0;
-        BS_TRY(bs_kv_format_parse(item, &format));
-        if (d->n_formats == BS_DECODE_MAX_ITEMS)
-            return bs_fail(BS_STATUS_USAGE, "--kv: more than %d formats", BS_DECODE_MAX_ITEMS);
-        d->kv[d->n_formats++] = item;
+        status = bs_kv_format_parse(item, &format);
+        if (status == BS_STATUS_OK && d->n_formats == BS_DECODE_MAX_ITEMS)
+            status = bs_fail(BS_STATUS_USAGE, "--kv: more than %d formats", BS_DECODE_MAX_ITEMS);
+        if (status == BS_STATUS_OK) d->kv[d->n_formats++] = format;
     }
-    return BS_STATUS_OK;
+    free(list);
+    return status;
 }
 
 static bs_status read_options(bs_decode_bench *d)
@@ -96,9 +98,9 @@ static bs_status open_local(bs_decode_bench *d)
 /* What must be the same on all ranks. */
 typedef struct common_ground {
     bs_cli_ground engine;
-    int64_t n_steps, n_contexts, n_batches;
+    int64_t n_steps, n_contexts, n_batches, n_formats;
     int64_t contexts[BS_DECODE_MAX_ITEMS], batches[BS_DECODE_MAX_ITEMS];
-    char kv[512];
+    char kv[BS_DECODE_MAX_ITEMS][BS_KV_FORMAT_NAME];
 } common_ground;
 
 static bs_status compare_ground(bs_decode_bench *d)
@@ -109,9 +111,10 @@ static bs_status compare_ground(bs_decode_bench *d)
     mine.n_steps = d->n_steps;
     mine.n_contexts = d->n_contexts;
     mine.n_batches = d->n_batches;
+    mine.n_formats = d->n_formats;
     memcpy(mine.contexts, d->contexts, sizeof mine.contexts);
     memcpy(mine.batches, d->batches, sizeof mine.batches);
-    snprintf(mine.kv, sizeof mine.kv, "%s", bs_options_string(d->bench.options, "kv"));
+    for (int i = 0; i < d->n_formats; i++) bs_kv_format_name(&d->kv[i], mine.kv[i]);
     rank0 = mine;
     BS_TRY(bs_comm_bcast_host(d->comm, &rank0, sizeof rank0, 0));
     BS_TRY(bs_cli_compare_ground(&mine.engine, &rank0.engine));
@@ -239,7 +242,7 @@ static bs_status take_result(void *context, const bs_plan *plan, const bs_step_r
 /* Decodes n_steps behind some to warm up (a graph is recorded there); rank 0 learns their times. Collective. */
 static bs_status time_steps(bs_decode_bench *d, int64_t context, int batch, bs_bench_times *ms)
 {
-    double done_s[WARM_STEPS + MAX_STEPS];
+    double done_s[WARM_STEPS + MAX_STEPS], step_ms[MAX_STEPS];
     run r = {
         .d = d, .context = context, .batch = batch, .n_steps = WARM_STEPS + d->n_steps, .done_s = done_s};
     const bs_driver driver = {&r, make_plan, take_result};
@@ -247,8 +250,8 @@ static bs_status time_steps(bs_decode_bench *d, int64_t context, int batch, bs_b
     if (status != BS_STATUS_OK) return bs_cli_end_job(d->comm, status);
     const int n = d->n_steps;
     for (int i = 0; i < n && d->leader; i++)
-        d->ms[i] = (done_s[WARM_STEPS + i] - done_s[WARM_STEPS + i - 1]) * 1e3;
-    if (d->leader) *ms = bs_bench_summarize(d->ms, n, 1);
+        step_ms[i] = (done_s[WARM_STEPS + i] - done_s[WARM_STEPS + i - 1]) * 1e3;
+    if (d->leader) *ms = bs_bench_summarize(step_ms, n, 1);
     return BS_STATUS_OK;
 }
 
@@ -325,21 +328,22 @@ static bs_status take_apart(bs_decode_bench *d, const run *r, bs_plan *plan, int
     return BS_STATUS_OK;
 }
 
-static bs_status run_parts(bs_decode_bench *d, const run *r, bs_plan *plan, marks *m)
+static bs_status run_parts(bs_decode_bench *d, const run *r, bs_plan *plan, marks *m,
+                           double part_ms[BS_DECODE_N_PARTS])
 {
     double ms[BS_DECODE_N_PARTS][PART_STEPS];
     const int64_t first = WARM_STEPS + d->n_steps;
     for (int step = 0; step <= PART_STEPS; step++) { /* the first warms up */
-        double part_ms[BS_DECODE_N_PARTS] = {0};
-        BS_TRY(take_apart(d, r, plan, first + step, m, part_ms));
-        for (int part = 0; part < BS_DECODE_N_PARTS && step > 0; part++) ms[part][step - 1] = part_ms[part];
+        double one_ms[BS_DECODE_N_PARTS] = {0};
+        BS_TRY(take_apart(d, r, plan, first + step, m, one_ms));
+        for (int part = 0; part < BS_DECODE_N_PARTS && step > 0; part++) ms[part][step - 1] = one_ms[part];
     }
     for (int part = 0; part < BS_DECODE_N_PARTS; part++)
-        d->part_ms[part] = bs_bench_summarize(ms[part], PART_STEPS, 1).median;
+        part_ms[part] = bs_bench_summarize(ms[part], PART_STEPS, 1).median;
     return BS_STATUS_OK;
 }
 
-static bs_status time_parts(bs_decode_bench *d, int64_t context, int batch)
+static bs_status time_parts(bs_decode_bench *d, int64_t context, int batch, double part_ms[BS_DECODE_N_PARTS])
 {
     run r = {.d = d, .context = context, .batch = batch};
     marks m = {0};
@@ -347,7 +351,7 @@ static bs_status time_parts(bs_decode_bench *d, int64_t context, int batch)
     bs_status status = plan ? open_marks(d, &m) : bs_fail(BS_STATUS_NOMEM, "bench: no memory for a plan");
     BS_TRY_GOTO(bs_comm_agree(d->comm, status), err_free);
     bs_engine_set_mark(d->engine, on_mark, &m);
-    status = run_parts(d, &r, plan, &m);
+    status = run_parts(d, &r, plan, &m, part_ms);
     bs_engine_set_mark(d->engine, NULL, NULL);
     bs_comm_progress_idle(d->comm);
     if (status != BS_STATUS_OK) status = bs_cli_end_job(d->comm, status);
@@ -404,9 +408,9 @@ static bs_status find_most_bytes(bs_decode_bench *d, bs_decode_row *row)
 
 static bs_status measure(bs_decode_bench *d, const bs_kv_format *kv, int batch, int64_t context)
 {
-    bs_decode_row row = {.kv = kv, .context = context, .batch = batch, .part_ms = d->part_ms};
+    bs_decode_row row = {.kv = kv, .context = context, .batch = batch};
     BS_TRY(time_steps(d, context, batch, &row.ms));
-    BS_TRY(time_parts(d, context, batch));
+    BS_TRY(time_parts(d, context, batch, row.part_ms));
     BS_TRY(find_most_bytes(d, &row));
     return bs_comm_agree(d->comm, d->leader ? bs_decode_report(d, &row) : BS_STATUS_OK);
 }
@@ -447,11 +451,7 @@ static bs_status run_groups(bs_decode_bench *d)
     const double watchdog_s = bs_options_float(d->bench.options, "watchdog-s");
     if (watchdog_s > 0) BS_TRY(bs_comm_agree(d->comm, bs_comm_watchdog_start(d->comm, watchdog_s)));
     for (int f = 0; f < d->n_formats; f++)
-        for (int b = 0; b < d->n_batches; b++) {
-            bs_kv_format kv;
-            BS_TRY(bs_kv_format_parse(d->kv[f], &kv));
-            BS_TRY(run_group(d, &kv, (int)d->batches[b]));
-        }
+        for (int b = 0; b < d->n_batches; b++) BS_TRY(run_group(d, &d->kv[f], (int)d->batches[b]));
     return BS_STATUS_OK;
 }
 
@@ -468,7 +468,6 @@ bs_status bs_bench_decode(const bs_options *options, bs_comm *comm)
     bs_cli_close_device(comm, d->bench.device);
     bs_status closed = d->leader ? bs_bench_close_report(&d->bench) : BS_STATUS_OK;
     if (status == BS_STATUS_OK) status = bs_comm_agree(comm, closed);
-    free(d->list);
 err_free:
     free(d);
     return status;

@@ -22,13 +22,11 @@ typedef struct bs_decode_bench {
     bool leader;
     bs_model *model;
     bs_grid grid;
-    bs_engine_config config; /* of the engine that is open */
+    bs_engine_config config; /* act, merge and stripe_pages; the rest is of a row */
     bs_engine *engine;
     int n_steps, n_contexts, n_batches, n_formats;
     int64_t contexts[BS_DECODE_MAX_ITEMS], batches[BS_DECODE_MAX_ITEMS];
-    char *list;                                  /* where kv points */
-    const char *kv[BS_DECODE_MAX_ITEMS];         /* as asked for */
-    double ms[1024], part_ms[BS_DECODE_N_PARTS]; /* of the row that was measured last */
+    bs_kv_format kv[BS_DECODE_MAX_ITEMS];
 } bs_decode_bench;
 
 /* One row. Bytes are those of the rank that reads most. */
@@ -39,7 +37,7 @@ typedef struct bs_decode_row {
     const char *skipped; /* why there are no figures, or NULL */
     bs_bench_times ms;
     double weight_bytes, kv_bytes;
-    const double *part_ms; /* [BS_DECODE_N_PARTS] of a step op by op */
+    double part_ms[BS_DECODE_N_PARTS]; /* of a step op by op */
 } bs_decode_row;
 
 /* Rank 0. */

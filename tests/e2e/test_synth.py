@@ -154,10 +154,13 @@ def test_bench_decode():
     c.check(done.returncode == 0 and len(lines) == 3 and "2 ranks, grid 2x1" in lines[0] and lines[2].startswith("int4:kc:g128:nohad:s1:r2"), f"2 ranks: {done.stdout}")
     for part, *more in (("--contexts 1K,x", "--contexts", "1K,x"), ("--contexts 0", "--contexts", "0"), ("--batches 1,,2", "--batches", "1,,2"),
                         ("int3", "--kv", "int3"), ("takes no operand", "attend"), ("--steps 2", "--steps", "2"), ("--grid 3x1", "--grid", "3x1"),
-                        ("--dry-run: not of bench decode", "--dry-run"), ("--case: not of bench decode", "--case", "1")):
+                        ("--dry-run: not of bench decode", "--dry-run"), ("--case: not of bench decode", "--case", "1"),
+                        ("--kv: more than 64 formats", "--kv", ",".join(65 * ["f16"]))):
         refused(2, part, "bench", "decode", *more, *words[2:] if part != "--steps 2" else words[2:6])
-    for variable, part in (("DTYPE=bf16", "--dtype is bf16, rank 0's auto"), ("KV=int4,int2", "--kv"), ("CONTEXTS=1K", "--contexts"), ("BATCHES=2", "--batches")):
-        done = c.run_rank_1_with(variable, [*words])
+    many = 20 * "int2:kc:g32:had:norm:s1:r2,"
+    for variable, part in (("DTYPE=bf16", "--dtype is bf16, rank 0's auto"), ("KV=int4,int2", "--kv"), ("CONTEXTS=1K", "--contexts"), ("BATCHES=2", "--batches"),
+                           (f"KV={many}int8", "--kv")):
+        done = c.run_rank_1_with(variable, [*words], env={"BITSHARD_KV": many + "int4"} if many in variable else None)
         c.check(done.returncode == 1 and len(lines_of(done)) == 1 and "rank 1" in lines_of(done)[0] and part in lines_of(done)[0],
                 f"a rank with BITSHARD_{variable} in its environment: exit {done.returncode} {lines_of(done)}")
     refused(2, "--model FILE is needed", "bench", "decode", "--device", "cpu")
