@@ -49,28 +49,22 @@ static float draw_q(uint64_t *seed)
 static bs_status fill_q(attend *a)
 {
     const bs_type act = bs_device_get_info(a->bench->device)->act_type;
-    const size_t n = a->rows * (size_t)a->cache.shape.head_dim;
+    const size_t n = a->rows * (size_t)a->cache.shape.head_dim, bytes = n * (size_t)bs_type_block_bytes(act);
     uint64_t seed = 5;
     a->q = malloc(n * sizeof *a->q);
-    uint16_t *half = malloc(n * sizeof *half);
+    void *q = malloc(bytes);
     bs_status status = BS_STATUS_OK;
-    if (!a->q || !half) {
+    if (!a->q || !q) {
         status = bs_fail(BS_STATUS_NOMEM, "bench: no memory for q");
-        goto err_half;
+        goto err_q;
     }
-    for (size_t i = 0; i < n; i++) {
-        a->q[i] = draw_q(&seed);
-        half[i] = act == BS_TYPE_BF16 ? (uint16_t)(bs_f32_bits(a->q[i]) >> 16) : bs_f32_to_f16(a->q[i]);
-    }
-    const bool wide = act == BS_TYPE_F32;
-    const size_t bytes = n * (wide ? sizeof *a->q : sizeof *half);
-    BS_TRY_GOTO(bs_buffer_alloc(a->bench->device, bytes, "q", &a->q_at), err_half);
-    BS_TRY_GOTO(bs_copy_to_device(a->bench->stream, bs_buffer_at(a->q_at, 0),
-                                  wide ? (void *)a->q : (void *)half, bytes),
-                err_half);
+    for (size_t i = 0; i < n; i++) a->q[i] = draw_q(&seed);
+    BS_TRY_GOTO(bs_quantize_row(act, a->q, q, (int64_t)n), err_q);
+    BS_TRY_GOTO(bs_buffer_alloc(a->bench->device, bytes, "q", &a->q_at), err_q);
+    BS_TRY_GOTO(bs_copy_to_device(a->bench->stream, bs_buffer_at(a->q_at, 0), q, bytes), err_q);
     status = bs_stream_sync(a->bench->stream);
-err_half:
-    free(half);
+err_q:
+    free(q);
     return status;
 }
 

@@ -34,11 +34,6 @@ static float draw_x(uint64_t *seed)
     return (float)(int)(bs_bench_random(seed) % 255) * 0x1p-7f - 127 * 0x1p-7f;
 }
 
-static size_t act_bytes(bs_type act)
-{
-    return act == BS_TYPE_F32 ? 4 : 2;
-}
-
 static bs_status queue_gemv(void *context, int i)
 {
     gemv *g = context;
@@ -83,20 +78,15 @@ static bs_status fill_weights(gemv *g)
 static bs_status fill_x(gemv *g)
 {
     const int64_t n = g->item->n_query * g->item->n_cols;
-    void *x = g->host_x;
+    const size_t bytes = (size_t)n * (size_t)bs_type_block_bytes(g->act);
     uint64_t seed = 5;
     for (int64_t i = 0; i < n; i++) g->host_x[i] = draw_x(&seed);
-    if (g->act != BS_TYPE_F32) {
-        uint16_t *rounded = x = malloc((size_t)n * sizeof *rounded);
-        if (!rounded) return bs_fail(BS_STATUS_NOMEM, "bench: no memory for x");
-        for (int64_t i = 0; i < n; i++)
-            rounded[i] = g->act == BS_TYPE_F16 ? bs_f32_to_f16(g->host_x[i])
-                                               : (uint16_t)(bs_f32_bits(g->host_x[i]) >> 16);
-    }
-    bs_status status = bs_copy_to_device(g->bench->stream, bs_buffer_at(g->x, 0), x,
-                                         (size_t)n * act_bytes(g->act));
+    void *x = malloc(bytes);
+    if (!x) return bs_fail(BS_STATUS_NOMEM, "bench: no memory for x");
+    bs_status status = bs_quantize_row(g->act, g->host_x, x, n);
+    if (status == BS_STATUS_OK) status = bs_copy_to_device(g->bench->stream, bs_buffer_at(g->x, 0), x, bytes);
     if (status == BS_STATUS_OK) status = bs_stream_sync(g->bench->stream);
-    if (x != g->host_x) free(x);
+    free(x);
     return status;
 }
 
@@ -154,7 +144,7 @@ static bs_status run(gemv *g, int number)
         return bs_fail(BS_STATUS_NOMEM, "bench: no memory for %lld rows", (long long)c->n_rows);
     BS_TRY(bs_buffer_alloc(device, (size_t)g->n_calls * (size_t)c->n_rows * g->row_bytes, "weights",
                            &g->weights));
-    BS_TRY(bs_buffer_alloc(device, n_x * act_bytes(g->act), "x", &g->x));
+    BS_TRY(bs_buffer_alloc(device, n_x * (size_t)bs_type_block_bytes(g->act), "x", &g->x));
     BS_TRY(bs_buffer_alloc(device, n_y * sizeof(float), "y", &g->y));
     g->workspace_bytes = bs_gemm_workspace_bytes(device, c->n_rows, c->n_cols, c->n_query);
     if (g->workspace_bytes > 0)
