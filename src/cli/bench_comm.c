@@ -19,6 +19,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { HIDDEN = 4096, HEADS = 32, KV_HEADS = 8, DIM = 128, MAX_TOKENS = 16, CALLS = 10 };
 enum { MIN_ROUNDS = 20, MAX_ROUNDS = 200, WARM_ROUNDS = 3, N_OPS = 4, N_CASES = 24, WHY = 256 };
@@ -350,14 +351,18 @@ static bs_status run_case(comm_bench *b, const comm_case *c, int number)
     return status;
 }
 
-static bool is_wanted(const comm_bench *b, const char *items, int i)
+static bool is_asked(const char *items, int i)
 {
     char name[BS_BENCH_NAME];
-    const comm_case c = nth_case(i);
-    const bool cpu = b->out.device && bs_device_get_info(b->out.device)->kind == BS_DEVICE_CPU;
-    if (c.graph && (cpu || !bs_comm_capturable(b->comm))) return false;
     case_name(NULL, i, name);
     return !items || bs_bench_matches(items, name, i + 1);
+}
+
+static bool is_wanted(const comm_bench *b, const char *items, int i)
+{
+    const bool cpu = bs_device_get_info(b->out.device)->kind == BS_DEVICE_CPU;
+    if (nth_case(i).graph && (cpu || !bs_comm_capturable(b->comm))) return false;
+    return is_asked(items, i);
 }
 
 /* All that was asked for may be graphs where there are none. */
@@ -379,15 +384,51 @@ static bs_status list_cases(void)
     return BS_STATUS_OK;
 }
 
-static bs_status open_local(comm_bench *b, bs_grid *grid)
+/* With --dry-run nothing else is looked at. */
+static bs_status read_options(comm_bench *b, bs_grid *grid)
 {
     char all_seq[32];
     const char *text = bs_options_string(b->out.options, "grid");
+    if (bs_options_flag(b->out.options, "dry-run")) return BS_STATUS_OK;
     snprintf(all_seq, sizeof all_seq, "1x%d", b->size);
     /* Each item names a case, whether or not this transport has it. */
     BS_TRY(bs_bench_check_items(bs_options_string(b->out.options, "case"), NULL, N_CASES, case_name));
     BS_TRY(bs_grid_choose(b->rank, b->size, KV_HEADS, text ? text : all_seq, grid));
     b->heads = HEADS / grid->heads;
+    return BS_STATUS_OK;
+}
+
+/* What must be the same on all ranks. With --dry-run nothing else counts. */
+typedef struct common_ground {
+    bs_cli_ground comm;              /* grid and transport */
+    int64_t dry_run, asked[N_CASES]; /* asked: by --case */
+} common_ground;
+
+static bs_status compare_ground(comm_bench *b, const bs_grid *grid)
+{
+    const bs_options *o = b->out.options;
+    common_ground mine, rank0;
+    memset(&mine, 0, sizeof mine); /* compared as bytes */
+    mine.dry_run = bs_options_flag(o, "dry-run");
+    if (!mine.dry_run) {
+        mine.comm.heads = grid->heads;
+        mine.comm.seq = grid->seq;
+        snprintf(mine.comm.transport, sizeof mine.comm.transport, "%s", bs_options_string(o, "transport"));
+        for (int i = 0; i < N_CASES; i++) mine.asked[i] = is_asked(bs_options_string(o, "case"), i);
+    }
+    rank0 = mine;
+    BS_TRY(bs_comm_bcast_host(b->comm, &rank0, sizeof rank0, 0));
+    if (mine.dry_run != rank0.dry_run)
+        return bs_fail(BS_STATUS_MISMATCH,
+                       "--dry-run is not what rank 0 has: look at the environment of this machine");
+    BS_TRY(bs_cli_compare_ground(&mine.comm, &rank0.comm));
+    if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_MISMATCH,
+                   "--case is not what rank 0 has: look at the environment of this machine");
+}
+
+static bs_status open_local(comm_bench *b)
+{
     BS_TRY(bs_cli_open_device(b->out.options, b->comm, &b->out.device));
     return bs_stream_create(b->out.device, &b->out.stream);
 }
@@ -431,11 +472,10 @@ static bs_status run_cases(comm_bench *b)
                          bs_fail(BS_STATUS_MISMATCH, "bench: %d of %d cases failed", b->n_failed, b->n_run));
 }
 
-static bs_status set_up(comm_bench *b)
+static bs_status set_up(comm_bench *b, const bs_grid *grid)
 {
-    bs_grid grid = {0};
-    BS_TRY(bs_comm_agree(b->comm, open_local(b, &grid)));
-    BS_TRY(bs_comm_agree(b->comm, bs_comm_set_grid(b->comm, &grid)));
+    BS_TRY(bs_comm_agree(b->comm, open_local(b)));
+    BS_TRY(bs_comm_agree(b->comm, bs_comm_set_grid(b->comm, grid)));
     BS_TRY(bs_comm_agree(b->comm, bs_cli_use_transport(b->out.options, b->comm, b->out.device)));
     return bs_comm_agree(b->comm, take_memory(b));
 }
@@ -447,9 +487,12 @@ bs_status bs_bench_comm(const bs_options *options, bs_comm *comm)
                     .leader = bs_comm_rank(comm) == 0,
                     .size = bs_comm_size(comm),
                     .rank = bs_comm_rank(comm)};
+    bs_grid grid = {0};
+    BS_TRY(bs_comm_agree(comm, read_options(&b, &grid)));
+    BS_TRY(bs_comm_agree(comm, compare_ground(&b, &grid)));
     if (bs_options_flag(options, "dry-run"))
         return bs_comm_agree(comm, b.leader ? list_cases() : BS_STATUS_OK);
-    bs_status status = set_up(&b);
+    bs_status status = set_up(&b, &grid);
     if (status == BS_STATUS_OK) status = run_cases(&b);
     bs_status closed = b.leader ? bs_bench_close_report(&b.out) : BS_STATUS_OK;
     if (status == BS_STATUS_OK) status = bs_comm_agree(comm, closed);

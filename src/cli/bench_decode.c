@@ -107,7 +107,7 @@ static bs_status compare_ground(bs_decode_bench *d)
 {
     common_ground mine, rank0;
     memset(&mine, 0, sizeof mine); /* compared as bytes */
-    mine.engine = bs_cli_ground_of(d->model, &d->grid, &d->config);
+    mine.engine = bs_cli_ground_of(d->bench.options, d->model, &d->grid, &d->config);
     mine.n_steps = d->n_steps;
     mine.n_contexts = d->n_contexts;
     mine.n_batches = d->n_batches;

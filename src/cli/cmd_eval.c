@@ -95,7 +95,7 @@ static common_ground ground_of(const bs_eval *e)
 {
     common_ground g;
     memset(&g, 0, sizeof g); /* compared as bytes */
-    g.engine = bs_cli_ground_of(e->model, &e->grid, &e->config);
+    g.engine = bs_cli_ground_of(e->options, e->model, &e->grid, &e->config);
     g.n_formats = e->n_formats;
     g.v_encoder = (int32_t)e->formats[e->n_formats - 1].kv.v_encoder;
     g.bos = e->bos;

@@ -209,7 +209,7 @@ static bs_status share_ground(generate *g)
 {
     common_ground mine, rank0;
     memset(&mine, 0, sizeof mine); /* compared as bytes */
-    mine.engine = bs_cli_ground_of(g->model, &g->grid, &g->config);
+    mine.engine = bs_cli_ground_of(g->options, g->model, &g->grid, &g->config);
     mine.context = g->config.max_context;
     mine.total_tokens = g->config.total_tokens;
     mine.max_seqs = g->config.max_seqs;

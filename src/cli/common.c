@@ -285,14 +285,17 @@ bs_status bs_cli_write_csv(FILE *file, const char *path, json_t *row, bool head)
 
 /* ---- all ranks ---- */
 
-bs_cli_ground bs_cli_ground_of(const bs_model *model, const bs_grid *grid, const bs_engine_config *config)
+bs_cli_ground bs_cli_ground_of(const bs_options *options, const bs_model *model, const bs_grid *grid,
+                               const bs_engine_config *config)
 {
-    return (bs_cli_ground){.heads = grid->heads,
-                           .seq = grid->seq,
-                           .merge = config->merge,
-                           .act = config->act,
-                           .stripe_pages = config->stripe_pages,
-                           .file_bytes = bs_model_get_desc(model)->file_bytes};
+    bs_cli_ground ground = {.heads = grid->heads,
+                            .seq = grid->seq,
+                            .merge = config->merge,
+                            .act = config->act,
+                            .stripe_pages = config->stripe_pages,
+                            .file_bytes = bs_model_get_desc(model)->file_bytes};
+    snprintf(ground.transport, sizeof ground.transport, "%s", bs_options_string(options, "transport"));
+    return ground;
 }
 
 bs_status bs_cli_compare_ground(const bs_cli_ground *mine, const bs_cli_ground *rank0)
@@ -315,6 +318,9 @@ bs_status bs_cli_compare_ground(const bs_cli_ground *mine, const bs_cli_ground *
     if (mine->stripe_pages != rank0->stripe_pages)
         return bs_fail(BS_STATUS_MISMATCH, "--stripe-pages is %lld, rank 0's %lld: %s",
                        (long long)mine->stripe_pages, (long long)rank0->stripe_pages, where);
+    if (strcmp(mine->transport, rank0->transport) != 0)
+        return bs_fail(BS_STATUS_MISMATCH, "--transport is %s, rank 0's %s: %s", mine->transport,
+                       rank0->transport, where);
     return BS_STATUS_OK;
 }
 

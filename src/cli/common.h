@@ -58,8 +58,10 @@ bs_status bs_cli_write_csv(FILE *file, const char *path, json_t *row, bool head)
 typedef struct bs_cli_ground {
     int64_t heads, seq, merge, act, stripe_pages;
     uint64_t file_bytes;
+    char transport[8]; /* as asked for */
 } bs_cli_ground;
-bs_cli_ground bs_cli_ground_of(const bs_model *model, const bs_grid *grid, const bs_engine_config *config);
+bs_cli_ground bs_cli_ground_of(const bs_options *options, const bs_model *model, const bs_grid *grid,
+                               const bs_engine_config *config);
 /* MISMATCH, with the first option that is not rank 0's and both values. Callers agree. */
 bs_status bs_cli_compare_ground(const bs_cli_ground *mine, const bs_cli_ground *rank0);
 

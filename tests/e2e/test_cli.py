@@ -171,7 +171,7 @@ def test_ranks():
     c.run(0, [c.BITSHARD, "make-model", "tiny", other, "--layers", "1"])
     for variable, part in (("KV=int2", "--kv"), ("DTYPE=bf16", "--dtype is bf16, rank 0's auto"), ("GRID=1x2", "--grid is 1x2, rank 0's 2x1"),
                            ("MERGE=fold", "--merge is fold, rank 0's allreduce"), ("STRIPE_PAGES=3", "--stripe-pages is 3, rank 0's 8"),
-                           (f"MODEL={other}", f"--model has {os.path.getsize(other)} bytes, rank 0's {os.path.getsize(MODEL)}"), ("CHUNK_TOKENS=128", "--chunk-tokens")):
+                           ("TRANSPORT=mpi", "--transport is mpi, rank 0's auto"), (f"MODEL={other}", f"--model has {os.path.getsize(other)} bytes, rank 0's {os.path.getsize(MODEL)}"), ("CHUNK_TOKENS=128", "--chunk-tokens")):
         done = c.run_rank_1_with(variable, ["generate", "-p", "x"], env={"BITSHARD_MODEL": MODEL})
         c.check(done.returncode == 1 and len(lines_of(done)) == 1 and "rank 1" in lines_of(done)[0] and part in lines_of(done)[0],
                 f"a rank with BITSHARD_{variable} in its environment: exit {done.returncode} {lines_of(done)}")
@@ -243,6 +243,11 @@ def test_bench_comm():
                     f"a row is sound: {row}")
     done = c.run(2, [c.BITSHARD, "bench", "comm", "--device", "cpu", "--transport", "nccl"])
     c.check(done.returncode == 2 and "--transport nccl: rank 0 has no GPU" in done.stderr, f"nccl on CPUs: {done.returncode} {done.stderr}")
+    for variable, part in (("GRID=2x1", "--grid is 2x1, rank 0's 1x2"), ("CASE=allreduce", "--case is not"), ("DRY_RUN=1", "--dry-run is not"),
+                           ("TRANSPORT=mpi", "--transport is mpi, rank 0's auto")):
+        done = c.run_rank_1_with(variable, ["bench", "comm", "--device", "cpu"], timeout=60)
+        c.check(done.returncode == 1 and len(lines_of(done)) == 1 and "rank 1" in lines_of(done)[0] and part in lines_of(done)[0] and not done.stdout,
+                f"bench comm, a rank with BITSHARD_{variable}: exit {done.returncode} {lines_of(done)}")
     done = c.run(2, [c.BITSHARD, "bench", "kernel", "read", "--device", "cpu"])
     c.check(done.returncode == 2 and "is for one rank, not 2" in done.stderr, f"bench kernel on 2 ranks: {done.returncode} {done.stderr}")
 
