@@ -243,6 +243,8 @@ def test_bench_comm():
                     f"a row is sound: {row}")
     done = c.run(2, [c.BITSHARD, "bench", "comm", "--device", "cpu", "--transport", "nccl"])
     c.check(done.returncode == 2 and "--transport nccl: rank 0 has no GPU" in done.stderr, f"nccl on CPUs: {done.returncode} {done.stderr}")
+    for ranks, transport in ((0, "self"), (2, "mpi")):
+        refused(2, f"--case T4 graph: no graphs over transport {transport}", "bench", "comm", "--device", "cpu", "--case", "T4 graph", ranks=ranks)
     for variable, part in (("GRID=2x1", "--grid is 2x1, rank 0's 1x2"), ("CASE=allreduce", "--case is not"), ("DRY_RUN=1", "--dry-run is not"),
                            ("TRANSPORT=mpi", "--transport is mpi, rank 0's auto")):
         done = c.run_rank_1_with(variable, ["bench", "comm", "--device", "cpu"], timeout=60)
