@@ -147,5 +147,5 @@ bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
     p.stage_bytes = v.stage_bytes;
     p.slice_log2 = v.slice_log2;
     p.overlap = stream->overlap;
-    return bs_cuda_status(v.launch(&p, v.rows, n_ctas, v.n_warps, v.smem, bs_cuda_stream(stream)), "attend");
+    return v.launch(&p, v.rows, n_ctas, v.n_warps, v.smem, stream);
 }

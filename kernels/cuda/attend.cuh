@@ -52,8 +52,8 @@ typedef struct attend_params {
 } attend_params;
 
 /* Rows (query token, head) of a job: 4, each as two columns of a tile, or 8 in two tiles. */
-typedef cudaError_t attend_launch_fn(const attend_params *p, int rows, int n_ctas, int n_warps, size_t smem,
-                                     cudaStream_t stream);
+typedef bs_status attend_launch_fn(const attend_params *p, int rows, int n_ctas, int n_warps, size_t smem,
+                                   const bs_stream *stream);
 /* One for each pair of code widths; the f16 format takes any. */
 attend_launch_fn bs_attend_launch_8_8, bs_attend_launch_4_4, bs_attend_launch_2_2, bs_attend_launch_4_2,
     bs_attend_launch_8_4;

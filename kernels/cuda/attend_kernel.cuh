@@ -21,6 +21,7 @@
 #define BS_CUDA_ATTEND_KERNEL_CUH
 
 #include "kernels/cuda/attend_merge.cuh"
+#include "kernels/cuda/overlap.h"
 
 /* Positions [lo, hi) that this lane's rows see, and that anybody in the block does. Made anew where they are
  * needed: few pages do. */
@@ -145,9 +146,9 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, D, R) * 32 + 3
     const bool early = p.overlap == 0 || (entry.tag & 3) >= UNIT_QUANT;
     if (early) attend_ask<R>(ring, entry, p, false);
     if (p.overlap) {
-        wait_for_kernel_before();
+        bs_cuda_wait_before();
         /* The next kernel may take each SM as it falls free; it waits for this one by itself. */
-        let_kernel_after_start();
+        bs_cuda_release_next();
     }
     if (!early) attend_ask<R>(ring, entry, p, false);
     int number = 0; /* of the segment */
@@ -222,28 +223,19 @@ static __global__ void __launch_bounds__(attend_max_warps(KB, VB, D, R) * 32 + 3
 }
 
 template <int KB, int VB, int D, int R, bool G32>
-static cudaError_t attend_launch(const attend_params *p, int n_ctas, int n_warps, size_t smem,
-                                 cudaStream_t stream)
+static bs_status attend_launch(const attend_params *p, int n_ctas, int n_warps, size_t smem,
+                               const bs_stream *stream)
 {
     auto *kernel = attend_kernel<KB, VB, D, R, G32>;
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem);
-    if (error != cudaSuccess) return error;
-    cudaLaunchAttribute overlap = {};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)n_ctas);
-    config.blockDim = dim3((unsigned)n_warps * 32 + 32); /* and the dispatcher */
-    config.dynamicSmemBytes = smem;
-    config.stream = stream;
-    config.attrs = &overlap;
-    config.numAttrs = p->overlap ? 1 : 0;
-    return cudaLaunchKernelEx(&config, kernel, *p);
+    BS_TRY(bs_cuda_status(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem), "attend"));
+    const dim3 block((unsigned)n_warps * 32 + 32); /* and the dispatcher */
+    return bs_cuda_launch(stream, "attend", kernel, dim3((unsigned)n_ctas), block, smem, *p);
 }
 
 template <int KB, int VB>
-static cudaError_t attend_launch_pair(const attend_params *p, int rows, int n_ctas, int n_warps, size_t smem,
-                                      cudaStream_t stream)
+static bs_status attend_launch_pair(const attend_params *p, int rows, int n_ctas, int n_warps, size_t smem,
+                                    const bs_stream *stream)
 {
     const bool g32 = p->layout.k_bits != 16 && (p->layout.k_group == 32 || p->layout.v_group == 32);
 #define BS_CASE(D, R, G32)                                                                                   \
@@ -258,7 +250,7 @@ static cudaError_t attend_launch_pair(const attend_params *p, int rows, int n_ct
     BS_CASE(128, 8, false)
     BS_CASE(128, 8, true)
 #undef BS_CASE
-    return cudaErrorInvalidValue;
+    return bs_cuda_status(cudaErrorInvalidValue, "attend");
 }
 
 #endif

@@ -11,6 +11,7 @@
 #define BS_CUDA_ATTEND_LOAD_CUH
 
 #include "kernels/cuda/attend_rows.cuh"
+#include "kernels/cuda/overlap.h"
 
 /* EDGE: a quantized page that not every row sees whole. END: no more units. */
 enum { UNIT_END = 0, UNIT_F16 = 1, UNIT_QUANT = 2, UNIT_EDGE = 3 };
@@ -180,8 +181,8 @@ static __device__ __forceinline__ void attend_dispatch(const attend_params &p, c
     if (!c.finished) attend_push(c, queues[lane], p, spans);
     __syncwarp();
     if (p.overlap) {
-        wait_for_kernel_before();
-        let_kernel_after_start();
+        bs_cuda_wait_before();
+        bs_cuda_release_next();
         attend_copy_q<D, R>(staging, p, spans[job.seq], job);
     }
     /* q of segment n may be left when all warps have done with segment n − 2. */

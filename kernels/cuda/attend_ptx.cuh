@@ -106,18 +106,6 @@ static __device__ __forceinline__ uint32_t count_arrival(uint32_t *counter)
     return before;
 }
 
-/* ---- programmatic dependent launch ---- */
-
-static __device__ __forceinline__ void wait_for_kernel_before()
-{
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
-static __device__ __forceinline__ void let_kernel_after_start()
-{
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
 /* ---- matrices ---- */
 
 /* c += a · b over bytes: 16 × 32 times 32 × 8, exact in int32. Without c to begin with: name_0. */
