@@ -81,6 +81,7 @@ static void set_v_code(const bs_cpu_kv_layout *l, uint8_t *record, int token, in
 void bs_cpu_quantize_k_scalar(const bs_cpu_kv_layout *l, const bs_f16 *k, uint8_t *record)
 {
     const int d = l->head_dim, g = l->k_group, n_steps = (1 << l->k_bits) - 1;
+    const bool corrects = l->k_norm && l->k_bits == 2;
     const float margin = l->k_bits == 2 ? bs_cpu_kv_margin(g, !l->k_norm) : 0.0f;
     float x[BS_PAGE_TOKENS * BS_MAX_HEAD_DIM], sums[BS_PAGE_TOKENS], products[BS_PAGE_TOKENS] = {0};
     for (int i = 0; i < BS_PAGE_TOKENS * d; i++) x[i] = bs_f16_to_f32(k[i]);
@@ -103,13 +104,14 @@ void bs_cpu_quantize_k_scalar(const bs_cpu_kv_layout *l, const bs_f16 *k, uint8_
                     channel = l->k_per_channel ? a : along;
                 float value = first[(size_t)i * step_along], code = code_of(value, &p, n_steps);
                 set_k_code(l, record, token, channel, code);
-                products[token] += fmaf(value, fmaf(p.scale, code, offset), BS_KV_PRODUCT_ROUND) -
-                                   BS_KV_PRODUCT_ROUND;
+                if (corrects)
+                    products[token] += fmaf(value, fmaf(p.scale, code, offset), BS_KV_PRODUCT_ROUND) -
+                                       BS_KV_PRODUCT_ROUND;
             }
         }
     }
     bs_f16 *norms = bs_cpu_k_norms(l, record);
-    for (int token = 0; l->k_norm && l->k_bits == 2 && token < BS_PAGE_TOKENS; token++)
+    for (int token = 0; corrects && token < BS_PAGE_TOKENS; token++)
         norms[token] = bs_cpu_kv_corrected_norm(norms[token], sums[token], products[token]);
 }
 
