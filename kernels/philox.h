@@ -31,4 +31,14 @@ BS_PHILOX_FN void bs_philox(const uint32_t key[2], const uint32_t counter[4], ui
     out[3] = c3;
 }
 
+/* A sampler's number of a position and draw: within 0 … 1, neither of them. */
+BS_PHILOX_FN double bs_philox_uniform(uint64_t seed, int32_t position, int32_t draw)
+{
+    const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+    const uint32_t counter[4] = {(uint32_t)position, (uint32_t)draw, 0, 0};
+    uint32_t words[4];
+    bs_philox(key, counter, words);
+    return (words[0] + 0.5) * 0x1p-32;
+}
+
 #endif

@@ -97,10 +97,7 @@ static int cut_min_p(const bs_candidate *list, int n, float min_p)
 
 static int draw(const bs_candidate *list, int n, const bs_sampling *s, int32_t position, int32_t number)
 {
-    uint32_t key[2] = {(uint32_t)s->seed, (uint32_t)(s->seed >> 32)};
-    uint32_t counter[4] = {(uint32_t)position, (uint32_t)number, 0, 0}, words[4];
-    bs_philox(key, counter, words);
-    double u = (words[0] + 0.5) * 0x1p-32, total = 0, sum = 0;
+    double u = bs_philox_uniform(s->seed, position, number), total = 0, sum = 0;
     for (int i = 0; i < n; i++) total += weight(list, i);
     for (int i = 0; i < n; i++) {
         sum += weight(list, i);

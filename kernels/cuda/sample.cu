@@ -191,11 +191,7 @@ static __device__ int draw(draw_state *state, const bs_candidate *list, int n, c
     }
     if (s.min_p > 0) kept = cut_min_p(list, kept, s.min_p);
     if (kept < n) total = sum_of_first(state, list, kept, own);
-    const uint32_t key[2] = {(uint32_t)s.seed, (uint32_t)(s.seed >> 32)};
-    const uint32_t counter[4] = {(uint32_t)position, (uint32_t)number, 0, 0};
-    uint32_t words[4];
-    bs_philox(key, counter, words);
-    const double u = (words[0] + 0.5) * 0x1p-32;
+    const double u = bs_philox_uniform(s.seed, position, number);
     const int place = find_place(state, list, kept, own, u * total, false);
     return place < kept ? place : kept - 1;
 }
