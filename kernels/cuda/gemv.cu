@@ -29,7 +29,7 @@ enum {
     LINE = GROUP_COLS * 2,
     MAX_STAGES = 8,
     SMEM_BYTES = 112 * 1024, /* two CTAs an SM, of different launches */
-    CLOCKED = 1,
+    WARPS = 8
 };
 
 typedef struct gemv_job {
@@ -91,12 +91,11 @@ static __device__ __forceinline__ void begin_block(const gemv_job &j, const gemv
     c->w = j.w + (size_t)(c->rows.first + lane / 8) * j.row_bytes + (size_t)(warp * LINE + lane % 8 * 16);
 }
 
-template <int NW>
 static __device__ __forceinline__ void advance(const gemv_job &j, const gemv_part &p, int warp,
                                                gemv_cursor *c)
 {
-    c->group += NW;
-    c->w += NW * LINE;
+    c->group += WARPS;
+    c->w += WARPS * LINE;
     if (c->group * GROUP_COLS >= j.n_cols && c->block + 1 < p.n_blocks)
         begin_block(j, p, warp, c->block + 1, c);
 }
@@ -163,25 +162,20 @@ static __device__ __forceinline__ void wait_for_groups(int n)
 /* ---- products ---- */
 
 template <typename T>
-static __device__ __forceinline__ void multiply(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1);
+static __device__ __forceinline__ void multiply(float c[4], uint4 a, uint32_t b0, uint32_t b1);
 
 template <>
-__device__ __forceinline__ void multiply<__nv_bfloat16>(float c[4], const uint32_t a[4], uint32_t b0,
-                                                        uint32_t b1)
+__device__ __forceinline__ void multiply<__nv_bfloat16>(float c[4], uint4 a, uint32_t b0, uint32_t b1)
 {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
-template <>
-__device__ __forceinline__ void multiply<__half>(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+template <> __device__ __forceinline__ void multiply<__half>(float c[4], uint4 a, uint32_t b0, uint32_t b1)
 {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    hmma(c, a, b0, b1);
 }
 
 /* A stage's products. Lane (g, q) holds columns 8q … 8q + 7 of a half line, of row g of each tile and of tokens g and
@@ -200,7 +194,7 @@ static __device__ __forceinline__ void multiply_stage(const gemv_job &j, const u
         for (int tile = 0; tile < NT; tile++) b[tile] = *(const uint4 *)(w + tile * TILE_ROWS * LINE);
         if (g < j.n_tokens) low = *(const uint4 *)x;
         if (g + 8 < j.n_tokens) high = *(const uint4 *)(x + 8 * LINE);
-        const uint32_t a[2][4] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
+        const uint4 a[2] = {{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}};
 #pragma unroll
         for (int tile = 0; tile < NT; tile++) multiply<T>(sums[tile], a[0], b[tile].x, b[tile].y);
 #pragma unroll
@@ -209,7 +203,7 @@ static __device__ __forceinline__ void multiply_stage(const gemv_job &j, const u
 }
 
 /* Adds up the warps' sums of a block, [warp][token][row] in `all`, and writes y. */
-template <int NT, int NW>
+template <int NT>
 static __device__ __forceinline__ void finish_block(const gemv_job &j, const gemv_rows &rows, int warp,
                                                     const float sums[NT][4], float *all)
 {
@@ -223,20 +217,19 @@ static __device__ __forceinline__ void finish_block(const gemv_job &j, const gem
         if (g + 8 < j.n_tokens) *(float2 *)(own + 8 * n_rows) = make_float2(sums[tile][2], sums[tile][3]);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < width; i += NW * WARP) {
+    for (int i = threadIdx.x; i < width; i += WARPS * WARP) {
         const int token = i / n_rows, row = i % n_rows;
         if (row >= rows.n) continue;
         float sum = all[i];
 #pragma unroll
-        for (int w = 1; w < NW; w++) sum += all[w * width + i];
+        for (int w = 1; w < WARPS; w++) sum += all[w * width + i];
         if (j.bias) sum += j.bias[rows.first + row];
         bs_cuda_store_act(j.y, token * j.ldy + rows.first + row, j.out_type, sum);
     }
 }
 
-template <typename T, int NT, int NW>
-static __global__ void __launch_bounds__(NW *WARP, NW == 8 ? 3 : 2)
-    gemv_kernel(const __grid_constant__ gemv_job j)
+template <typename T, int NT>
+static __global__ void __launch_bounds__(WARPS *WARP, 3) gemv_kernel(const __grid_constant__ gemv_job j)
 {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900 /* sent elsewhere */
     extern __shared__ __align__(128) uint8_t rings[];
@@ -245,23 +238,23 @@ static __global__ void __launch_bounds__(NW *WARP, NW == 8 ? 3 : 2)
     const uint32_t to = smem_address(ring) +
                         (uint32_t)(lane / 8 * LINE + (lane % 8 ^ (lane / 8 & 1) << 2) * 16);
     const gemv_part part = part_of_cta<NT>(j);
-    const int n_groups = max((j.n_cols + GROUP_COLS - 1) / GROUP_COLS - warp + NW - 1, 0) / NW;
+    const int n_groups = max((j.n_cols + GROUP_COLS - 1) / GROUP_COLS - warp + WARPS - 1, 0) / WARPS;
     const int n = n_groups * part.n_blocks, n_early = min(n, j.n_stages - 1);
     gemv_cursor next;
     bs_cuda_release_next();
     begin_block(j, part, warp, 0, &next);
-    for (int i = 0; i < n_early; i++, advance<NW>(j, part, warp, &next)) {
+    for (int i = 0; i < n_early; i++, advance(j, part, warp, &next)) {
         /* Not all at once: the kernel before, and small ones between, must get their loads through. */
-        if (CLOCKED && j.overlap) wait_for_groups(0);
+        if (j.overlap) wait_for_groups(0);
         load_w<NT>(j, next, to + (uint32_t)(i * j.stage_bytes));
         end_group();
     }
     bs_cuda_wait_before();
     for (int i = 0; i < n_early; i++)
-        load_x<NT>(j, warp + i % n_groups * NW, to + (uint32_t)(i * j.stage_bytes));
+        load_x<NT>(j, warp + i % n_groups * WARPS, to + (uint32_t)(i * j.stage_bytes));
     end_group();
     wait_for_groups(0);
-    float *const all = (float *)(rings + NW * j.n_stages * j.stage_bytes);
+    float *const all = (float *)(rings + WARPS * j.n_stages * j.stage_bytes);
     int left = n - n_early, stage = 0, free_stage = j.n_stages - 1;
     for (int block = 0; block < part.n_blocks; block++) {
         float sums[NT][4] = {};
@@ -272,7 +265,7 @@ static __global__ void __launch_bounds__(NW *WARP, NW == 8 ? 3 : 2)
                 const uint32_t at = to + (uint32_t)(free_stage * j.stage_bytes);
                 load_w<NT>(j, next, at);
                 load_x<NT>(j, next.group, at);
-                advance<NW>(j, part, warp, &next);
+                advance(j, part, warp, &next);
                 left--;
             }
             end_group(); /* also an empty one: they are counted */
@@ -280,7 +273,7 @@ static __global__ void __launch_bounds__(NW *WARP, NW == 8 ? 3 : 2)
             free_stage = stage;
             if (++stage == j.n_stages) stage = 0;
         }
-        finish_block<NT, NW>(j, rows_of_block(j, part, block), warp, sums, all);
+        finish_block<NT>(j, rows_of_block(j, part, block), warp, sums, all);
     }
 #endif
 }
@@ -296,20 +289,23 @@ bool bs_cuda_gemv_takes(const bs_gemm_args *a)
            w->n_cols <= INT32_MAX / 4 && w->n_rows <= INT32_MAX / 4;
 }
 
-template <int NT, int NW> static bs_status launch(bs_stream *stream, gemv_job *j, bs_type type, int n_ctas)
+template <int NT> static bs_status launch(bs_stream *stream, gemv_job *j, bs_type type, int n_ctas)
 {
-    const int sums_bytes = NW * j->n_tokens * NT * TILE_ROWS * 4;
+    static_assert((SMEM_BYTES - WARPS * MAX_TOKENS * NT * TILE_ROWS * 4) /
+                          (WARPS * (NT * TILE_ROWS + MAX_TOKENS) * LINE) >=
+                      2,
+                  "a stage to fill while another is read");
+    const int sums_bytes = WARPS * j->n_tokens * NT * TILE_ROWS * 4;
     j->stage_bytes = (NT * TILE_ROWS + j->n_tokens) * LINE;
-    j->n_stages = (SMEM_BYTES - sums_bytes) / (NW * j->stage_bytes);
+    j->n_stages = (SMEM_BYTES - sums_bytes) / (WARPS * j->stage_bytes);
     if (j->n_stages > MAX_STAGES) j->n_stages = MAX_STAGES;
-    if (j->n_stages < 2) j->n_stages = 2;
-    const size_t smem_bytes = (size_t)(NW * j->n_stages * j->stage_bytes + sums_bytes);
-    void (*kernel)(gemv_job) = type == BS_TYPE_BF16 ? gemv_kernel<__nv_bfloat16, NT, NW>
-                                                    : gemv_kernel<__half, NT, NW>;
+    const size_t smem_bytes = (size_t)(WARPS * j->n_stages * j->stage_bytes + sums_bytes);
+    void (*kernel)(gemv_job) = type == BS_TYPE_BF16 ? gemv_kernel<__nv_bfloat16, NT>
+                                                    : gemv_kernel<__half, NT>;
     BS_TRY(bs_cuda_status(
         cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 227 * 1024),
         "gemv"));
-    return bs_cuda_launch(stream, "gemv", kernel, dim3((unsigned)n_ctas), dim3(NW * WARP), smem_bytes, *j);
+    return bs_cuda_launch(stream, "gemv", kernel, dim3((unsigned)n_ctas), dim3(WARPS * WARP), smem_bytes, *j);
 }
 
 bs_status bs_cuda_gemv(bs_stream *stream, const bs_gemm_args *a)
@@ -332,6 +328,6 @@ bs_status bs_cuda_gemv(bs_stream *stream, const bs_gemm_args *a)
     j.n_tokens = a->n_tokens;
     j.out_type = a->out_type;
     j.overlap = stream->overlap;
-    if (n_tiles <= n_ctas) return launch<1, 8>(stream, &j, w->type, n_ctas);
-    return launch<4, 8>(stream, &j, w->type, n_ctas);
+    if (n_tiles <= n_ctas) return launch<1>(stream, &j, w->type, n_ctas);
+    return launch<4>(stream, &j, w->type, n_ctas);
 }
