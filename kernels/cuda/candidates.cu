@@ -17,6 +17,7 @@
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/fault.h"
 #include "kernels/cuda/overlap.h"
+#include "kernels/cuda/warp_head.h"
 
 enum {
     WARP = 32,
@@ -65,17 +66,20 @@ static __device__ float adjusted(const job &j, const bs_sampling &s, const uint6
     return s.temperature > 0 ? logit / s.temperature : logit;
 }
 
-template <typename T, typename F> static __device__ T reduce_cta(T x, F combine, T *scratch)
+static __device__ __forceinline__ float max_warp(float x)
 {
     for (int stride = WARP / 2; stride > 0; stride /= 2)
-        x = combine(x, __shfl_xor_sync(0xffffffffu, x, stride));
+        x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, stride));
+    return x;
+}
+
+/* Of all threads, from what is the same in a warp's lanes: the warps' values, one a lane. */
+static __device__ __forceinline__ float share_warps(float x, float *scratch)
+{
     __syncthreads(); /* scratch may still be read */
     if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = x;
     __syncthreads();
-    x = scratch[threadIdx.x % (THREADS / WARP)];
-    for (int stride = WARP / 2; stride > 0; stride /= 2)
-        x = combine(x, __shfl_xor_sync(0xffffffffu, x, stride));
-    return x;
+    return scratch[threadIdx.x % (THREADS / WARP)];
 }
 
 /* Adjusts the part's logits in place, makes its keys, and its sum of exponentials. */
@@ -96,12 +100,10 @@ static __device__ int take_part(const job &j, uint64_t *keys)
         keys[i] = key_of(x, first + i);
         best = fmaxf(best, x);
     }
-    best = reduce_cta(
-        best, [](float a, float b) { return fmaxf(a, b); }, scratch);
+    best = max_warp(share_warps(max_warp(best), scratch));
     for (int i = threadIdx.x; i < n && best != -INFINITY; i += THREADS)
         sum += expf(candidate_of(keys[i], 0).logit - best); /* a thread's own keys */
-    sum = reduce_cta(
-        sum, [](float a, float b) { return a + b; }, scratch);
+    sum = bs_cuda_sum_warp(share_warps(bs_cuda_sum_warp(sum), scratch));
     if (threadIdx.x == 0) j.sums[(int64_t)row * j.n_parts + part] = make_float2(best, sum);
     return n;
 }
@@ -114,11 +116,10 @@ static __device__ void write_lse(const job &j, int row)
     double sum = 0;
     if (threadIdx.x >= WARP) return;
     for (int i = threadIdx.x; i < j.n_parts; i += WARP) best = fmaxf(best, sums[i].x);
-    for (int stride = WARP / 2; stride > 0; stride /= 2)
-        best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, stride));
+    best = max_warp(best);
     for (int i = threadIdx.x; i < j.n_parts; i += WARP)
         if (sums[i].x != -INFINITY) sum += (double)sums[i].y * exp((double)sums[i].x - best);
-    for (int stride = WARP / 2; stride > 0; stride /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, stride);
+    sum = bs_cuda_sum_warp(sum);
     if (threadIdx.x == 0) j.a.lse[row] = best == -INFINITY ? best : (float)(best + log(sum));
 }
 

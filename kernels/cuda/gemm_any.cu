@@ -42,10 +42,9 @@ static __global__ void __launch_bounds__(WARP *ROWS) gemm_any_kernel(job j)
     }
 #pragma unroll
     for (int t = 0; t < TOKENS; t++) {
-        for (int stride = WARP / 2; stride > 0; stride /= 2)
-            sums[t] += __shfl_xor_sync(0xffffffffu, sums[t], stride);
+        const float sum = bs_cuda_sum_warp(sums[t]);
         if (lane == 0 && t0 + t < j.n_tokens)
-            bs_cuda_store_act(j.y, (t0 + t) * j.ldy + row, j.out_type, sums[t] + (j.bias ? j.bias[row] : 0));
+            bs_cuda_store_act(j.y, (t0 + t) * j.ldy + row, j.out_type, sum + (j.bias ? j.bias[row] : 0));
     }
 }
 

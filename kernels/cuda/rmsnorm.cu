@@ -63,14 +63,10 @@ static __device__ __forceinline__ float sum_cta(float x)
 {
     __shared__ float sums[MAX_THREADS / WARP];
     const int n_warps = (int)blockDim.x / WARP, lane = threadIdx.x % WARP;
-#pragma unroll
-    for (int stride = WARP / 2; stride > 0; stride /= 2) x += __shfl_xor_sync(0xffffffffu, x, stride);
+    x = bs_cuda_sum_warp(x);
     if (lane == 0) sums[threadIdx.x / WARP] = x;
     __syncthreads();
-    x = lane < n_warps ? sums[lane] : 0;
-#pragma unroll
-    for (int stride = WARP / 2; stride > 0; stride /= 2) x += __shfl_xor_sync(0xffffffffu, x, stride);
-    return x;
+    return bs_cuda_sum_warp(lane < n_warps ? sums[lane] : 0);
 }
 
 template <int N> static __global__ void __launch_bounds__(MAX_THREADS) rmsnorm_kernel(bs_rmsnorm_args a)

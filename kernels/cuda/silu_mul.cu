@@ -14,8 +14,8 @@
 
 enum { THREADS = 128 };
 
-template <int N> struct alignas(N * 2 > 16 ? 16 : N * 2) halves {
-    uint16_t x[N];
+struct alignas(16) halves {
+    uint16_t x[8];
 };
 
 static __device__ __forceinline__ float silu_mul(float gate, float up)
@@ -40,14 +40,14 @@ template <int N> static __global__ void __launch_bounds__(THREADS) silu_kernel(b
         *(float4 *)((float *)a.out + to) = make_float4(silu_mul(g.x, u.x), silu_mul(g.y, u.y),
                                                        silu_mul(g.z, u.z), silu_mul(g.w, u.w));
     } else {
-        const halves<N> g = *(const halves<N> *)((const uint16_t *)a.gate + at);
-        const halves<N> u = *(const halves<N> *)((const uint16_t *)a.up + at);
-        halves<N> y;
+        const halves g = *(const halves *)((const uint16_t *)a.gate + at);
+        const halves u = *(const halves *)((const uint16_t *)a.up + at);
+        halves y;
 #pragma unroll
         for (int k = 0; k < N; k++)
             bs_cuda_store_act(y.x, k, a.act,
                               silu_mul(bs_cuda_load_act(g.x, k, a.act), bs_cuda_load_act(u.x, k, a.act)));
-        *(halves<N> *)((uint16_t *)a.out + to) = y;
+        *(halves *)((uint16_t *)a.out + to) = y;
     }
 }
 

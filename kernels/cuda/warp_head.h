@@ -23,6 +23,14 @@ static __device__ __forceinline__ void bs_cuda_store_act(void *x, int64_t i, bs_
     else ((float *)x)[i] = value;
 }
 
+/* Sum of all lanes, by halving; the same in each. */
+template <typename T> static __device__ __forceinline__ T bs_cuda_sum_warp(T x)
+{
+#pragma unroll
+    for (int stride = 16; stride > 0; stride /= 2) x += __shfl_xor_sync(0xffffffffu, x, stride);
+    return x;
+}
+
 /* x ← H x / √D. All lanes of the warp. */
 template <int D> static __device__ __forceinline__ void bs_cuda_hadamard(float x[D / 32])
 {
