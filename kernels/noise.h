@@ -16,12 +16,6 @@ BS_PHILOX_FN int bs_noise_sum(uint32_t word)
     return (int)((word & 255u) + (word >> 8 & 255u) + (word >> 16 & 255u) + (word >> 24)) - 510;
 }
 
-/* Round to nearest, ties to even, of a finite number's bits. */
-BS_PHILOX_FN uint16_t bs_noise_bf16(uint32_t bits)
-{
-    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
 /* The four words of group `group` of four elements of a tensor. */
 BS_PHILOX_FN void bs_noise_of_tensor(uint64_t seed, uint32_t tensor, uint64_t group, uint32_t words[4])
 {

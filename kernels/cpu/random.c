@@ -25,7 +25,7 @@ static void fill_rows(void *context, int part)
             bs_noise_of_tensor(a->seed, a->tensor, group + (uint64_t)c / 4, words);
             for (int i = 0; i < 4; i++) {
                 const float x = (float)bs_noise_sum(words[i]) * f->step;
-                row[c + i] = a->type == BS_TYPE_F16 ? bs_f32_to_f16(x) : bs_noise_bf16(bs_f32_bits(x));
+                row[c + i] = a->type == BS_TYPE_F16 ? bs_f32_to_f16(x) : bs_f32_to_bf16(x);
             }
         }
     }

@@ -22,6 +22,13 @@ static __device__ __forceinline__ float noise(uint32_t word, float step)
     return __fmul_rn((float)bs_noise_sum(word), step);
 }
 
+/* Round to nearest, ties to even; finite. */
+static __device__ __forceinline__ uint16_t bf16_of(float x)
+{
+    const uint32_t bits = __float_as_uint(x);
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 static __global__ void __launch_bounds__(THREADS) fill_kernel(bs_random_fill_args a, float step)
 {
     const int64_t groups_a_row = a.n_cols / 4, n = a.n_rows * groups_a_row;
@@ -33,8 +40,7 @@ static __global__ void __launch_bounds__(THREADS) fill_kernel(bs_random_fill_arg
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const float y = noise(words[j], step);
-            x[j] = a.type == BS_TYPE_F16 ? __half_as_ushort(__float2half_rn(y))
-                                         : bs_noise_bf16(__float_as_uint(y));
+            x[j] = a.type == BS_TYPE_F16 ? __half_as_ushort(__float2half_rn(y)) : bf16_of(y);
         }
         uint2 packed = make_uint2(x[0] | (uint32_t)x[1] << 16, x[2] | (uint32_t)x[3] << 16);
         *(uint2 *)((char *)a.out + (size_t)row * a.row_bytes + (size_t)group * sizeof packed) = packed;

@@ -19,18 +19,12 @@ typedef struct append_data {
     int32_t slot[MAX_T], page_token[MAX_T];
 } append_data;
 
-static uint16_t to_bf16(float x)
-{
-    uint32_t u = bs_f32_bits(x);
-    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
 /* n numbers as a device of that activation type holds them. */
 static size_t to_act(const float *x, int n, bs_type act, void *out)
 {
     for (int i = 0; i < n; i++) {
         if (act == BS_TYPE_F32) ((float *)out)[i] = x[i];
-        else ((uint16_t *)out)[i] = act == BS_TYPE_F16 ? kv_to_f16(x[i]) : to_bf16(x[i]);
+        else ((uint16_t *)out)[i] = act == BS_TYPE_F16 ? kv_to_f16(x[i]) : bs_f32_to_bf16(x[i]);
     }
     return (size_t)n * (act == BS_TYPE_F32 ? 4 : 2);
 }
@@ -39,7 +33,7 @@ static float round_to_act(float x, bs_type act)
 {
     return act == BS_TYPE_F32   ? x
            : act == BS_TYPE_F16 ? kv_from_f16(kv_to_f16(x))
-                                : bs_bf16_to_f32((bs_bf16)to_bf16(x));
+                                : bs_bf16_to_f32(bs_f32_to_bf16(x));
 }
 
 static void draw_data(const append_case *c, append_data *x, uint64_t seed)
