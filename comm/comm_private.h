@@ -7,6 +7,7 @@
 #include <mpi.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <time.h>
 
 /* One rank's place in the shared window of its machine. A cache line each; written by its rank only. */
 typedef struct bs_watch_slot {
@@ -92,6 +93,8 @@ struct bs_comm {
 /* BS_STATUS_COMM with MPI's own words when code is not MPI_SUCCESS. */
 bs_status bs_comm_mpi_status(int code, const char *what);
 void bs_watchdog_stop(bs_comm *comm);
+/* So many milliseconds from now, as the timed waits of pthreads take it. */
+struct timespec bs_comm_time_in(long ms);
 /* Returns where nothing is wrong, and never where another thread ends the job: what this thread has waited for may be
  * what the abort made of it, and nobody may see that. */
 void bs_comm_hold_if_ending(const bs_comm *comm);

@@ -34,7 +34,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { SPINS = 2000, LARGEST_WARM = 16 << 20 };
+enum { SPINS = 2000, SMALLEST_WARM = 128, LARGEST_WARM = 8 << 20 };
 #define OPEN_S  60.0 /* for all ranks to arrive, on a machine that is busy */
 #define CLOSE_S 5.0
 #define ABORT_S 0.4
@@ -172,11 +172,7 @@ static void abort_nccl(bs_comm *comm)
     bs_nccl *n = comm->nccl;
     /* A thread that waits in settle sees comm->ending and lets go; one that is stuck inside NCCL does not, and then
      * its communicator must not be taken from under it. */
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += 100 * 1000 * 1000;
-    until.tv_sec += until.tv_nsec / 1000000000L;
-    until.tv_nsec %= 1000000000L;
+    const struct timespec until = bs_comm_time_in(100);
     if (pthread_mutex_timedlock(&n->lock, &until) != 0) return;
     if (n->all) abort_communicators(n);
     pthread_mutex_unlock(&n->lock);
@@ -231,7 +227,7 @@ static bs_status warm_group(bs_comm *comm, bs_group group, bs_stream *stream, ch
 {
     const size_t size = (size_t)bs_comm_group_size(comm, group),
                  rank = (size_t)bs_comm_group_rank(comm, group);
-    for (size_t bytes = 128; bytes <= LARGEST_WARM; bytes *= 4) {
+    for (size_t bytes = SMALLEST_WARM; bytes <= LARGEST_WARM; bytes *= 4) {
         const size_t part = bytes / size / 16 * 16;
         BS_TRY(reduce(comm, group, stream, (float *)data, bytes / sizeof(float), false));
         BS_TRY(reduce(comm, group, stream, (float *)data, bytes / sizeof(float), true));

@@ -15,6 +15,7 @@
 #include "comm/comm_private.h"
 
 #include "src/base/log.h"
+#include "src/base/progress.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,11 +24,14 @@
 
 enum { POLL_MS = 100, SILENT_S = 2 };
 
-static double now_s(void)
+struct timespec bs_comm_time_in(long ms)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    clock_gettime(CLOCK_REALTIME, &t);
+    t.tv_nsec += ms * 1000000L;
+    t.tv_sec += t.tv_nsec / 1000000000L;
+    t.tv_nsec %= 1000000000L;
+    return t;
 }
 
 const char *bs_phase_name(bs_phase phase)
@@ -66,11 +70,19 @@ const bs_watch_slot *bs_watchdog_find_culprit(const bs_watch_slot *slots, const 
     return worst;
 }
 
+/* One rank of the machine speaks, and must get to the end of its line before another's abort ends it. */
+static bool may_speak(bs_watchdog *dog)
+{
+    if (!atomic_flag_test_and_set(&dog->window->reported)) return true;
+    nanosleep(&(struct timespec){0, 2 * POLL_MS * 1000000L}, NULL);
+    return false;
+}
+
 __attribute__((noreturn)) static void report_and_abort(bs_comm *comm, const bs_watch_memory *beats,
                                                        double now)
 {
     bs_watchdog *dog = &comm->watchdog;
-    if (!atomic_flag_test_and_set(&dog->window->reported)) {
+    if (may_speak(dog)) {
         bool silent;
         const bs_watch_slot *slot = bs_watchdog_find_culprit(dog->window->slot, beats, comm->local_size,
                                                              comm->local_rank, now, &silent);
@@ -78,9 +90,6 @@ __attribute__((noreturn)) static void report_and_abort(bs_comm *comm, const bs_w
             "rank %d (pid %d) %s at step %lld, layer %d, phase %s: no progress for %.1f s, ending the job",
             (int)slot->rank, (int)slot->pid, silent ? "is stopped or dead" : "hangs", (long long)slot->step,
             (int)slot->layer, bs_phase_name((bs_phase)slot->phase), dog->timeout_s);
-    } else {
-        /* Who speaks must get to the end of its line before another rank's abort ends it. */
-        nanosleep(&(struct timespec){0, 2 * POLL_MS * 1000000L}, NULL);
     }
     bs_comm_abort(comm, 1);
 }
@@ -88,12 +97,11 @@ __attribute__((noreturn)) static void report_and_abort(bs_comm *comm, const bs_w
 /* The device's collectives failed behind this rank's back: it speaks for itself. */
 __attribute__((noreturn)) static void report_error_and_abort(bs_comm *comm, const char *error)
 {
-    const bs_watchdog *dog = &comm->watchdog;
-    if (!atomic_flag_test_and_set(&dog->window->reported))
+    bs_watchdog *dog = &comm->watchdog;
+    if (may_speak(dog))
         bs_log_error("rank %d (pid %d) at step %lld, layer %d, phase %s: NCCL: %s, ending the job",
                      comm->rank, (int)dog->mine->pid, (long long)dog->mine->step, (int)dog->mine->layer,
                      bs_phase_name((bs_phase)dog->mine->phase), error);
-    else nanosleep(&(struct timespec){0, 2 * POLL_MS * 1000000L}, NULL);
     bs_comm_abort(comm, 1);
 }
 
@@ -118,19 +126,15 @@ static void *watch(void *context)
     bs_comm *comm = context;
     bs_watchdog *dog = &comm->watchdog;
     size_t n = (size_t)comm->local_size;
-    bs_watch_memory progress = {0, now_s()}, *beats = calloc(n, sizeof *beats);
-    double last = now_s();
+    bs_watch_memory progress = {0, bs_now_s()}, *beats = calloc(n, sizeof *beats);
+    double last = bs_now_s();
     for (size_t i = 0; beats && i < n; i++) beats[i].since = last;
     pthread_mutex_lock(&dog->lock);
     while (!dog->stop && beats) {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += POLL_MS * 1000000L;
-        until.tv_sec += until.tv_nsec / 1000000000L;
-        until.tv_nsec %= 1000000000L;
+        const struct timespec until = bs_comm_time_in(POLL_MS);
         pthread_cond_timedwait(&dog->wake, &dog->lock, &until);
         dog->mine->beats++;
-        double now = now_s();
+        double now = bs_now_s();
         /* A process that was itself stopped and goes on must blame nobody for the time it slept. */
         if (now - last > 1) {
             progress.since = now;
