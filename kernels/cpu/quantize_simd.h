@@ -4,16 +4,20 @@
  * Math: docs/kv-format.md, operation by operation (each vector operation is the scalar one in every lane), so
  * the bits are quantize_scalar.c's. Layout: works on tiles of 16 tokens, held twice: rows [token][D] as
  * stored, and columns [channel][token], their transpose. Whatever runs along an axis is then vertical: no sum
- * or minimum inside a vector. range of a K kc group     rows      lanes are channels range of K kt and V
- * columns   lanes are tokens words of K                columns   lanes are tokens, fields channels words of V
- * rows      lanes are channels, fields tokens products of 2-bit K columns   lanes are tokens. Cost: about 20
- * operations a vector of K or V at 4 bits, of them 4 for the transposition; 2-bit K with norm adds a pass of
- * nine for the products that correct the norms.
+ * or minimum inside a vector.
+ *
+ *   range of a K kc group   rows      lanes are channels
+ *   range of K kt and V     columns   lanes are tokens
+ *   words of K              columns   lanes are tokens, fields channels
+ *   words of V              rows      lanes are channels, fields tokens
+ *   products of 2-bit K     columns   lanes are tokens
+ *
+ * Cost: about 20 operations a vector of K or V at 4 bits, of them 4 for the transposition; 2-bit K with norm
+ * adds a pass of nine for the products that correct the norms.
  *
  * The includer defines: VL, VEC (the function attributes), vf, vi, and v_set1 v_load v_store v_load_f16
  * v_store_f16 v_store_i16 v_storei v_fma v_rint v_min v_max v_abs v_round_f16 v_cvt (to int32, nearest even)
- * v_low v_high (interleave the lower or upper halves of two
- * vectors).
+ * v_low v_high (interleave the lower or upper halves of two vectors).
  */
 #include <math.h>
 
