@@ -1,6 +1,6 @@
 /* backend.h: what a device implements. Private to kernels/.
  *
- * kernels/ops.c checks the arguments of each op once, for every device, and then calls the device's own function
+ * ops_cache.c and ops_dense.c check the arguments of each op, for every device, and then call the device's own function
  * from this table: kernels/cpu/backend.c fills one per instruction set, kernels/cuda/backend.cu one for GPUs.
  */
 #ifndef BS_BACKEND_H
@@ -81,7 +81,7 @@ typedef struct bs_backend {
 
 enum { BS_COPY_TO_DEVICE, BS_COPY_TO_HOST, BS_COPY_ON_DEVICE };
 
-/* Where a quantize or append that meets NaN or infinity says so: first one wins. */
+/* Where an op says that its numbers are not: K, V, or on a GPU a logit or a row (fault_kind.h). The first one wins. */
 typedef struct bs_numeric_fault {
     int32_t seen, layer, kv_head, slot, token, is_v;
 } bs_numeric_fault;

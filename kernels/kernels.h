@@ -9,7 +9,7 @@
  *  - It checks its arguments, queues its work on the stream and returns; it allocates nothing and never
  *    synchronises, so it can be captured in a CUDA graph. On a CPU the work is done when it returns.
  *  - It returns BS_STATUS_RANGE for a bad argument and BS_STATUS_UNSUPPORTED for what this build lacks, with one
- *    line. Numbers that go wrong on the device (NaN in K or V) are found by bs_stream_check.
+ *    line. Numbers that go wrong on the device (NaN in K, V or a logit) are found by bs_stream_check.
  *  - Not collective. One stream and one thread of control a rank.
  *
  * Shape letters: B sequences, T query tokens of a step (all sequences together), S cached tokens, H query heads,

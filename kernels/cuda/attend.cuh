@@ -8,7 +8,7 @@ extern "C" {
 
 #include <cuda_runtime.h>
 
-enum { ATTEND_MAX_CTAS = 160, ATTEND_MAX_WARPS = 16 };
+enum { ATTEND_MAX_CTAS = 160 };
 
 /* A sequence as its jobs see it: a job is one (sequence, KV head, block of rows), made of units in the order
  * f16 sink, quantized, f16 tail; an f16 page is several units. */

@@ -1,4 +1,5 @@
-/* attend_ptx.cuh: the instructions that attention is made of, one function each. sm_90. */
+/* attend_ptx.cuh: instructions that CUDA has no function for, one each: attention's, and the matrix and copy
+ * instructions of gemv.cu and chain.cu. sm_90. */
 #ifndef BS_CUDA_ATTEND_PTX_CUH
 #define BS_CUDA_ATTEND_PTX_CUH
 

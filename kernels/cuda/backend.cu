@@ -93,7 +93,7 @@ static bs_status stream_open(bs_stream *stream)
     return bs_cuda_status(error, "stream");
 }
 
-/* Takes over a fault that a kernel has recorded; bs_stream_check reports it. */
+/* Takes over a fault that a kernel has recorded; bs_stream_fault reports it. */
 static bs_status take_fault(bs_stream *stream)
 {
     bs_cuda_stream_state *state = (bs_cuda_stream_state *)stream->state;

@@ -18,7 +18,7 @@ static inline bs_status bs_cuda_status(cudaError_t error, const char *what)
                    cudaGetErrorString(error));
 }
 
-/* Where kernels say that they met NaN or infinity (fault.h). stream_sync moves the record to the stream. */
+/* Where kernels say that they met NaN or infinity (fault.h). stream_fault moves the record to the stream. */
 typedef struct bs_cuda_fault {
     int32_t *claimed;         /* device memory: 1 from the first fault on, so that one writer wins whole */
     bs_numeric_fault *record; /* pinned host memory: read after a sync without a copy */

@@ -1,11 +1,12 @@
 /* overlap.h: programmatic dependent launch (bs_stream_set_overlap): a kernel that may start while the one before
  * it is still ending.
  *
- * Every kernel that is launched so does three things. It lets the next one start (bs_cuda_release_next) at once;
- * it fetches what no kernel before it has written, weights; and it waits (bs_cuda_wait_before), in every thread,
- * before it reads what others wrote and before it writes anything. The wait ends when the kernel before is done,
- * and that one has waited too, so everything before it is done as well. But what runs beside this kernel's first
- * part may be two or three kernels back: nothing that the same chain writes may be read before the wait.
+ * Every kernel that is launched so does three things. It lets the next one start (bs_cuda_release_next), attention
+ * behind its wait and all others at once; it fetches what nothing has written since the last launch without overlap:
+ * weights, and attention's page tables and quantized pages; and it waits (bs_cuda_wait_before), in every thread, before
+ * it reads anything else and before it writes anything. The wait ends when the kernel before is done, and that one has
+ * waited too, so everything before it is done as well. But what runs beside this kernel's first part may be two or three
+ * kernels back: nothing that the same chain writes may be read before the wait.
  * Compute capability 9.0; on older cards these are nothing, and launches follow each other. */
 #ifndef BS_CUDA_OVERLAP_H
 #define BS_CUDA_OVERLAP_H

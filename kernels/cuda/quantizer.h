@@ -78,7 +78,7 @@ template <int BITS> static __device__ __forceinline__ float2 bs_cuda_code_factor
     return make_float2(__fmul_rn(g.recip, unit), -__fmul_rn(g.zero, unit));
 }
 
-/* A float whose low 22 bits are the code. CLAMP: of a 2-bit group of 128 values. */
+/* A float whose low 22 bits are the code. CLAMP: a 2-bit group of 128 values needs it, others may have it. */
 template <int BITS, bool CLAMP>
 static __device__ __forceinline__ float bs_cuda_code_sum(float x, float2 factors)
 {
