@@ -24,11 +24,11 @@ typedef struct bs_model_layer {
 } bs_model_layer;
 
 struct bs_model {
-    char *path;                  /* as it was asked for; in error lines */
-    bs_gguf *gguf;               /* owns the tensors, or NULL */
-    bs_safetensors *safetensors; /* owns them, or NULL */
+    char *path;                     /* as it was asked for; in error lines */
+    bs_gguf *gguf;                  /* owns the tensors, or NULL */
+    bs_safetensors *safetensors;    /* owns them, or NULL */
     struct bs_random_model *random; /* owns them, or NULL */
-    bool rows_first;             /* shapes in error lines are [rows, columns], as the file writes them */
+    bool rows_first;                /* shapes in error lines are [rows, columns], as the file writes them */
     bs_model_desc desc;
     bs_layer_desc *layer_desc;                         /* [n_layers], what desc.layers shows */
     const bs_tensor *embedding, *output, *output_norm; /* output = embedding when tied */
@@ -89,6 +89,38 @@ static inline uint64_t bs_vector_bytes(int64_t n)
     return (sizeof(float) * (uint64_t)n + 63) & ~(uint64_t)63;
 }
 
+/* The matrices of a layer, in the order in which they are brought in and placed. */
+typedef enum bs_matrix {
+    BS_MATRIX_Q,
+    BS_MATRIX_K,
+    BS_MATRIX_V,
+    BS_MATRIX_O,
+    BS_MATRIX_GATE,
+    BS_MATRIX_UP,
+    BS_MATRIX_DOWN,
+    BS_MATRIX_COUNT
+} bs_matrix;
+/* The shard's view of matrix i: 0 is the embedding table, 1 + layer · BS_MATRIX_COUNT + bs_matrix one of a layer, and
+ * behind the last layer comes the output head. */
+bs_weight bs_model_matrix(const bs_model *model, const bs_shard *shard, int i);
+/* Matrices with data of their own: a tied output head is rows of the embedding table. */
+static inline int bs_model_n_matrices(const bs_model *model)
+{
+    return 1 + BS_MATRIX_COUNT * model->desc.n_layers + !model->desc.tied_output;
+}
+/* In memory of their own matrices stand in groups, without a gap inside: q, k and v, and gate and up, which so are one
+ * matrix too. Whether matrix i is the first of its group. */
+static inline bool bs_matrix_begins_group(int i)
+{
+    const int k = (i - 1) % BS_MATRIX_COUNT;
+    return k != BS_MATRIX_K && k != BS_MATRIX_V && k != BS_MATRIX_UP;
+}
+/* Where a group may begin, at `at` or behind. */
+static inline uint64_t bs_matrix_group_at(uint64_t at)
+{
+    return (at + 255) & ~(uint64_t)255;
+}
+
 /* What the cuts depend on: bs_shard_compute without a model. The blocks are elements of the weight types;
  * where the layers differ, their least common multiple. */
 typedef struct bs_shard_shape {
@@ -100,7 +132,9 @@ void bs_shard_cut(const bs_shard_shape *shape, const bs_grid *grid, bs_merge_met
 
 /* The view of rows × columns of a tensor. */
 bs_weight bs_weight_view(const bs_tensor *tensor, bs_range rows, bs_range cols);
-/* Bytes of the shard's matrices in memory of their own: 16 bits an element, groups at multiples of 256. */
+/* Bytes of the shard's norms, biases and RoPE frequencies. */
+uint64_t bs_shard_vector_bytes(const bs_model *model, const bs_shard *shard);
+/* Bytes of the shard's matrices in memory of their own: 16 bits an element, in groups. */
 uint64_t bs_shard_matrix_bytes(const bs_model *model, const bs_shard *shard);
 /* Bytes that the view reads of each row: whole blocks. */
 uint64_t bs_weight_row_span(const bs_weight *weight);

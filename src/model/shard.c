@@ -100,14 +100,19 @@ uint64_t bs_weight_row_span(const bs_weight *weight)
     return (uint64_t)(n_blocks * bs_type_block_bytes(weight->type));
 }
 
+/* Rows, or elements, of these heads. */
+static bs_range of_heads(bs_range heads, int64_t head_dim)
+{
+    return (bs_range){heads.first * head_dim, heads.n * head_dim};
+}
+
 const bs_tensor *bs_model_vector(const bs_model *model, const bs_shard *shard, int i, bs_range *part)
 {
     const bs_model_desc *desc = &model->desc;
-    int64_t D = desc->head_dim;
-    bs_range hidden = {0, desc->n_hidden}, head = {0, D}, q = {shard->heads.first * D, shard->heads.n * D},
-             kv = {shard->kv_heads.first * D, shard->kv_heads.n * D};
+    const bs_range head = {0, desc->head_dim}, q = of_heads(shard->heads, desc->head_dim),
+                   kv = of_heads(shard->kv_heads, desc->head_dim);
     int l = i / BS_VECTOR_COUNT;
-    *part = hidden;
+    *part = (bs_range){0, desc->n_hidden};
     if (l == desc->n_layers) return model->output_norm;
     const bs_model_layer *layer = &model->layers[l];
     switch ((bs_vector)(i % BS_VECTOR_COUNT)) {
@@ -123,8 +128,32 @@ const bs_tensor *bs_model_vector(const bs_model *model, const bs_shard *shard, i
     return NULL;
 }
 
-/* Norms, biases and RoPE's frequencies. */
-static uint64_t vector_bytes(const bs_model *model, const bs_shard *shard)
+bs_weight bs_model_matrix(const bs_model *model, const bs_shard *shard, int i)
+{
+    const bs_model_desc *desc = &model->desc;
+    const bs_range hidden = {0, desc->n_hidden}, vocab = {0, desc->n_vocab},
+                   q = of_heads(shard->heads, desc->head_dim), kv = of_heads(shard->kv_heads, desc->head_dim);
+    if (i == 0) return bs_weight_view(model->embedding, vocab, hidden);
+    int l = (i - 1) / BS_MATRIX_COUNT;
+    if (l == desc->n_layers) return bs_weight_view(model->output, shard->vocab, hidden);
+    const bs_model_layer *layer = &model->layers[l];
+    switch ((bs_matrix)((i - 1) % BS_MATRIX_COUNT)) {
+    case BS_MATRIX_Q: return bs_weight_view(layer->q, q, hidden);
+    case BS_MATRIX_K: return bs_weight_view(layer->k, kv, hidden);
+    case BS_MATRIX_V: return bs_weight_view(layer->v, kv, hidden);
+    case BS_MATRIX_O: return bs_weight_view(layer->o, hidden, shard->o_cols);
+    case BS_MATRIX_GATE: return bs_weight_view(layer->gate, shard->ffn, hidden);
+    case BS_MATRIX_UP: return bs_weight_view(layer->up, shard->ffn, hidden);
+    case BS_MATRIX_DOWN: return bs_weight_view(layer->down, hidden, shard->ffn);
+    case BS_MATRIX_COUNT: break;
+    }
+    return (bs_weight){0};
+}
+
+/* ---- bytes ------------------------------------------------------------------------------------------------
+ */
+
+uint64_t bs_shard_vector_bytes(const bs_model *model, const bs_shard *shard)
 {
     uint64_t bytes = sizeof(double) * (uint64_t)(model->desc.n_rot / 2);
     for (int i = 0; i <= BS_VECTOR_COUNT * model->desc.n_layers; i++) {
@@ -134,56 +163,29 @@ static uint64_t vector_bytes(const bs_model *model, const bs_shard *shard)
     return bytes;
 }
 
-/* Calls `add` for the view of each of the shard's matrices, in the groups that a GPU has them in (weights.c). */
-static void visit_matrices(const bs_model *model, const bs_shard *shard,
-                           void (*add)(uint64_t *bytes, bs_weight view, bool first_of_group), uint64_t *bytes)
+uint64_t bs_shard_matrix_bytes(const bs_model *model, const bs_shard *shard)
 {
-    const bs_model_desc *desc = &model->desc;
-    int64_t D = desc->head_dim;
-    bs_range hidden = {0, desc->n_hidden}, vocab = {0, desc->n_vocab};
-    bs_range q = {shard->heads.first * D, shard->heads.n * D},
-             kv = {shard->kv_heads.first * D, shard->kv_heads.n * D};
-    add(bytes, bs_weight_view(model->embedding, vocab, hidden), true);
-    for (int l = 0; l < desc->n_layers; l++) {
-        const bs_model_layer *layer = &model->layers[l];
-        add(bytes, bs_weight_view(layer->q, q, hidden), true);
-        add(bytes, bs_weight_view(layer->k, kv, hidden), false);
-        add(bytes, bs_weight_view(layer->v, kv, hidden), false);
-        add(bytes, bs_weight_view(layer->o, hidden, shard->o_cols), true);
-        add(bytes, bs_weight_view(layer->gate, shard->ffn, hidden), true);
-        add(bytes, bs_weight_view(layer->up, shard->ffn, hidden), false);
-        add(bytes, bs_weight_view(layer->down, hidden, shard->ffn), true);
+    uint64_t bytes = 0;
+    for (int i = 0; i < bs_model_n_matrices(model); i++) {
+        const bs_weight view = bs_model_matrix(model, shard, i);
+        if (bs_matrix_begins_group(i)) bytes = bs_matrix_group_at(bytes);
+        bytes += 2 * (uint64_t)view.n_rows * (uint64_t)view.n_cols;
     }
-    if (!desc->tied_output) add(bytes, bs_weight_view(model->output, shard->vocab, hidden), true);
-}
-
-static void add_in_blocks(uint64_t *bytes, bs_weight view, bool first_of_group)
-{
-    *bytes += (uint64_t)view.n_rows * bs_weight_row_span(&view);
-}
-
-static void add_in_halves(uint64_t *bytes, bs_weight view, bool first_of_group)
-{
-    if (first_of_group) *bytes = (*bytes + 255) & ~(uint64_t)255;
-    *bytes += 2 * (uint64_t)view.n_rows * (uint64_t)view.n_cols;
+    return bytes;
 }
 
 uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard)
 {
-    uint64_t bytes = vector_bytes(model, shard);
-    visit_matrices(model, shard, add_in_blocks, &bytes);
-    return bytes;
-}
-
-uint64_t bs_shard_matrix_bytes(const bs_model *model, const bs_shard *shard)
-{
-    uint64_t bytes = 0;
-    visit_matrices(model, shard, add_in_halves, &bytes);
+    uint64_t bytes = bs_shard_vector_bytes(model, shard);
+    for (int i = 0; i < bs_model_n_matrices(model); i++) {
+        const bs_weight view = bs_model_matrix(model, shard, i);
+        bytes += (uint64_t)view.n_rows * bs_weight_row_span(&view);
+    }
     return bytes;
 }
 
 uint64_t bs_shard_placed_bytes(const bs_model *model, const bs_device *device, const bs_shard *shard)
 {
     bool mapped = bs_device_get_info(device)->kind == BS_DEVICE_CPU && !bs_model_is_random(model);
-    return vector_bytes(model, shard) + (mapped ? 0 : bs_shard_matrix_bytes(model, shard));
+    return bs_shard_vector_bytes(model, shard) + (mapped ? 0 : bs_shard_matrix_bytes(model, shard));
 }

@@ -26,34 +26,19 @@ struct bs_weights {
     bs_buffer *matrices; /* on a GPU, or of a random model */
     const float *output_norm;
     const double *inv_freq;
-    uint64_t bytes;
+    uint64_t bytes, step_bytes;
     int n_layers;
     bs_layer_weights layers[];
 };
 
-/* ---- views ------------------------------------------------------------------------------------------------
- */
-
-static void make_views(const bs_model *model, const bs_shard *shard, bs_weights *weights)
+/* Where matrix i (bs_model_matrix) is shown. */
+static bs_weight *matrix_slot(bs_weights *weights, int i)
 {
-    const bs_model_desc *desc = &model->desc;
-    int64_t D = desc->head_dim;
-    bs_range hidden = {0, desc->n_hidden}, vocab = {0, desc->n_vocab};
-    bs_range q = {shard->heads.first * D, shard->heads.n * D},
-             kv = {shard->kv_heads.first * D, shard->kv_heads.n * D};
-    weights->embedding = bs_weight_view(model->embedding, vocab, hidden);
-    weights->output = bs_weight_view(model->output, shard->vocab, hidden);
-    for (int l = 0; l < desc->n_layers; l++) {
-        const bs_model_layer *from = &model->layers[l];
-        bs_layer_weights *to = &weights->layers[l];
-        to->q = bs_weight_view(from->q, q, hidden);
-        to->k = bs_weight_view(from->k, kv, hidden);
-        to->v = bs_weight_view(from->v, kv, hidden);
-        to->o = bs_weight_view(from->o, hidden, shard->o_cols);
-        to->gate = bs_weight_view(from->gate, shard->ffn, hidden);
-        to->up = bs_weight_view(from->up, shard->ffn, hidden);
-        to->down = bs_weight_view(from->down, hidden, shard->ffn);
-    }
+    if (i == 0) return &weights->embedding;
+    if (i == 1 + BS_MATRIX_COUNT * weights->n_layers) return &weights->output;
+    bs_layer_weights *w = &weights->layers[(i - 1) / BS_MATRIX_COUNT];
+    bs_weight *slots[BS_MATRIX_COUNT] = {&w->q, &w->k, &w->v, &w->o, &w->gate, &w->up, &w->down};
+    return slots[(i - 1) % BS_MATRIX_COUNT];
 }
 
 /* ---- bringing pages in ------------------------------------------------------------------------------------
@@ -96,25 +81,14 @@ static void bring_in(loading *load, const bs_weight *view)
     }
 }
 
-/* View i in the order they are brought in: the embedding table, seven a layer, the output head (which is a
- * part of the table when tied, and then left out). */
-static const bs_weight *view_at(const bs_weights *weights, int i)
+static void bring_in_all(const bs_model *model, bs_weights *weights, loading *load)
 {
-    if (i == 0) return &weights->embedding;
-    if (i == 1 + 7 * weights->n_layers) return &weights->output;
-    const bs_layer_weights *w = &weights->layers[(i - 1) / 7];
-    const bs_weight *views[7] = {&w->q, &w->k, &w->v, &w->o, &w->gate, &w->up, &w->down};
-    return views[(i - 1) % 7];
-}
-
-static void bring_in_all(const bs_weights *weights, bool tied, loading *load)
-{
-    int n_views = 7 * weights->n_layers + (tied ? 1 : 2);
-    for (int i = 0; i < n_views; i++) {
-        const bs_weight *view = view_at(weights, i);
+    const int n = bs_model_n_matrices(model);
+    for (int i = 0; i < n; i++) {
+        const bs_weight *view = matrix_slot(weights, i);
         load->total += (uint64_t)view->n_rows * bs_weight_row_span(view);
     }
-    for (int i = 0; i < n_views; i++) bring_in(load, view_at(weights, i));
+    for (int i = 0; i < n; i++) bring_in(load, matrix_slot(weights, i));
     if (load->progress) load->progress(load->context, load->total, load->total);
 }
 
@@ -163,22 +137,15 @@ static bs_status place_vectors(const bs_model *model, const bs_shard *shard, bs_
                                bs_weights *weights)
 {
     const bs_model_desc *desc = &model->desc;
-    size_t bytes = 0, longest = 0; /* longest: a whole vector is read before its part is kept */
-    for (int i = 0; i <= BS_VECTOR_COUNT * desc->n_layers; i++) {
-        bs_range part;
-        const bs_tensor *tensor = bs_model_vector(model, shard, i, &part);
-        if (!tensor) continue;
-        bytes += bs_vector_bytes(part.n);
-        if ((size_t)tensor->dims[0] > longest) longest = (size_t)tensor->dims[0];
-    }
+    const size_t bytes = bs_shard_vector_bytes(model, shard);
+    /* a whole vector is read before its part is kept */
+    const int64_t longest = bs_max_i64(desc->n_hidden, (int64_t)desc->n_heads * desc->head_dim);
     bs_status status;
     bs_stream *stream = NULL;
-    char *scratch = calloc(1, bytes + sizeof(float) * longest);
+    char *scratch = calloc(1, bytes + sizeof(float) * (size_t)longest);
     if (!scratch) return bs_fail(BS_STATUS_NOMEM, "no memory for %zu bytes of norms and biases", bytes);
     BS_TRY_GOTO(bs_stream_create(device, &stream), done);
-    BS_TRY_GOTO(bs_buffer_alloc(device, bytes + sizeof(double) * (size_t)(desc->n_rot / 2),
-                                "norms, biases and RoPE frequencies", &weights->buffer),
-                done);
+    BS_TRY_GOTO(bs_buffer_alloc(device, bytes, "norms, biases and RoPE frequencies", &weights->buffer), done);
     BS_TRY_GOTO(fill_buffer(model, shard, stream, scratch, weights), done);
 done:
     bs_stream_destroy(stream);
@@ -188,12 +155,6 @@ done:
 
 /* ---- in memory of their own -------------------------------------------------------------------------------
  */
-
-/* A group of matrices begins at a multiple of 256 bytes; inside one they follow each other without a gap. */
-static uint64_t next_group(uint64_t at)
-{
-    return (at + 255) & ~(uint64_t)255;
-}
 
 static void put(bs_upload_item *item, bs_weight *view, bs_type type, char *base, uint64_t *at)
 {
@@ -222,28 +183,21 @@ static bool can_join_qkv(const bs_model_layer *layer)
     return !layer->q_norm && !layer->k_norm && (none || (layer->q_bias && layer->k_bias && layer->v_bias));
 }
 
-/* Views into memory at `base` for the host's views, which go to `items`, in the order of the file's tables. */
+/* Views into memory at `base` for the host's views, which go to `items`. */
 static void make_placed_views(const bs_model *model, const bs_shard *shard, bs_type type, char *base,
                               bs_weights *weights, bs_upload_item *items)
 {
     uint64_t at = 0;
-    int n = 0;
-    put(&items[n++], &weights->embedding, type, base, &at);
+    for (int i = 0; i < bs_model_n_matrices(model); i++) {
+        if (bs_matrix_begins_group(i)) at = bs_matrix_group_at(at);
+        put(&items[i], matrix_slot(weights, i), type, base, &at);
+    }
     for (int l = 0; l < weights->n_layers; l++) {
         bs_layer_weights *w = &weights->layers[l];
-        bs_weight *groups[][3] = {{&w->q, &w->k, &w->v}, {&w->o}, {&w->gate, &w->up}, {&w->down}};
-        for (int g = 0; g < 4; g++) {
-            at = next_group(at);
-            for (int i = 0; i < 3 && groups[g][i]; i++) put(&items[n++], groups[g][i], type, base, &at);
-        }
         if (can_join_qkv(&model->layers[l])) w->qkv = join(&w->q, w->q.n_rows + w->k.n_rows + w->v.n_rows);
         w->gate_up = join(&w->gate, w->gate.n_rows + w->up.n_rows);
     }
-    at = next_group(at);
-    if (!model->desc.tied_output) {
-        put(&items[n++], &weights->output, type, base, &at);
-        return;
-    }
+    if (!model->desc.tied_output) return;
     weights->output = join(&weights->embedding, shard->vocab.n);
     weights->output.data = base + (uint64_t)shard->vocab.first * weights->output.row_bytes;
 }
@@ -277,7 +231,7 @@ static bs_status place_in_memory(const bs_model *model, bs_device *device, const
                                  bs_type type, void (*progress)(void *context, uint64_t done, uint64_t total),
                                  void *context, bs_weights *weights)
 {
-    const int n_items = 7 * weights->n_layers + (model->desc.tied_output ? 1 : 2);
+    const int n_items = bs_model_n_matrices(model);
     bs_upload_item *items = calloc((size_t)n_items, sizeof *items);
     if (!items) return bs_fail(BS_STATUS_NOMEM, "no memory for the list of %d matrices", n_items);
     bs_status status;
@@ -316,7 +270,8 @@ bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_sh
     weights->n_layers = (int)n_layers;
     weights->bytes = bs_shard_weight_bytes(model, shard);
     const bool random = bs_model_is_random(model), on_gpu = bs_device_get_info(device)->kind != BS_DEVICE_CPU;
-    make_views(model, shard, weights);
+    const int output = 1 + BS_MATRIX_COUNT * weights->n_layers;
+    for (int i = 0; i <= output; i++) *matrix_slot(weights, i) = bs_model_matrix(model, shard, i);
     BS_TRY_GOTO(place_vectors(model, shard, device, weights), err_free);
     if (on_gpu || random) {
         if (!on_gpu) type = BS_TYPE_BF16;
@@ -324,7 +279,11 @@ bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_sh
     } else {
         loading load = {
             .progress = progress, .context = context, .page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE)};
-        bring_in_all(weights, model->desc.tied_output, &load);
+        bring_in_all(model, weights, &load);
+    }
+    for (int i = 1; i <= output; i++) {
+        const bs_weight *view = matrix_slot(weights, i);
+        weights->step_bytes += (uint64_t)view->n_rows * bs_weight_row_span(view);
     }
     *out = weights;
     return BS_STATUS_OK;
@@ -368,12 +327,7 @@ const double *bs_weights_inv_freq(const bs_weights *weights)
 
 uint64_t bs_weights_step_bytes(const bs_weights *weights)
 {
-    uint64_t bytes = 0;
-    for (int i = 1; i < 2 + 7 * weights->n_layers; i++) {
-        const bs_weight *view = view_at(weights, i);
-        bytes += (uint64_t)view->n_rows * bs_weight_row_span(view);
-    }
-    return bytes;
+    return weights->step_bytes;
 }
 
 uint64_t bs_weights_mapped_bytes(const bs_weights *weights)
