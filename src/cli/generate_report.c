@@ -84,7 +84,7 @@ static bs_status print_dry_run(const generate *g, const bs_engine_memory *memory
                         bs_merge_method_name(g->config.merge), kv, (long long)g->config.max_context));
     BS_TRY(bs_cli_print_memory(memory, g->grid.size));
     if (g->config.merge == BS_MERGE_FOLD && g->grid.seq > 1) BS_TRY(print_fold(g));
-    if (bs_device_get_info(g->device)->kind == BS_DEVICE_CPU && !bs_model_is_random(g->model))
+    if (bs_model_is_mapped(g->model, g->device))
         BS_TRY(bs_cli_print("weights are mapped from the file: ranks of a machine share them\n"));
     return BS_STATUS_OK;
 }

@@ -34,7 +34,7 @@ typedef struct bs_engine_config {
 
 /* Memory of one rank by pool, what --dry-run prints; equals what opening takes. */
 typedef struct bs_engine_memory {
-    uint64_t weight_bytes; /* mapped from the file, or placed on the GPU */
+    uint64_t weight_bytes; /* mapped from the file, or placed in memory of their own */
     bs_cache_memory cache;
     uint64_t activation_bytes, workspace_bytes, logits_bytes, plan_bytes;
     /* Of all this, what is taken from the device; the rest is the host's or a mapped file's. */

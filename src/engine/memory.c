@@ -78,11 +78,12 @@ static void lay_out_activations(bs_engine_layout *l, const bs_model_desc *desc)
     l->act_at.bytes = end;
 }
 
-static void lay_out_workspace(bs_engine_layout *l, const bs_device *device, const bs_grid *grid,
-                              const bs_engine_config *config, const bs_cache_memory *cache)
+static void lay_out_workspace(bs_engine_layout *l, const bs_model *model, const bs_device *device,
+                              const bs_grid *grid, const bs_engine_config *config,
+                              const bs_cache_memory *cache)
 {
     int64_t heads = (int64_t)l->n_heads * l->head_dim, rows = bs_max_i64(l->logit_rows, l->max_seqs);
-    const bool joined = bs_device_get_info(device)->kind != BS_DEVICE_CPU; /* as there (activations) */
+    const bool joined = !bs_model_is_mapped(model, device); /* as there (activations) */
     int64_t ffn = l->shard.ffn.n, kv = (int64_t)l->n_kv_heads * l->head_dim;
     size_t sizes[] = {
         /* q; k and v are smaller */
@@ -177,7 +178,7 @@ bs_status bs_engine_lay_out(const bs_model *model, const bs_device *device, cons
     bs_plan_limits limits = {config->max_seqs, config->max_step_tokens};
     lay_out_activations(&l, desc);
     lay_out_logits(&l, desc);
-    lay_out_workspace(&l, device, grid, config, &cache);
+    lay_out_workspace(&l, model, device, grid, config, &cache);
     lay_out_inputs(&l, &limits);
     *out = l;
     return BS_STATUS_OK;
@@ -191,7 +192,7 @@ bs_status bs_engine_plan_memory(const bs_model *model, const bs_device *device, 
     BS_TRY(bs_engine_lay_out(model, device, grid, config, &l));
     BS_TRY(bs_cache_plan_memory(device, &l.cache, &cache));
     uint64_t placed = bs_shard_placed_bytes(model, device, &l.shard), used = placed;
-    if (bs_device_get_info(device)->kind == BS_DEVICE_CPU) used = bs_shard_weight_bytes(model, &l.shard);
+    if (bs_model_is_mapped(model, device)) used = bs_shard_weight_bytes(model, &l.shard);
     if (config->weights_of) placed = used = 0;
     *out = (bs_engine_memory){
         .weight_bytes = used,

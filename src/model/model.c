@@ -125,6 +125,11 @@ bool bs_model_is_random(const bs_model *model)
     return model->random != NULL;
 }
 
+bool bs_model_is_mapped(const bs_model *model, const bs_device *device)
+{
+    return bs_device_get_info(device)->kind == BS_DEVICE_CPU && !bs_model_is_random(model);
+}
+
 const bs_gguf *bs_model_gguf(const bs_model *model)
 {
     return model->gguf;

@@ -61,6 +61,9 @@ void bs_model_close(bs_model *model);
 const bs_model_desc *bs_model_get_desc(const bs_model *model);
 /* Opened as random:NAME[:SEED]: weights are drawn where they are placed, and there is no tokenizer. */
 bool bs_model_is_random(const bs_model *model);
+/* Whether matrices stay views of the mapped file on this device: on a CPU, but for a random model. Else they have memory
+ * of their own, and those that follow each other there are one product (bs_layer_weights). */
+bool bs_model_is_mapped(const bs_model *model, const bs_device *device);
 /* As it was opened, for error lines. */
 const char *bs_model_path(const bs_model *model);
 /* The GGUF file behind it (src/model/gguf.h), for the tokenizer's keys; lives as long as the model. NULL: another
@@ -122,8 +125,8 @@ uint64_t bs_weights_step_bytes(const bs_weights *weights);
 uint64_t bs_weights_mapped_bytes(const bs_weights *weights);
 /* The same from a shard alone, before anything is placed. */
 uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard);
-/* What placing takes from the device: on a CPU norms and frequencies only, the rest is the mapped file; on a GPU all
- * matrices in 16 bits an element as well. */
+/* What placing takes from the device: norms, biases and frequencies, and where matrices are not mapped all of them in 16
+ * bits an element. */
 uint64_t bs_shard_placed_bytes(const bs_model *model, const bs_device *device, const bs_shard *shard);
 
 #endif

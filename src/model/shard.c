@@ -186,6 +186,6 @@ uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard)
 
 uint64_t bs_shard_placed_bytes(const bs_model *model, const bs_device *device, const bs_shard *shard)
 {
-    bool mapped = bs_device_get_info(device)->kind == BS_DEVICE_CPU && !bs_model_is_random(model);
-    return bs_shard_vector_bytes(model, shard) + (mapped ? 0 : bs_shard_matrix_bytes(model, shard));
+    return bs_shard_vector_bytes(model, shard) +
+           (bs_model_is_mapped(model, device) ? 0 : bs_shard_matrix_bytes(model, shard));
 }

@@ -269,17 +269,16 @@ bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_sh
     if (!weights) return bs_fail(BS_STATUS_NOMEM, "no memory for the weights of %zu layers", n_layers);
     weights->n_layers = (int)n_layers;
     weights->bytes = bs_shard_weight_bytes(model, shard);
-    const bool random = bs_model_is_random(model), on_gpu = bs_device_get_info(device)->kind != BS_DEVICE_CPU;
     const int output = 1 + BS_MATRIX_COUNT * weights->n_layers;
     for (int i = 0; i <= output; i++) *matrix_slot(weights, i) = bs_model_matrix(model, shard, i);
     BS_TRY_GOTO(place_vectors(model, shard, device, weights), err_free);
-    if (on_gpu || random) {
-        if (!on_gpu) type = BS_TYPE_BF16;
-        BS_TRY_GOTO(place_in_memory(model, device, shard, type, progress, context, weights), err_free);
-    } else {
+    if (bs_model_is_mapped(model, device)) {
         loading load = {
             .progress = progress, .context = context, .page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE)};
         bring_in_all(model, weights, &load);
+    } else {
+        if (bs_device_get_info(device)->kind == BS_DEVICE_CPU) type = BS_TYPE_BF16;
+        BS_TRY_GOTO(place_in_memory(model, device, shard, type, progress, context, weights), err_free);
     }
     for (int i = 1; i <= output; i++) {
         const bs_weight *view = matrix_slot(weights, i);
