@@ -19,18 +19,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+typedef enum presence { ABSENT, OPTIONAL, NEEDED } presence;
 typedef struct architecture {
     const char *name;
     bool interleaved; /* Q and K are permuted */
-    bool qkv_bias;    /* must be there; llama may have it */
-    bool qk_norm;
+    presence qkv_bias, qk_norm;
+    bool window;      /* may have one, in every layer */
     int no_rope_step; /* each so many'th layer has no RoPE; 0: all have it */
 } architecture;
 
 static const architecture architectures[] = {
-    {"llama", .interleaved = true},
-    {"qwen2", .qkv_bias = true},
-    {"qwen3", .qk_norm = true},
+    {"llama", .interleaved = true, .qkv_bias = OPTIONAL, .window = true},
+    {"qwen2", .qkv_bias = NEEDED},
+    {"qwen3", .qk_norm = NEEDED},
     {"smollm3", .interleaved = true, .no_rope_step = 4},
 };
 enum { N_ARCHITECTURES = sizeof architectures / sizeof architectures[0] };
@@ -115,8 +116,7 @@ static bs_status read_window(bs_model *model)
 {
     int64_t window = 0;
     bool found;
-    if (strcmp(model->desc.architecture, "llama") != 0)
-        return expect_int(model, "attention.sliding_window", 0);
+    if (!arch_of(model)->window) return expect_int(model, "attention.sliding_window", 0);
     BS_TRY(bs_gguf_get_int(model->gguf, arch_key(model, "attention.sliding_window"), 0, INT32_MAX, &window,
                            &found));
     model->desc.window = (int)window;
@@ -182,14 +182,11 @@ static bs_status claim_layer(bs_model *model, int number)
     bs_model_layer *layer = &model->layers[number];
     const int64_t hidden = desc->n_hidden, ffn = desc->n_ffn, D = desc->head_dim, q = desc->n_heads * D,
                   kv = desc->n_kv_heads * D;
-    enum presence { NEEDED, OPTIONAL, ABSENT };
-    const enum presence norm = arch->qk_norm ? NEEDED : ABSENT;
-    const enum presence bias = arch->qkv_bias ? NEEDED : strcmp(arch->name, "llama") == 0 ? OPTIONAL : ABSENT;
     const struct {
         const char *name;
         int64_t cols, rows;
         const bs_tensor **out;
-        enum presence presence;
+        presence presence;
     } wanted[] = {
         {"attn_norm.weight", hidden, 0, &layer->attn_norm, NEEDED},
         {"attn_q.weight", hidden, q, &layer->q, NEEDED},
@@ -200,11 +197,11 @@ static bs_status claim_layer(bs_model *model, int number)
         {"ffn_gate.weight", hidden, ffn, &layer->gate, NEEDED},
         {"ffn_up.weight", hidden, ffn, &layer->up, NEEDED},
         {"ffn_down.weight", ffn, hidden, &layer->down, NEEDED},
-        {"attn_q_norm.weight", D, 0, &layer->q_norm, norm},
-        {"attn_k_norm.weight", D, 0, &layer->k_norm, norm},
-        {"attn_q.bias", q, 0, &layer->q_bias, bias},
-        {"attn_k.bias", kv, 0, &layer->k_bias, bias},
-        {"attn_v.bias", kv, 0, &layer->v_bias, bias},
+        {"attn_q_norm.weight", D, 0, &layer->q_norm, arch->qk_norm},
+        {"attn_k_norm.weight", D, 0, &layer->k_norm, arch->qk_norm},
+        {"attn_q.bias", q, 0, &layer->q_bias, arch->qkv_bias},
+        {"attn_k.bias", kv, 0, &layer->k_bias, arch->qkv_bias},
+        {"attn_v.bias", kv, 0, &layer->v_bias, arch->qkv_bias},
     };
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
         char name[64];

@@ -23,11 +23,12 @@ enum { MAX_CONFIG_BYTES = 16 << 20 };
 typedef struct architecture {
     const char *model_type, *class_name;
     bool qkv_bias, qk_norm;
-    bool tied;         /* when tie_word_embeddings is missing */
-    bool window_flag;  /* sliding_window counts only with use_sliding_window, and not in every layer */
-    int window;        /* when sliding_window is missing; −1: the architecture has none */
-    int head_dim;      /* when head_dim is missing; 0: hidden / heads */
-    double rope_theta; /* when rope_theta is missing */
+    bool tied;           /* when tie_word_embeddings is missing */
+    bool window_flag;    /* sliding_window counts only with use_sliding_window, and not in every layer */
+    bool no_rope_layers; /* some have no RoPE; these have the window where layer_types are missing */
+    int window;          /* when sliding_window is missing; −1: the architecture has none */
+    int head_dim;        /* when head_dim is missing; 0: hidden / heads */
+    double rope_theta;   /* when rope_theta is missing */
 } architecture;
 
 static const architecture architectures[] = {
@@ -36,7 +37,8 @@ static const architecture architectures[] = {
     {"qwen2", "Qwen2ForCausalLM", .qkv_bias = true, .window_flag = true, .window = 4096, .rope_theta = 1e4},
     {"qwen3", "Qwen3ForCausalLM", .qk_norm = true, .window_flag = true, .window = 4096, .head_dim = 128,
      .rope_theta = 1e4},
-    {"smollm3", "SmolLM3ForCausalLM", .tied = true, .window_flag = true, .window = 0, .rope_theta = 2e6},
+    {"smollm3", "SmolLM3ForCausalLM", .tied = true, .window_flag = true, .no_rope_layers = true, .window = 0,
+     .rope_theta = 2e6},
 };
 enum { N_ARCHITECTURES = sizeof architectures / sizeof architectures[0] };
 
@@ -226,8 +228,7 @@ static bs_status read_windows(reader *r)
     desc->window = (int)window;
     for (int l = 0; l < desc->n_layers; l++) {
         bool slides = window > 0;
-        bool by_default = strcmp(desc->architecture, "smollm3") == 0 ? !r->model->layer_desc[l].rope
-                                                                     : l >= from;
+        bool by_default = r->arch->no_rope_layers ? !r->model->layer_desc[l].rope : l >= from;
         if (r->arch->window_flag && slides)
             slides = types ? strcmp(json_string_value(json_array_get(types, (size_t)l)),
                                     "sliding_attention") == 0
@@ -499,7 +500,7 @@ static bs_status read_all(reader *r, const char *directory)
     BS_TRY(read_sizes(r));
     BS_TRY(read_rope(r));
     BS_TRY(bs_model_alloc_layers(r->model));
-    if (strcmp(r->arch->model_type, "smollm3") == 0) BS_TRY(read_rope_layers(r));
+    if (r->arch->no_rope_layers) BS_TRY(read_rope_layers(r));
     BS_TRY(read_windows(r));
     if (!r->model->safetensors) BS_TRY(bs_safetensors_open(directory, &r->model->safetensors));
     r->desc->file_bytes = bs_safetensors_file_bytes(r->model->safetensors);
