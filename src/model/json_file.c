@@ -62,9 +62,9 @@ const char *bs_json_type_name(const json_t *value)
     return "null";
 }
 
-bool bs_json_is(bs_string text, const char *other)
+bs_string bs_json_string(const json_t *value)
 {
-    return text.bytes == strlen(other) && memcmp(text.text, other, text.bytes) == 0;
+    return (bs_string){json_string_value(value), json_string_length(value)};
 }
 
 int bs_json_shown(bs_string text)
@@ -138,26 +138,28 @@ bs_status bs_json_get_string(const bs_json *json, const char *key, bs_string *ou
     BS_TRY(look_up(json, key, found, &value));
     if (!value) return BS_STATUS_OK;
     if (!json_is_string(value)) return wrong_type(json, key, value, "a string");
-    *out = (bs_string){json_string_value(value), json_string_length(value)};
+    *out = bs_json_string(value);
+    return BS_STATUS_OK;
+}
+
+/* A value that has others in it. */
+static bs_status get_container(const bs_json *json, const char *key, json_type type, const char *wanted,
+                               json_t **out, bool *found)
+{
+    json_t *value;
+    BS_TRY(look_up(json, key, found, &value));
+    if (!value) return BS_STATUS_OK;
+    if (json_typeof(value) != type) return wrong_type(json, key, value, wanted);
+    *out = value;
     return BS_STATUS_OK;
 }
 
 bs_status bs_json_get_array(const bs_json *json, const char *key, json_t **out, bool *found)
 {
-    json_t *value;
-    BS_TRY(look_up(json, key, found, &value));
-    if (!value) return BS_STATUS_OK;
-    if (!json_is_array(value)) return wrong_type(json, key, value, "an array");
-    *out = value;
-    return BS_STATUS_OK;
+    return get_container(json, key, JSON_ARRAY, "an array", out, found);
 }
 
 bs_status bs_json_get_object(const bs_json *json, const char *key, json_t **out, bool *found)
 {
-    json_t *value;
-    BS_TRY(look_up(json, key, found, &value));
-    if (!value) return BS_STATUS_OK;
-    if (!json_is_object(value)) return wrong_type(json, key, value, "an object");
-    *out = value;
-    return BS_STATUS_OK;
+    return get_container(json, key, JSON_OBJECT, "an object", out, found);
 }

@@ -37,7 +37,8 @@ bs_status bs_json_get_object(const bs_json *json, const char *key, json_t **out,
 
 /* What a value is, for error lines: "a string" and so on. */
 const char *bs_json_type_name(const json_t *value);
-bool bs_json_is(bs_string text, const char *other);
+/* A string's text; text NULL: it is none. */
+bs_string bs_json_string(const json_t *value);
 /* For "%.*s" of text from a file: at most 64 bytes, and none that end the line. */
 int bs_json_shown(bs_string text);
 

@@ -39,9 +39,7 @@ enum { N_ARCHITECTURES = sizeof architectures / sizeof architectures[0] };
 static const architecture *find_architecture(bs_string name)
 {
     for (int i = 0; i < N_ARCHITECTURES; i++)
-        if (strlen(architectures[i].name) == name.bytes &&
-            memcmp(architectures[i].name, name.text, name.bytes) == 0)
-            return &architectures[i];
+        if (bs_string_is(name, architectures[i].name)) return &architectures[i];
     return NULL;
 }
 
@@ -220,9 +218,7 @@ static bs_status refuse_unknown(const bs_model *model)
     for (int64_t i = 0; i < bs_gguf_n_tensors(model->gguf); i++) {
         const bs_tensor *tensor = bs_gguf_tensor_at(model->gguf, i);
         bs_string name = tensor->name;
-        bool is_rope = name.bytes == strlen("rope_freqs.weight") &&
-                       !memcmp(name.text, "rope_freqs.weight", name.bytes);
-        if (!is_rope && !bs_model_has_claimed(model, tensor))
+        if (!bs_string_is(name, "rope_freqs.weight") && !bs_model_has_claimed(model, tensor))
             return bs_fail(BS_STATUS_UNSUPPORTED, "%s: tensor %.*s: not one that a supported %s model has",
                            bs_gguf_path(model->gguf), (int)name.bytes, name.text, model->desc.architecture);
     }
@@ -312,9 +308,9 @@ static bs_status read_rope_scaling(const bs_model *model, bs_rope_scaling *s)
     BS_TRY(get_factor(model, "rope.scale_linear", 1e-3, 1e6, &s->factor, &found));
     if (found) s->kind = BS_ROPE_LINEAR;
     BS_TRY(bs_gguf_get_string(model->gguf, arch_key(model, "rope.scaling.type"), &type, &found));
-    if (type.bytes == 4 && memcmp(type.text, "none", 4) == 0) return BS_STATUS_OK;
-    if (type.bytes == 4 && memcmp(type.text, "yarn", 4) == 0) return read_yarn(model, s);
-    if (type.bytes != 6 || memcmp(type.text, "linear", 6) != 0)
+    if (bs_string_is(type, "none")) return BS_STATUS_OK;
+    if (bs_string_is(type, "yarn")) return read_yarn(model, s);
+    if (!bs_string_is(type, "linear"))
         return bs_fail(BS_STATUS_UNSUPPORTED, "%s: %s is %.*s: only none, linear and yarn are supported",
                        bs_gguf_path(model->gguf), arch_key(model, "rope.scaling.type"),
                        type.bytes < 64 ? (int)type.bytes : 64, type.text);

@@ -65,15 +65,15 @@ static bs_status read_architecture(reader *r)
     bool found;
     BS_TRY(bs_json_get_string(&r->json, "model_type", &type, NULL));
     for (int i = 0; i < N_ARCHITECTURES && !r->arch; i++)
-        if (bs_json_is(type, architectures[i].model_type)) r->arch = &architectures[i];
+        if (bs_string_is(type, architectures[i].model_type)) r->arch = &architectures[i];
     if (!r->arch)
         return unsupported_text(&r->json, "model_type", type, "llama, mistral, qwen2, qwen3 or smollm3");
     snprintf(r->desc->architecture, sizeof r->desc->architecture, "%s", r->arch->model_type);
     BS_TRY(bs_json_get_array(&r->json, "architectures", &classes, &found));
     for (size_t i = 0; i < json_array_size(classes); i++) {
         const json_t *name = json_array_get(classes, i);
-        bs_string text = {json_string_value(name), json_string_length(name)};
-        if (!text.text || !bs_json_is(text, r->arch->class_name))
+        bs_string text = bs_json_string(name);
+        if (!text.text || !bs_string_is(text, r->arch->class_name))
             return unsupported_text(&r->json, "architectures", text.text ? text : (bs_string){"no string", 9},
                                     r->arch->class_name);
     }
@@ -95,7 +95,7 @@ static bs_status check_arithmetic(const reader *r)
     json_t *quantization = NULL;
     bool found;
     BS_TRY(bs_json_get_string(&r->json, "hidden_act", &act, &found));
-    if (!bs_json_is(act, "silu")) return unsupported_text(&r->json, "hidden_act", act, "silu");
+    if (!bs_string_is(act, "silu")) return unsupported_text(&r->json, "hidden_act", act, "silu");
     BS_TRY(refuse_flag(r, "attention_bias"));
     BS_TRY(refuse_flag(r, "mlp_bias"));
     BS_TRY(bs_json_get_object(&r->json, "quantization_config", &quantization, &found));
@@ -175,9 +175,8 @@ static bs_status get_layer_types(const reader *r, json_t **out)
         return bs_fail(BS_STATUS_FORMAT, "%s: layer_types has %zu items: num_hidden_layers is %d",
                        r->json.path, json_array_size(*out), r->desc->n_layers);
     for (int l = 0; l < r->desc->n_layers; l++) {
-        const json_t *value = json_array_get(*out, (size_t)l);
-        bs_string type = {json_string_value(value), json_string_length(value)};
-        if (!type.text || (!bs_json_is(type, "full_attention") && !bs_json_is(type, "sliding_attention")))
+        bs_string type = bs_json_string(json_array_get(*out, (size_t)l));
+        if (!type.text || (!bs_string_is(type, "full_attention") && !bs_string_is(type, "sliding_attention")))
             return bs_fail(BS_STATUS_UNSUPPORTED,
                            "%s: layer_types[%d] is %.*s: must be full_attention or sliding_attention",
                            r->json.path, l, type.text ? bs_json_shown(type) : 9,
@@ -305,13 +304,13 @@ static bs_status read_rope_scaling(const reader *r, const bs_json *rope, bs_rope
     bool found;
     BS_TRY(bs_json_get_string(rope, "type", &type, &found));
     BS_TRY(bs_json_get_string(rope, "rope_type", &type, &found));
-    if (bs_json_is(type, "llama3")) return read_llama3(r, rope, s);
-    if (bs_json_is(type, "yarn")) return read_yarn(r, rope, s);
-    if (bs_json_is(type, "linear")) {
+    if (bs_string_is(type, "llama3")) return read_llama3(r, rope, s);
+    if (bs_string_is(type, "yarn")) return read_yarn(r, rope, s);
+    if (bs_string_is(type, "linear")) {
         s->kind = BS_ROPE_LINEAR;
         return bs_json_get_float(rope, "factor", 1e-3, 1e6, &s->factor, NULL);
     }
-    if (bs_json_is(type, "default")) return BS_STATUS_OK;
+    if (bs_string_is(type, "default")) return BS_STATUS_OK;
     return unsupported_text(rope, "rope_type", type, "default, linear, llama3 or yarn");
 }
 

@@ -48,12 +48,11 @@ struct bs_safetensors {
 
 static bs_status read_dtype(const shard *file, const char *name, const json_t *entry, bs_type *out)
 {
-    const json_t *value = json_object_get(entry, "dtype");
-    bs_string dtype = {json_string_value(value), json_string_length(value)};
+    bs_string dtype = bs_json_string(json_object_get(entry, "dtype"));
     if (!dtype.text) return bs_fail(BS_STATUS_FORMAT, "%s: tensor %s: dtype is no string", file->path, name);
-    if (bs_json_is(dtype, "BF16")) *out = BS_TYPE_BF16;
-    else if (bs_json_is(dtype, "F16")) *out = BS_TYPE_F16;
-    else if (bs_json_is(dtype, "F32")) *out = BS_TYPE_F32;
+    if (bs_string_is(dtype, "BF16")) *out = BS_TYPE_BF16;
+    else if (bs_string_is(dtype, "F16")) *out = BS_TYPE_F16;
+    else if (bs_string_is(dtype, "F32")) *out = BS_TYPE_F32;
     else
         return bs_fail(BS_STATUS_UNSUPPORTED, "%s: tensor %s: dtype is %.*s: must be BF16, F16 or F32",
                        file->path, name, bs_json_shown(dtype), dtype.text);
@@ -267,7 +266,7 @@ static bs_status add_shard(bs_safetensors *all, const char *directory, const cha
 /* A file of the same directory, and nothing else. */
 static bs_status check_shard_name(const char *path, const char *tensor, const json_t *value)
 {
-    bs_string name = {json_string_value(value), json_string_length(value)};
+    bs_string name = bs_json_string(value);
     if (!name.text)
         return bs_fail(BS_STATUS_FORMAT, "%s: weight_map.%.64s is %s: must be a file's name", path, tensor,
                        bs_json_type_name(value));

@@ -4,10 +4,22 @@
 
 #include "kernels/kernels.h"
 
+#include <string.h>
+
 typedef struct bs_string {
     const char *text; /* not 0-terminated */
     size_t bytes;
 } bs_string;
+
+static inline bool bs_string_equal(bs_string a, bs_string b)
+{
+    return a.bytes == b.bytes && memcmp(a.text, b.text, a.bytes) == 0;
+}
+
+static inline bool bs_string_is(bs_string text, const char *other)
+{
+    return bs_string_equal(text, (bs_string){other, strlen(other)});
+}
 
 /* Both strings and data lie in the file's mapping and live as long as it. */
 typedef struct bs_tensor {

@@ -129,7 +129,7 @@ static bs_status check_model(const bs_gguf *gguf, bs_string *pre)
     BS_TRY(bs_gguf_get_string(gguf, "tokenizer.ggml.model", &model, NULL));
     BS_TRY(bs_gguf_get_string(gguf, "tokenizer.ggml.pre", pre, &found));
     if (!found) *pre = (bs_string){"(none)", 6};
-    if (model.bytes == 4 && memcmp(model.text, "gpt2", 4) == 0) return BS_STATUS_OK;
+    if (bs_string_is(model, "gpt2")) return BS_STATUS_OK;
     return bs_fail(BS_STATUS_UNSUPPORTED,
                    "tokenizer.ggml.model %.*s with tokenizer.ggml.pre %.*s: must be gpt2",
                    model.bytes > 64 ? 64 : (int)model.bytes, model.text,

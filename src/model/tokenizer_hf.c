@@ -49,11 +49,6 @@ static bs_status no_memory(const reader *r)
     return bs_fail(BS_STATUS_NOMEM, "%s: no memory for its tokenizer", r->directory);
 }
 
-static bs_string string_of(const json_t *value)
-{
-    return (bs_string){json_string_value(value), json_string_length(value)};
-}
-
 /* "type" of a step; `where` names it. */
 static bs_status get_type(const reader *r, const char *where, json_t *step, bs_string *out)
 {
@@ -90,7 +85,7 @@ static bs_status expect_text(const reader *r, const char *where, json_t *object,
     const bs_json json = {r->path, where, object};
     bs_string text;
     BS_TRY(bs_json_get_string(&json, key, &text, NULL));
-    if (bs_json_is(text, wanted)) return BS_STATUS_OK;
+    if (bs_string_is(text, wanted)) return BS_STATUS_OK;
     return bs_fail(BS_STATUS_UNSUPPORTED, "%s: %s%s is \"%.*s\": must be \"%s\"", r->path, where, key,
                    bs_json_shown(text), text.text, wanted);
 }
@@ -103,21 +98,21 @@ static bs_status read_normalizer(reader *r, json_t *step, const char *where)
     if (!step || json_is_null(step)) return BS_STATUS_OK;
     BS_TRY(get_type(r, where, step, &type));
     const bs_json json = {r->path, where, step};
-    if (bs_json_is(type, "Sequence")) {
+    if (bs_string_is(type, "Sequence")) {
         if (strcmp(where, "normalizer.") != 0) return unknown_step(r, where, type);
         BS_TRY(bs_json_get_array(&json, "normalizers", &steps, NULL));
         json_array_foreach(steps, index, item) BS_TRY(read_normalizer(r, item, "normalizer.normalizers."));
         return BS_STATUS_OK;
     }
-    if (bs_json_is(type, "NFC")) {
+    if (bs_string_is(type, "NFC")) {
         r->source.nfc = true;
         return BS_STATUS_OK;
     }
-    if (bs_json_is(type, "Prepend")) {
+    if (bs_string_is(type, "Prepend")) {
         r->source.prefix_space = BS_PREFIX_EVERY;
         return expect_text(r, where, step, "prepend", "\u2581");
     }
-    if (bs_json_is(type, "Replace")) {
+    if (bs_string_is(type, "Replace")) {
         json_t *pattern;
         r->source.alphabet = BS_ALPHABET_SPACES;
         BS_TRY(bs_json_get_object(&json, "pattern", &pattern, NULL));
@@ -172,9 +167,9 @@ static bs_status read_metaspace(reader *r, json_t *step, const char *where)
     BS_TRY(bs_json_get_bool(&json, "add_prefix_space", &prefix, &found));
     if (!prefix) scheme = (bs_string){"never", 5};
     BS_TRY(bs_json_get_string(&json, "prepend_scheme", &scheme, &found));
-    if (bs_json_is(scheme, "always")) r->source.prefix_space = BS_PREFIX_UNLESS;
-    else if (bs_json_is(scheme, "first")) r->source.prefix_space = BS_PREFIX_FIRST;
-    else if (!bs_json_is(scheme, "never"))
+    if (bs_string_is(scheme, "always")) r->source.prefix_space = BS_PREFIX_UNLESS;
+    else if (bs_string_is(scheme, "first")) r->source.prefix_space = BS_PREFIX_FIRST;
+    else if (!bs_string_is(scheme, "never"))
         return bs_fail(BS_STATUS_UNSUPPORTED, "%s: %sprepend_scheme is %.*s: must be always, first or never",
                        r->path, where, bs_json_shown(scheme), scheme.text);
     return split ? add_pattern(r, " [^ ]*|[^ ]+") : BS_STATUS_OK;
@@ -192,16 +187,16 @@ static bs_status read_pre_tokenizer(reader *r, json_t *step, const char *where)
         r->source.prefix_space == BS_PREFIX_FIRST)
         return bs_fail(BS_STATUS_UNSUPPORTED, "%s: %stype %.*s comes behind the step that must be the last",
                        r->path, where, bs_json_shown(type), type.text);
-    if (bs_json_is(type, "Sequence") && strcmp(where, "pre_tokenizer.") == 0) {
+    if (bs_string_is(type, "Sequence") && strcmp(where, "pre_tokenizer.") == 0) {
         BS_TRY(bs_json_get_array(&json, "pretokenizers", &steps, NULL));
         json_array_foreach(steps, index, item)
             BS_TRY(read_pre_tokenizer(r, item, "pre_tokenizer.pretokenizers."));
         return BS_STATUS_OK;
     }
-    if (bs_json_is(type, "Split")) return read_split(r, step, where);
-    if (bs_json_is(type, "ByteLevel")) return read_byte_level(r, step, where);
-    if (bs_json_is(type, "Metaspace")) return read_metaspace(r, step, where);
-    if (bs_json_is(type, "Digits")) {
+    if (bs_string_is(type, "Split")) return read_split(r, step, where);
+    if (bs_string_is(type, "ByteLevel")) return read_byte_level(r, step, where);
+    if (bs_string_is(type, "Metaspace")) return read_metaspace(r, step, where);
+    if (bs_string_is(type, "Digits")) {
         bool found, single = false;
         BS_TRY(bs_json_get_bool(&json, "individual_digits", &single, &found));
         return add_pattern(r, single ? "\\p{N}" : "\\p{N}+");
@@ -231,9 +226,7 @@ static bs_status put_token(reader *r, const char *where, bs_string text, int64_t
     if (id < 0 || id >= r->source.n_tokens)
         return bs_fail(BS_STATUS_FORMAT, "%s: id of %s %.*s is %" PRId64 ": must be 0 … %" PRId64, r->path,
                        where, bs_json_shown(text), text.text, id, r->source.n_tokens - 1);
-    bool same = r->tokens[id].text && r->tokens[id].bytes == text.bytes &&
-                memcmp(r->tokens[id].text, text.text, text.bytes) == 0;
-    if (r->tokens[id].text && !same)
+    if (r->tokens[id].text && !bs_string_equal(r->tokens[id], text))
         return bs_fail(BS_STATUS_FORMAT, "%s: id of %s %.*s is %" PRId64 ", which %.*s has too", r->path,
                        where, bs_json_shown(text), text.text, id, bs_json_shown(r->tokens[id]),
                        r->tokens[id].text);
@@ -355,8 +348,8 @@ static bs_status read_merges(reader *r)
     if (!r->left || !r->right) return no_memory(r);
     json_array_foreach(merges, index, merge)
     {
-        r->left[index] = string_of(pairs ? json_array_get(merge, 0) : merge);
-        r->right[index] = string_of(pairs ? json_array_get(merge, 1) : NULL);
+        r->left[index] = bs_json_string(pairs ? json_array_get(merge, 0) : merge);
+        r->right[index] = bs_json_string(pairs ? json_array_get(merge, 1) : NULL);
         if (!r->left[index].text || (pairs && (!r->right[index].text || json_array_size(merge) != 2)))
             return bs_fail(BS_STATUS_FORMAT, "%s: model.merges[%zu] is not %s", r->path, index,
                            pairs ? "two strings, as the first is" : "a string, as the first is");
@@ -384,7 +377,7 @@ static bs_status read_model(reader *r)
     BS_TRY(bs_json_get_object(&json, "model", &model, NULL));
     r->model = (bs_json){r->path, "model.", model};
     BS_TRY(bs_json_get_string(&r->model, "type", &type, &found));
-    if (!bs_json_is(type, "BPE")) return unknown_step(r, "model.", type);
+    if (!bs_string_is(type, "BPE")) return unknown_step(r, "model.", type);
     BS_TRY(expect_empty(r, "dropout"));
     BS_TRY(expect_empty(r, "continuing_subword_prefix"));
     BS_TRY(expect_empty(r, "end_of_word_suffix"));
@@ -410,8 +403,7 @@ static int64_t find_token(const reader *r, bs_string text)
     size_t index;
     json_array_foreach(added, index, value)
     {
-        bs_string other = string_of(json_object_get(value, "content"));
-        if (other.bytes == text.bytes && memcmp(other.text, text.text, text.bytes) == 0)
+        if (bs_string_equal(bs_json_string(json_object_get(value, "content")), text))
             return json_integer_value(json_object_get(value, "id"));
     }
     const json_t *id = json_object_get(r->vocab, text.text);
@@ -427,10 +419,10 @@ static bs_status read_special(const reader *r, const char *key, int64_t *out)
     if (!json_is_string(value))
         return bs_fail(BS_STATUS_FORMAT, "%s: %s is %s: must be a token's text", r->config_path, key,
                        bs_json_type_name(value));
-    *out = find_token(r, string_of(value));
+    *out = find_token(r, bs_json_string(value));
     if (*out >= 0) return BS_STATUS_OK;
     return bs_fail(BS_STATUS_FORMAT, "%s: %s is %.*s: not a token of tokenizer.json", r->config_path, key,
-                   bs_json_shown(string_of(value)), json_string_value(value));
+                   bs_json_shown(bs_json_string(value)), json_string_value(value));
 }
 
 /* A TemplateProcessing may put a token in front of a text, which is bos; one behind the text is refused. */
@@ -442,7 +434,7 @@ static bs_status read_template(reader *r, json_t *step)
     json_array_foreach(single, index, item)
     {
         const json_t *token = json_object_get(json_object_get(item, "SpecialToken"), "id");
-        bs_string text = string_of(token);
+        bs_string text = bs_json_string(token);
         if (json_object_get(item, "Sequence")) behind = true;
         if (!text.text) continue;
         if (behind || r->source.add_bos == 1)
@@ -465,9 +457,9 @@ static bs_status read_post_processor(reader *r, json_t *step, bool inside)
     size_t index;
     if (!step || json_is_null(step)) return BS_STATUS_OK;
     BS_TRY(get_type(r, "post_processor.", step, &type));
-    if (bs_json_is(type, "TemplateProcessing")) return read_template(r, step);
-    if (bs_json_is(type, "ByteLevel")) return BS_STATUS_OK; /* offsets only */
-    if (!bs_json_is(type, "Sequence") || inside) return unknown_step(r, "post_processor.", type);
+    if (bs_string_is(type, "TemplateProcessing")) return read_template(r, step);
+    if (bs_string_is(type, "ByteLevel")) return BS_STATUS_OK; /* offsets only */
+    if (!bs_string_is(type, "Sequence") || inside) return unknown_step(r, "post_processor.", type);
     json_array_foreach(json_object_get(step, "processors"), index, item)
         BS_TRY(read_post_processor(r, item, true));
     return BS_STATUS_OK;
@@ -524,14 +516,14 @@ static bs_status read_config_template(reader *r)
         {
             const json_t *name = json_object_get(item, "name");
             if (!json_is_string(name) || strcmp(json_string_value(name), "default") != 0) continue;
-            r->source.chat_template = string_of(json_object_get(item, "template"));
+            r->source.chat_template = bs_json_string(json_object_get(item, "template"));
             return BS_STATUS_OK;
         }
     if (!value || json_is_null(value) || json_is_array(value)) return BS_STATUS_OK;
     if (!json_is_string(value))
         return bs_fail(BS_STATUS_FORMAT, "%s: chat_template is %s: must be a string", r->config_path,
                        bs_json_type_name(value));
-    r->source.chat_template = string_of(value);
+    r->source.chat_template = bs_json_string(value);
     return BS_STATUS_OK;
 }
 
