@@ -25,16 +25,41 @@ bs_status bs_model_create(const char *path, bs_model **out)
 
 bs_status bs_model_alloc_layers(bs_model *model)
 {
-    enum { OUTSIDE = 3, INSIDE = sizeof(bs_model_layer) / sizeof(const bs_tensor *) };
+    enum { OUTSIDE = 3 };
     size_t n = (size_t)model->desc.n_layers;
     model->layers = calloc(n, sizeof *model->layers);
     model->layer_desc = calloc(n, sizeof *model->layer_desc);
-    model->tensors = calloc(OUTSIDE + INSIDE * n, sizeof *model->tensors);
+    model->tensors = calloc(OUTSIDE + BS_PART_COUNT * n, sizeof *model->tensors);
     if (!model->layers || !model->layer_desc || !model->tensors)
         return bs_fail(BS_STATUS_NOMEM, "%s: no memory for %zu layers", model->path, n);
     for (size_t l = 0; l < n; l++) model->layer_desc[l] = (bs_layer_desc){model->desc.window, true};
     model->desc.layers = model->layer_desc;
     return BS_STATUS_OK;
+}
+
+bs_part_slot bs_model_part(bs_model *model, int layer, bs_part part)
+{
+    const bs_model_desc *desc = &model->desc;
+    bs_model_layer *l = &model->layers[layer];
+    const int64_t hidden = desc->n_hidden, ffn = desc->n_ffn, D = desc->head_dim, q = desc->n_heads * D,
+                  kv = desc->n_kv_heads * D;
+    const bs_part_slot slots[BS_PART_COUNT] = {
+        [BS_PART_ATTN_NORM] = {"attn_norm.weight", &l->attn_norm, hidden, 0},
+        [BS_PART_Q] = {"attn_q.weight", &l->q, hidden, q},
+        [BS_PART_K] = {"attn_k.weight", &l->k, hidden, kv},
+        [BS_PART_V] = {"attn_v.weight", &l->v, hidden, kv},
+        [BS_PART_O] = {"attn_output.weight", &l->o, q, hidden},
+        [BS_PART_FFN_NORM] = {"ffn_norm.weight", &l->ffn_norm, hidden, 0},
+        [BS_PART_GATE] = {"ffn_gate.weight", &l->gate, hidden, ffn},
+        [BS_PART_UP] = {"ffn_up.weight", &l->up, hidden, ffn},
+        [BS_PART_DOWN] = {"ffn_down.weight", &l->down, ffn, hidden},
+        [BS_PART_Q_NORM] = {"attn_q_norm.weight", &l->q_norm, D, 0},
+        [BS_PART_K_NORM] = {"attn_k_norm.weight", &l->k_norm, D, 0},
+        [BS_PART_Q_BIAS] = {"attn_q.bias", &l->q_bias, q, 0},
+        [BS_PART_K_BIAS] = {"attn_k.bias", &l->k_bias, kv, 0},
+        [BS_PART_V_BIAS] = {"attn_v.bias", &l->v_bias, kv, 0},
+    };
+    return slots[part];
 }
 
 static void show_rows_first(const int64_t *dims, int n_dims, char *out, size_t bytes)

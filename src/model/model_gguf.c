@@ -173,42 +173,21 @@ static bs_status claim(bs_model *model, const char *name, int64_t cols, int64_t 
     return bs_model_claim(model, bs_gguf_find_tensor(model->gguf, name), name, cols, rows, out);
 }
 
-static bs_status claim_layer(bs_model *model, int number)
+static bs_status claim_layer(bs_model *model, int layer)
 {
-    const bs_model_desc *desc = &model->desc;
     const architecture *arch = arch_of(model);
-    bs_model_layer *layer = &model->layers[number];
-    const int64_t hidden = desc->n_hidden, ffn = desc->n_ffn, D = desc->head_dim, q = desc->n_heads * D,
-                  kv = desc->n_kv_heads * D;
-    const struct {
-        const char *name;
-        int64_t cols, rows;
-        const bs_tensor **out;
-        presence presence;
-    } wanted[] = {
-        {"attn_norm.weight", hidden, 0, &layer->attn_norm, NEEDED},
-        {"attn_q.weight", hidden, q, &layer->q, NEEDED},
-        {"attn_k.weight", hidden, kv, &layer->k, NEEDED},
-        {"attn_v.weight", hidden, kv, &layer->v, NEEDED},
-        {"attn_output.weight", q, hidden, &layer->o, NEEDED},
-        {"ffn_norm.weight", hidden, 0, &layer->ffn_norm, NEEDED},
-        {"ffn_gate.weight", hidden, ffn, &layer->gate, NEEDED},
-        {"ffn_up.weight", hidden, ffn, &layer->up, NEEDED},
-        {"ffn_down.weight", ffn, hidden, &layer->down, NEEDED},
-        {"attn_q_norm.weight", D, 0, &layer->q_norm, arch->qk_norm},
-        {"attn_k_norm.weight", D, 0, &layer->k_norm, arch->qk_norm},
-        {"attn_q.bias", q, 0, &layer->q_bias, arch->qkv_bias},
-        {"attn_k.bias", kv, 0, &layer->k_bias, arch->qkv_bias},
-        {"attn_v.bias", kv, 0, &layer->v_bias, arch->qkv_bias},
-    };
-    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+    for (bs_part part = 0; part < BS_PART_COUNT; part++) {
+        const bs_part_slot slot = bs_model_part(model, layer, part);
+        const presence presence = bs_part_is_bias(part)        ? arch->qkv_bias
+                                  : bs_part_is_head_norm(part) ? arch->qk_norm
+                                                               : NEEDED;
         char name[64];
-        snprintf(name, sizeof name, "blk.%d.%s", number, wanted[i].name);
-        if (wanted[i].presence == ABSENT) continue;
-        if (wanted[i].presence == OPTIONAL && !bs_gguf_find_tensor(model->gguf, name)) continue;
-        BS_TRY(claim(model, name, wanted[i].cols, wanted[i].rows, wanted[i].out));
+        snprintf(name, sizeof name, "blk.%d.%s", layer, slot.name);
+        if (presence == ABSENT) continue;
+        if (presence == OPTIONAL && !bs_gguf_find_tensor(model->gguf, name)) continue;
+        BS_TRY(claim(model, name, slot.cols, slot.rows, slot.out));
     }
-    if (arch->no_rope_step) model->layer_desc[number].rope = (number + 1) % arch->no_rope_step != 0;
+    if (arch->no_rope_step) model->layer_desc[layer].rope = (layer + 1) % arch->no_rope_step != 0;
     return BS_STATUS_OK;
 }
 

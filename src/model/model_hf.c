@@ -368,38 +368,32 @@ static bs_status claim(bs_model *model, const char *name, int64_t cols, int64_t 
     return bs_model_claim(model, bs_safetensors_find(model->safetensors, name), name, cols, rows, out);
 }
 
-static bs_status claim_layer(reader *r, int number)
+static bs_status claim_layer(const reader *r, int layer)
 {
-    const bs_model_desc *desc = r->desc;
-    bs_model_layer *layer = &r->model->layers[number];
-    const int64_t hidden = desc->n_hidden, ffn = desc->n_ffn, D = desc->head_dim, q = desc->n_heads * D,
-                  kv = desc->n_kv_heads * D;
-    const struct {
-        const char *name;
-        int64_t cols, rows;
-        const bs_tensor **out;
-        bool absent;
-    } wanted[] = {
-        {"input_layernorm.weight", hidden, 0, &layer->attn_norm, false},
-        {"self_attn.q_proj.weight", hidden, q, &layer->q, false},
-        {"self_attn.k_proj.weight", hidden, kv, &layer->k, false},
-        {"self_attn.v_proj.weight", hidden, kv, &layer->v, false},
-        {"self_attn.o_proj.weight", q, hidden, &layer->o, false},
-        {"post_attention_layernorm.weight", hidden, 0, &layer->ffn_norm, false},
-        {"mlp.gate_proj.weight", hidden, ffn, &layer->gate, false},
-        {"mlp.up_proj.weight", hidden, ffn, &layer->up, false},
-        {"mlp.down_proj.weight", ffn, hidden, &layer->down, false},
-        {"self_attn.q_norm.weight", D, 0, &layer->q_norm, !r->arch->qk_norm},
-        {"self_attn.k_norm.weight", D, 0, &layer->k_norm, !r->arch->qk_norm},
-        {"self_attn.q_proj.bias", q, 0, &layer->q_bias, !r->arch->qkv_bias},
-        {"self_attn.k_proj.bias", kv, 0, &layer->k_bias, !r->arch->qkv_bias},
-        {"self_attn.v_proj.bias", kv, 0, &layer->v_bias, !r->arch->qkv_bias},
+    static const char *const names[BS_PART_COUNT] = {
+        [BS_PART_ATTN_NORM] = "input_layernorm.weight",
+        [BS_PART_Q] = "self_attn.q_proj.weight",
+        [BS_PART_K] = "self_attn.k_proj.weight",
+        [BS_PART_V] = "self_attn.v_proj.weight",
+        [BS_PART_O] = "self_attn.o_proj.weight",
+        [BS_PART_FFN_NORM] = "post_attention_layernorm.weight",
+        [BS_PART_GATE] = "mlp.gate_proj.weight",
+        [BS_PART_UP] = "mlp.up_proj.weight",
+        [BS_PART_DOWN] = "mlp.down_proj.weight",
+        [BS_PART_Q_NORM] = "self_attn.q_norm.weight",
+        [BS_PART_K_NORM] = "self_attn.k_norm.weight",
+        [BS_PART_Q_BIAS] = "self_attn.q_proj.bias",
+        [BS_PART_K_BIAS] = "self_attn.k_proj.bias",
+        [BS_PART_V_BIAS] = "self_attn.v_proj.bias",
     };
-    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+    for (bs_part part = 0; part < BS_PART_COUNT; part++) {
+        const bs_part_slot slot = bs_model_part(r->model, layer, part);
         char name[96];
-        if (wanted[i].absent) continue;
-        snprintf(name, sizeof name, "model.layers.%d.%s", number, wanted[i].name);
-        BS_TRY(claim(r->model, name, wanted[i].cols, wanted[i].rows, wanted[i].out));
+        if ((bs_part_is_bias(part) && !r->arch->qkv_bias) ||
+            (bs_part_is_head_norm(part) && !r->arch->qk_norm))
+            continue;
+        snprintf(name, sizeof name, "model.layers.%d.%s", layer, names[part]);
+        BS_TRY(claim(r->model, name, slot.cols, slot.rows, slot.out));
     }
     return BS_STATUS_OK;
 }

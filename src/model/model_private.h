@@ -23,6 +23,34 @@ typedef struct bs_model_layer {
     const bs_tensor *q_bias, *k_bias, *v_bias;
 } bs_model_layer;
 
+/* They again, in the order in which they are claimed, and by which a random model numbers them. */
+typedef enum bs_part {
+    BS_PART_ATTN_NORM,
+    BS_PART_Q,
+    BS_PART_K,
+    BS_PART_V,
+    BS_PART_O,
+    BS_PART_FFN_NORM,
+    BS_PART_GATE,
+    BS_PART_UP,
+    BS_PART_DOWN,
+    BS_PART_Q_NORM,
+    BS_PART_K_NORM,
+    BS_PART_Q_BIAS,
+    BS_PART_K_BIAS,
+    BS_PART_V_BIAS,
+    BS_PART_COUNT
+} bs_part;
+static inline bool bs_part_is_bias(bs_part part)
+{
+    return part >= BS_PART_Q_BIAS;
+}
+/* A norm of q's or k's heads. */
+static inline bool bs_part_is_head_norm(bs_part part)
+{
+    return part == BS_PART_Q_NORM || part == BS_PART_K_NORM;
+}
+
 struct bs_model {
     char *path;                     /* as it was asked for; in error lines */
     bs_gguf *gguf;                  /* owns the tensors, or NULL */
@@ -41,6 +69,13 @@ struct bs_model {
 bs_status bs_model_create(const char *path, bs_model **out);
 /* Room for desc.n_layers layers and their tensors; every layer has RoPE and desc.window. */
 bs_status bs_model_alloc_layers(bs_model *model);
+/* What the description asks for as a part of a layer, and where it is kept; rows 0: a vector. */
+typedef struct bs_part_slot {
+    const char *name; /* GGUF's, behind "blk.N." */
+    const bs_tensor **out;
+    int64_t cols, rows;
+} bs_part_slot;
+bs_part_slot bs_model_part(bs_model *model, int layer, bs_part part);
 /* Whether the tensor is there and its shape is [cols] or [cols, rows] (rows 0: a vector); `name` is what was looked
  * for. */
 bs_status bs_model_check_shape(const bs_model *model, const bs_tensor *tensor, const char *name, int64_t cols,

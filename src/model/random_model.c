@@ -23,12 +23,21 @@
 
 static const char prefix[] = "random:";
 
-enum { ALIGN = 4096, MAX_LAYER_TENSORS = sizeof(bs_model_layer) / sizeof(const bs_tensor *) };
+enum { ALIGN = 4096 };
 #define SCORE_STD 1.5
 #define FFN_GAIN  0.6
 #define LOGIT_STD 3.0
 #define BIAS_STD  0.1
 #define NORM_STD  0.05
+
+/* What an element of a tensor is drawn as, around 0 or, of a norm, around its scale. */
+typedef enum fill { MATRIX, NORM, SIGNED_NORM, BIAS } fill;
+
+/* How a tensor is drawn. */
+typedef struct drawing {
+    fill fill;
+    float scale; /* standard deviation, or the mean of a norm */
+} drawing;
 
 struct bs_random_model {
     uint64_t seed;
@@ -36,22 +45,12 @@ struct bs_random_model {
     size_t space_bytes;
     float *vectors; /* contents of the vectors */
     int64_t n_tensors;
-    float *std; /* [n_tensors] of a matrix */
+    drawing *drawings; /* [n_tensors] */
     bs_tensor tensors[];
 };
 
 /* ---- tensors ----------------------------------------------------------------------------------------------
  */
-
-typedef enum fill { MATRIX, NORM, SIGNED_NORM, BIAS } fill;
-typedef struct wanted {
-    const bs_tensor **out;
-    const char *name;
-    int64_t cols, rows; /* rows 0: a vector */
-    fill fill;
-    double scale; /* standard deviation, or the mean of a norm */
-    bool absent;
-} wanted;
 
 /* While tensors are laid out: what is taken of addresses and of vectors. */
 typedef struct layout {
@@ -60,51 +59,48 @@ typedef struct layout {
     size_t space, n_floats;
 } layout;
 
-static bs_status add_tensor(layout *at, const wanted *w)
+static bs_status add_tensor(layout *at, const bs_part_slot *slot, fill fill, double scale)
 {
     bs_random_model *random = at->random;
-    if (w->absent) return BS_STATUS_OK;
     bs_tensor *t = &random->tensors[random->n_tensors];
-    int64_t rows = w->rows ? w->rows : 1;
-    *t = (bs_tensor){.name = {w->name, strlen(w->name)},
-                     .n_dims = w->rows ? 2 : 1,
-                     .dims = {w->cols, rows, 1, 1},
-                     .type = w->fill == MATRIX ? BS_TYPE_BF16 : BS_TYPE_F32};
-    t->bytes = (uint64_t)w->cols * (uint64_t)rows * (uint64_t)bs_type_block_bytes(t->type);
-    random->std[random->n_tensors++] = (float)w->scale;
+    const int64_t rows = fill == MATRIX ? slot->rows : 1;
+    *t = (bs_tensor){.name = {slot->name, strlen(slot->name)},
+                     .n_dims = fill == MATRIX ? 2 : 1,
+                     .dims = {slot->cols, rows, 1, 1},
+                     .type = fill == MATRIX ? BS_TYPE_BF16 : BS_TYPE_F32};
+    t->bytes = (uint64_t)slot->cols * (uint64_t)rows * (uint64_t)bs_type_block_bytes(t->type);
+    random->drawings[random->n_tensors++] = (drawing){fill, (float)scale};
     at->model->desc.file_bytes += t->bytes;
-    if (w->fill == MATRIX) {
+    if (fill == MATRIX) {
         if (random->space) t->data = random->space + at->space;
         at->space += (t->bytes + ALIGN - 1) / ALIGN * ALIGN;
     } else {
         if (random->vectors) t->data = random->vectors + at->n_floats;
-        at->n_floats += (size_t)w->cols;
+        at->n_floats += (size_t)slot->cols;
     }
-    return bs_model_claim(at->model, t, w->name, w->cols, w->rows, w->out);
+    return bs_model_claim(at->model, t, slot->name, slot->cols, slot->rows, slot->out);
 }
 
-static bs_status add_layer(layout *at, const bs_model_shape *s, bs_model_layer *layer)
+/* Standard deviation of a matrix of a layer: what comes out has the scale of what goes in, but for scores and the FFN. */
+static double std_of(bs_part part, int64_t cols)
 {
-    const int64_t hidden = s->n_hidden, D = s->head_dim, q = s->n_heads * D, kv = s->n_kv_heads * D;
-    const double wide = 1 / sqrt((double)hidden), sharp = wide * sqrt(SCORE_STD);
-    const bool no_norm = !s->qk_norm, no_bias = !s->qkv_bias;
-    const wanted all[] = {
-        {&layer->attn_norm, "attn_norm", hidden, 0, NORM, 1, false},
-        {&layer->q, "attn_q", hidden, q, MATRIX, sharp, false},
-        {&layer->k, "attn_k", hidden, kv, MATRIX, sharp, false},
-        {&layer->v, "attn_v", hidden, kv, MATRIX, wide, false},
-        {&layer->o, "attn_output", q, hidden, MATRIX, 1 / sqrt((double)q), false},
-        {&layer->ffn_norm, "ffn_norm", hidden, 0, NORM, 1, false},
-        {&layer->gate, "ffn_gate", hidden, s->n_ffn, MATRIX, wide, false},
-        {&layer->up, "ffn_up", hidden, s->n_ffn, MATRIX, wide, false},
-        {&layer->down, "ffn_down", s->n_ffn, hidden, MATRIX, FFN_GAIN / sqrt((double)s->n_ffn), false},
-        {&layer->q_norm, "attn_q_norm", D, 0, NORM, 1, no_norm},
-        {&layer->k_norm, "attn_k_norm", D, 0, NORM, 1, no_norm},
-        {&layer->q_bias, "attn_q_bias", q, 0, BIAS, BIAS_STD, no_bias},
-        {&layer->k_bias, "attn_k_bias", kv, 0, BIAS, BIAS_STD, no_bias},
-        {&layer->v_bias, "attn_v_bias", kv, 0, BIAS, BIAS_STD, no_bias},
-    };
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) BS_TRY(add_tensor(at, &all[i]));
+    const double width = sqrt((double)cols);
+    if (part == BS_PART_DOWN) return FFN_GAIN / width;
+    return part == BS_PART_Q || part == BS_PART_K ? 1 / width * sqrt(SCORE_STD) : 1 / width;
+}
+
+static bs_status add_layer(layout *at, const bs_model_shape *s, int layer)
+{
+    for (bs_part part = 0; part < BS_PART_COUNT; part++) {
+        const bs_part_slot slot = bs_model_part(at->model, layer, part);
+        if (bs_part_is_bias(part)) {
+            if (s->qkv_bias) BS_TRY(add_tensor(at, &slot, BIAS, BIAS_STD));
+        } else if (slot.rows > 0) {
+            BS_TRY(add_tensor(at, &slot, MATRIX, std_of(part, slot.cols)));
+        } else if (s->qk_norm || !bs_part_is_head_norm(part)) {
+            BS_TRY(add_tensor(at, &slot, NORM, 1));
+        }
+    }
     return BS_STATUS_OK;
 }
 
@@ -113,32 +109,30 @@ static bs_status add_tensors(layout *at, const bs_model_shape *s)
 {
     bs_model *model = at->model;
     const double wide = 1 / sqrt((double)s->n_hidden), logits = LOGIT_STD * (s->tied_output ? wide : 1);
-    const int64_t hidden = s->n_hidden, vocab = s->n_vocab;
+    const bs_part_slot table = {"token_embd.weight", &model->embedding, s->n_hidden, s->n_vocab},
+                       norm = {"output_norm.weight", &model->output_norm, s->n_hidden, 0},
+                       head = {"output.weight", &model->output, s->n_hidden, s->n_vocab};
     at->space = at->n_floats = 0;
     at->random->n_tensors = model->n_tensors = 0;
     model->desc.file_bytes = 0;
-    BS_TRY(add_tensor(at, &(wanted){&model->embedding, "token_embd", hidden, vocab, MATRIX, 1, false}));
-    for (int l = 0; l < s->n_layers; l++) BS_TRY(add_layer(at, s, &model->layers[l]));
-    BS_TRY(
-        add_tensor(at, &(wanted){&model->output_norm, "output_norm", hidden, 0, SIGNED_NORM, logits, false}));
+    BS_TRY(add_tensor(at, &table, MATRIX, 1));
+    for (int l = 0; l < s->n_layers; l++) BS_TRY(add_layer(at, s, l));
+    BS_TRY(add_tensor(at, &norm, SIGNED_NORM, logits));
     model->output = model->embedding;
-    return add_tensor(at, &(wanted){&model->output, "output", hidden, vocab, MATRIX, wide, s->tied_output});
+    return s->tied_output ? BS_STATUS_OK : add_tensor(at, &head, MATRIX, wide);
 }
 
 static void draw_vectors(bs_random_model *random)
 {
     for (int64_t i = 0; i < random->n_tensors; i++) {
-        const bs_tensor *t = &random->tensors[i];
-        if (t->type != BS_TYPE_F32) continue;
-        const bool is_bias = strstr(t->name.text, "_bias"),
-                   is_last = strcmp(t->name.text, "output_norm") == 0;
-        float *out = (float *)t->data; /* in random->vectors */
-        for (int64_t c = 0; c < t->dims[0]; c++) {
+        const drawing how = random->drawings[i];
+        float *out = (float *)random->tensors[i].data; /* in random->vectors, of a vector */
+        for (int64_t c = 0; how.fill != MATRIX && c < random->tensors[i].dims[0]; c++) {
             uint32_t words[4];
             bs_noise_of_tensor(random->seed, (uint32_t)i, (uint64_t)c, words);
             float x = (float)bs_noise_sum(words[0]) / BS_NOISE_SUM_STD;
-            float sign = is_last && words[1] >> 31 ? -1.0f : 1.0f;
-            out[c] = random->std[i] * (is_bias ? x : sign * (1.0f + (float)NORM_STD * x));
+            float sign = how.fill == SIGNED_NORM && words[1] >> 31 ? -1.0f : 1.0f;
+            out[c] = how.scale * (how.fill == BIAS ? x : sign * (1.0f + (float)NORM_STD * x));
         }
     }
 }
@@ -173,13 +167,13 @@ static void describe(bs_model *model, const bs_model_shape *s)
 
 static bs_status fill_model(bs_model *model, const bs_model_shape *s, uint64_t seed)
 {
-    const int64_t most = 3 + (int64_t)MAX_LAYER_TENSORS * s->n_layers;
+    const int64_t most = 3 + (int64_t)BS_PART_COUNT * s->n_layers;
     bs_random_model *random = calloc(1, sizeof *random + (size_t)most * sizeof random->tensors[0]);
     if (!random) return bs_fail(BS_STATUS_NOMEM, "%s: no memory to open it", model->path);
     model->random = random;
     random->seed = seed;
-    random->std = calloc((size_t)most, sizeof *random->std);
-    if (!random->std) return bs_fail(BS_STATUS_NOMEM, "%s: no memory to open it", model->path);
+    random->drawings = calloc((size_t)most, sizeof *random->drawings);
+    if (!random->drawings) return bs_fail(BS_STATUS_NOMEM, "%s: no memory to open it", model->path);
     describe(model, s);
     BS_TRY(bs_model_alloc_layers(model));
     for (int l = 0; l < s->n_layers && s->no_rope_interval > 0; l++)
@@ -247,7 +241,7 @@ void bs_random_model_free(bs_random_model *random)
     if (!random) return;
     if (random->space) munmap(random->space, random->space_bytes);
     free(random->vectors);
-    free(random->std);
+    free(random->drawings);
     free(random);
 }
 
@@ -261,7 +255,7 @@ bs_status bs_random_model_fill(const bs_model *model, bs_stream *stream, const b
     const char *data = view->data;
     int64_t i = 0;
     if (view->n_rows == 0 || view->n_cols == 0) return BS_STATUS_OK;
-    while (random->tensors[i].type != BS_TYPE_BF16 || data < (const char *)random->tensors[i].data ||
+    while (random->drawings[i].fill != MATRIX || data < (const char *)random->tensors[i].data ||
            data >= (const char *)random->tensors[i].data + random->tensors[i].bytes)
         i++; /* a view is of one of them */
     return bs_op_random_fill(
@@ -274,5 +268,5 @@ bs_status bs_random_model_fill(const bs_model *model, bs_stream *stream, const b
                                        .ld = random->tensors[i].dims[0],
                                        .seed = random->seed,
                                        .tensor = (uint32_t)i,
-                                       .std = random->std[i]});
+                                       .std = random->drawings[i].scale});
 }
