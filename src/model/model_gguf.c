@@ -16,7 +16,6 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 typedef enum presence { ABSENT, OPTIONAL, NEEDED } presence;
@@ -275,7 +274,7 @@ static bs_status read_yarn(const bs_model *model, bs_rope_scaling *s)
     unused = 0;
     BS_TRY(get_factor(model, "rope.scaling.yarn_log_multiplier", 0, 0, &unused, &found));
     BS_TRY(get_factor(model, "rope.scaling.attn_factor", 1e-3, 1e3, &factor, &found));
-    s->attention_factor = factor * (0.1 * log(s->factor) + 1);
+    s->attention_factor = factor * bs_rope_yarn_scale(s->factor, 1);
     return BS_STATUS_OK;
 }
 

@@ -263,11 +263,6 @@ static bs_status read_llama3(const reader *r, const bs_json *rope, bs_rope_scali
     return read_original_context(r, rope, s);
 }
 
-static double yarn_mscale(double factor, double m)
-{
-    return factor <= 1 ? 1 : 0.1 * m * log(factor) + 1;
-}
-
 static bs_status read_yarn(const reader *r, const bs_json *rope, bs_rope_scaling *s)
 {
     double m = 0, m_all = 0;
@@ -293,7 +288,7 @@ static bs_status read_yarn(const reader *r, const bs_json *rope, bs_rope_scaling
     BS_TRY(bs_json_get_float(rope, "mscale", 0, 1e3, &m, &found));
     BS_TRY(bs_json_get_float(rope, "mscale_all_dim", 0, 1e3, &m_all, &found));
     if (s->attention_factor == 0 && m > 0 && m_all > 0)
-        s->attention_factor = yarn_mscale(s->factor, m) / yarn_mscale(s->factor, m_all);
+        s->attention_factor = bs_rope_yarn_scale(s->factor, m) / bs_rope_yarn_scale(s->factor, m_all);
     return BS_STATUS_OK;
 }
 

@@ -35,6 +35,11 @@ static double yarn(const bs_model_desc *desc, const bs_rope_scaling *s, int pair
     return freq / s->factor * stretched + freq * (1 - stretched);
 }
 
+double bs_rope_yarn_scale(double factor, double m)
+{
+    return factor > 1 ? 0.1 * m * log(factor) + 1 : 1;
+}
+
 void bs_rope_fill(bs_model_desc *desc, const bs_rope_scaling *s)
 {
     desc->rope_kind = s->kind;
@@ -50,8 +55,8 @@ void bs_rope_fill(bs_model_desc *desc, const bs_rope_scaling *s)
         desc->inv_freq[i] = freq;
     }
     if (s->kind != BS_ROPE_YARN) return;
-    double usual = s->factor > 1 ? 0.1 * log(s->factor) + 1 : 1;
-    desc->rope_attention_factor = (float)(s->attention_factor > 0 ? s->attention_factor : usual);
+    desc->rope_attention_factor = (float)(s->attention_factor > 0 ? s->attention_factor
+                                                                  : bs_rope_yarn_scale(s->factor, 1));
 }
 
 const char *bs_rope_kind_name(bs_rope_kind kind)

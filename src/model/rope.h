@@ -16,10 +16,12 @@ typedef struct bs_rope_scaling {
     double original_context;                  /* llama3, yarn */
     double low_freq_factor, high_freq_factor; /* llama3 */
     double beta_fast, beta_slow;              /* yarn */
-    double attention_factor;                  /* yarn; 0: 0.1 ln(factor) + 1 */
+    double attention_factor;                  /* yarn; 0: by its factor */
     bool fractional; /* yarn: ends of the mix between channels, not rounded outwards */
 } bs_rope_scaling;
 
+/* YaRN's attention factor: 0.1 m ln(factor) + 1, m 1 but where a file says another. */
+double bs_rope_yarn_scale(double factor, double m);
 /* Fills desc's rope_kind, inv_freq and rope_attention_factor from its rope_theta and n_rot. Values were checked by
  * whoever read them: theta > 1, factor > 0, original_context ≥ 1, low < high. */
 void bs_rope_fill(bs_model_desc *desc, const bs_rope_scaling *scaling);
