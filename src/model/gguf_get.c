@@ -13,7 +13,7 @@ static const struct {
 } types[] = {{"u8", 1},   {"i8", 1},     {"u16", 2},   {"i16", 2}, {"u32", 4}, {"i32", 4}, {"f32", 4},
              {"bool", 1}, {"string", 0}, {"array", 0}, {"u64", 8}, {"i64", 8}, {"f64", 8}};
 
-const char *bs_gguf_type_name(bs_gguf_type type)
+static const char *type_name(bs_gguf_type type)
 {
     return types[type].name;
 }
@@ -105,7 +105,7 @@ static bs_status wrong_type(const bs_gguf *gguf, const bs_gguf_pair *pair, const
     bool array = pair->type == BS_GGUF_ARRAY;
     return bs_fail(BS_STATUS_FORMAT, "%s: %.*s is of type %s%s: must be %s", gguf->path,
                    bs_gguf_shown(pair->key), pair->key.text, array ? "array of " : "",
-                   bs_gguf_type_name(array ? pair->item_type : pair->type), wanted);
+                   type_name(array ? pair->item_type : pair->type), wanted);
 }
 
 bs_status bs_gguf_get_int(const bs_gguf *gguf, const char *key, int64_t min, int64_t max, int64_t *out,

@@ -35,7 +35,6 @@ bs_status bs_gguf_open_bytes(const char *path, const uint8_t *bytes, uint64_t n,
 
 /* Bytes of one scalar of this type; 0 for strings and arrays. */
 int bs_gguf_scalar_bytes(bs_gguf_type type);
-const char *bs_gguf_type_name(bs_gguf_type type);
 /* Whether the type is an integer, and its value widened. u64 beyond INT64_MAX comes out as INT64_MAX. */
 bool bs_gguf_is_int(bs_gguf_type type);
 int64_t bs_gguf_read_int(bs_gguf_type type, const uint8_t *value);

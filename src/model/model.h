@@ -1,9 +1,9 @@
-/* model.h: a model file, its description, and the part of it that one rank uses.
+/* model.h: a model, its description, and the part of it that one rank uses.
  *
- * A bs_model is opened from a GGUF file or a Hugging Face directory (config.json and safetensors): the description is
- * read and checked whole, the data mapped read-only and never copied. bs_shard says which heads, columns and rows belong
- * to a rank (DESIGN §3: pure arithmetic, the same on every rank), and bs_weights are the views of this rank's matrices in
- * the file's own blocks.
+ * A bs_model is opened from a GGUF file or a Hugging Face directory (config.json and safetensors), or named as random
+ * weights of a known shape: the description is read and checked whole, a file's data mapped read-only. bs_shard says
+ * which heads, columns and rows belong to a rank (DESIGN §3: pure arithmetic, the same on every rank), and bs_weights are
+ * this rank's matrices: on a CPU views of the mapping, in the file's own blocks, on a GPU in 16 bits in its memory.
  */
 #ifndef BS_MODEL_H
 #define BS_MODEL_H
@@ -107,9 +107,9 @@ typedef struct bs_weights bs_weights;
 /* Type of activations, and on a GPU of matrices: F32 on a CPU; on a GPU what is asked for (F16 or BF16), else BF16 for a
  * model of BF16 weights and F16, which rounds finer, for others. */
 bs_type bs_model_act_type(const bs_model *model, const bs_device *device, bs_type asked);
-/* This rank's views, on `device`. On a CPU the blocks stay in the mapped file (norms, in f32, are copied into one
- * buffer); on a GPU they become `type`, F16 or BF16 (a CPU ignores it). Local. `progress` (may be NULL) is called with
- * bytes done and bytes in all while pages are brought in. */
+/* This rank's matrices, on `device`. Where they are mapped (bs_model_is_mapped) their blocks stay in the file; else they
+ * become `type`, F16 or BF16 (a CPU ignores it: BF16). Norms and biases are copied, in f32, into one buffer. Local.
+ * `progress` (may be NULL) is called with bytes done and bytes in all while pages are brought in, sent or drawn. */
 bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_shard *shard, bs_type type,
                            void (*progress)(void *context, uint64_t done, uint64_t total), void *context,
                            bs_weights **out);
@@ -121,9 +121,7 @@ const float *bs_weights_output_norm(const bs_weights *weights);   /* [device] [h
 const double *bs_weights_inv_freq(const bs_weights *weights);     /* [device] [n_rot/2] */
 /* Bytes of this rank's matrices that every step reads: all but the embedding table. */
 uint64_t bs_weights_step_bytes(const bs_weights *weights);
-/* Bytes of this rank's matrices and of the buffers taken for them, for --dry-run. */
-uint64_t bs_weights_mapped_bytes(const bs_weights *weights);
-/* The same from a shard alone, before anything is placed. */
+/* Bytes of a shard's matrices in the file and of its norms, biases and frequencies, for --dry-run. */
 uint64_t bs_shard_weight_bytes(const bs_model *model, const bs_shard *shard);
 /* What placing takes from the device: norms, biases and frequencies, and where matrices are not mapped all of them in 16
  * bits an element. */

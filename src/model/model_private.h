@@ -165,8 +165,6 @@ typedef struct bs_shard_shape {
 } bs_shard_shape;
 void bs_shard_cut(const bs_shard_shape *shape, const bs_grid *grid, bs_merge_method merge, bs_shard *out);
 
-/* The view of rows × columns of a tensor. */
-bs_weight bs_weight_view(const bs_tensor *tensor, bs_range rows, bs_range cols);
 /* Bytes of the shard's norms, biases and RoPE frequencies. */
 uint64_t bs_shard_vector_bytes(const bs_model *model, const bs_shard *shard);
 /* Bytes of the shard's matrices in memory of their own: 16 bits an element, in groups. */

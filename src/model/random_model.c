@@ -9,7 +9,6 @@
  */
 #include "config.h"
 #include "kernels/noise.h"
-#include "src/base/checked.h"
 #include "src/model/model_private.h"
 #include "src/model/rope.h"
 #include "src/model/shapes.h"

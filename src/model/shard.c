@@ -79,7 +79,8 @@ bs_status bs_shard_compute(const bs_model *model, const bs_grid *grid, bs_merge_
 /* ---- views ------------------------------------------------------------------------------------------------
  */
 
-bs_weight bs_weight_view(const bs_tensor *tensor, bs_range rows, bs_range cols)
+/* The view of rows × columns of a tensor. */
+static bs_weight view_of(const bs_tensor *tensor, bs_range rows, bs_range cols)
 {
     int64_t block = bs_type_block(tensor->type), block_bytes = bs_type_block_bytes(tensor->type);
     int64_t row_bytes = tensor->dims[0] / block * block_bytes, skipped = cols.n ? cols.first / block : 0;
@@ -133,18 +134,18 @@ bs_weight bs_model_matrix(const bs_model *model, const bs_shard *shard, int i)
     const bs_model_desc *desc = &model->desc;
     const bs_range hidden = {0, desc->n_hidden}, vocab = {0, desc->n_vocab},
                    q = of_heads(shard->heads, desc->head_dim), kv = of_heads(shard->kv_heads, desc->head_dim);
-    if (i == 0) return bs_weight_view(model->embedding, vocab, hidden);
+    if (i == 0) return view_of(model->embedding, vocab, hidden);
     int l = (i - 1) / BS_MATRIX_COUNT;
-    if (l == desc->n_layers) return bs_weight_view(model->output, shard->vocab, hidden);
+    if (l == desc->n_layers) return view_of(model->output, shard->vocab, hidden);
     const bs_model_layer *layer = &model->layers[l];
     switch ((bs_matrix)((i - 1) % BS_MATRIX_COUNT)) {
-    case BS_MATRIX_Q: return bs_weight_view(layer->q, q, hidden);
-    case BS_MATRIX_K: return bs_weight_view(layer->k, kv, hidden);
-    case BS_MATRIX_V: return bs_weight_view(layer->v, kv, hidden);
-    case BS_MATRIX_O: return bs_weight_view(layer->o, hidden, shard->o_cols);
-    case BS_MATRIX_GATE: return bs_weight_view(layer->gate, shard->ffn, hidden);
-    case BS_MATRIX_UP: return bs_weight_view(layer->up, shard->ffn, hidden);
-    case BS_MATRIX_DOWN: return bs_weight_view(layer->down, hidden, shard->ffn);
+    case BS_MATRIX_Q: return view_of(layer->q, q, hidden);
+    case BS_MATRIX_K: return view_of(layer->k, kv, hidden);
+    case BS_MATRIX_V: return view_of(layer->v, kv, hidden);
+    case BS_MATRIX_O: return view_of(layer->o, hidden, shard->o_cols);
+    case BS_MATRIX_GATE: return view_of(layer->gate, shard->ffn, hidden);
+    case BS_MATRIX_UP: return view_of(layer->up, shard->ffn, hidden);
+    case BS_MATRIX_DOWN: return view_of(layer->down, hidden, shard->ffn);
     case BS_MATRIX_COUNT: break;
     }
     return (bs_weight){0};

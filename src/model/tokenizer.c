@@ -136,7 +136,7 @@ static bs_status check_model(const bs_gguf *gguf, bs_string *pre)
                    pre->bytes > 64 ? 64 : (int)pre->bytes, pre->text);
 }
 
-bs_status bs_tokenizer_open_gguf(const bs_gguf *gguf, bs_tokenizer **out)
+static bs_status open_gguf(const bs_gguf *gguf, bs_tokenizer **out)
 {
     bs_tokenizer_source source = {0};
     int64_t n_types;
@@ -165,8 +165,7 @@ bs_status bs_tokenizer_open(const bs_model *model, bs_tokenizer **out)
     if (bs_model_is_random(model))
         return bs_fail(BS_STATUS_UNSUPPORTED, "%s: has no tokenizer", bs_model_path(model));
     const bs_gguf *gguf = bs_model_gguf(model);
-    BS_TRY(gguf ? bs_tokenizer_open_gguf(gguf, &tokenizer)
-                : bs_tokenizer_open_hf(bs_model_path(model), &tokenizer));
+    BS_TRY(gguf ? open_gguf(gguf, &tokenizer) : bs_tokenizer_open_hf(bs_model_path(model), &tokenizer));
     int n = bs_tokenizer_n_vocab(tokenizer);
     if (n > desc->n_vocab) {
         bs_tokenizer_close(tokenizer);

@@ -373,7 +373,7 @@ static bs_status read_model(reader *r)
     const bs_json json = {r->path, "", r->root};
     bs_string type = {"BPE", 3};
     json_t *model = NULL;
-    bool found, fallback = false, ignore = false;
+    bool found, fallback = false;
     BS_TRY(bs_json_get_object(&json, "model", &model, NULL));
     r->model = (bs_json){r->path, "model.", model};
     BS_TRY(bs_json_get_string(&r->model, "type", &type, &found));
@@ -382,8 +382,7 @@ static bs_status read_model(reader *r)
     BS_TRY(expect_empty(r, "continuing_subword_prefix"));
     BS_TRY(expect_empty(r, "end_of_word_suffix"));
     BS_TRY(bs_json_get_bool(&r->model, "byte_fallback", &fallback, &found));
-    BS_TRY(bs_json_get_bool(&r->model, "ignore_merges", &ignore, &found));
-    r->source.ignore_merges = ignore;
+    BS_TRY(bs_json_get_bool(&r->model, "ignore_merges", &r->source.ignore_merges, &found));
     BS_TRY(read_pipeline(r));
     if (fallback == r->byte_level)
         return bs_fail(BS_STATUS_UNSUPPORTED, "%s: model.byte_fallback is %s: not with this pre_tokenizer",

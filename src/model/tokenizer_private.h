@@ -35,14 +35,13 @@ typedef struct bs_tokenizer_source {
     int64_t ends[BS_MAX_ENDS];
     int n_ends;                            /* of further ids that end an answer */
     int add_bos;                           /* −1: as the pre-tokenizer's family does */
-    int ignore_merges;                     /* 0: as the family does */
+    bool ignore_merges;                    /* false: as the family does */
     bs_string chat_template;               /* text NULL: none */
     const char *merges_name, *tokens_name; /* in error lines; NULL: GGUF's keys */
 } bs_tokenizer_source;
 
 /* FORMAT or UNSUPPORTED, naming the key. */
 bs_status bs_tokenizer_create(const bs_tokenizer_source *source, bs_tokenizer **out);
-bs_status bs_tokenizer_open_gguf(const bs_gguf *gguf, bs_tokenizer **out);
 /* tokenizer.json, tokenizer_config.json, generation_config.json and config.json of a directory. */
 bs_status bs_tokenizer_open_hf(const char *directory, bs_tokenizer **out);
 bool bs_tokenizer_exists_hf(const char *directory);

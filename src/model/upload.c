@@ -25,7 +25,8 @@ enum {
 
 /* ---- one piece ------------------------------------------------------------------------------------------- */
 
-int64_t bs_upload_scratch(const bs_weight *from)
+/* Elements of f32 that a row needs before it is rounded: its whole blocks. */
+static int64_t scratch_of(const bs_weight *from)
 {
     return from->first_col + from->n_cols + bs_type_block(from->type);
 }
@@ -38,8 +39,8 @@ static void round_row(const float *in, int64_t n, bs_type type, uint16_t *out)
         for (int64_t i = 0; i < n; i++) out[i] = bs_f32_to_f16(in[i]);
 }
 
-void bs_upload_convert(const bs_weight *from, int64_t row0, int64_t n, bs_type type, float *scratch,
-                       void *out)
+/* n rows, from row0 on. */
+static void convert(const bs_weight *from, int64_t row0, int64_t n, bs_type type, float *scratch, void *out)
 {
     const char *row = (const char *)from->data + (uint64_t)row0 * from->row_bytes;
     const size_t out_bytes = 2 * (size_t)from->n_cols;
@@ -128,7 +129,7 @@ static void *convert_pieces(void *context)
         const int b = (int)(piece.number % u->n_buffers);
         const bs_weight *from = &u->items[piece.item].from;
         ask_for(from, piece.row, piece.n_rows);
-        bs_upload_convert(from, piece.row, piece.n_rows, u->type, scratch, u->buffers[b]);
+        convert(from, piece.row, piece.n_rows, u->type, scratch, u->buffers[b]);
         pthread_mutex_lock(&u->lock);
         u->pieces[b] = piece;
         pthread_cond_broadcast(&u->changed);
@@ -197,7 +198,7 @@ static bs_status open_ring(upload *u, bs_device *device)
     for (int i = 0; i < u->n_items; i++) {
         const bs_weight *from = &u->items[i].from;
         most = bs_max_i64(most, rows_a_piece(from) * 2 * from->n_cols);
-        u->n_scratch = bs_max_i64(u->n_scratch, bs_upload_scratch(from));
+        u->n_scratch = bs_max_i64(u->n_scratch, scratch_of(from));
     }
     for (int b = 0; b < u->n_buffers; b++) {
         void *buffer;

@@ -10,14 +10,8 @@ typedef struct bs_upload_item {
     char *to;
 } bs_upload_item;
 
-/* Turns n rows, from row0 on, into F16 or BF16 (rounded to nearest, ties to even; what is beyond F16 becomes infinite).
- * scratch: f32 for bs_upload_scratch elements. Host, pure. */
-void bs_upload_convert(const bs_weight *from, int64_t row0, int64_t n, bs_type type, float *scratch,
-                       void *out);
-int64_t bs_upload_scratch(const bs_weight *from);
-
-/* Does them all. Local. `progress` as in bs_weights_place, in bytes of the device. BS_STATUS_NOMEM; whatever a copy
- * says. */
+/* Turns them all into F16 or BF16 (rounded to nearest, ties to even; what is beyond F16 becomes infinite). Local.
+ * `progress` as in bs_weights_place, in bytes of the device. BS_STATUS_NOMEM; whatever a copy says. */
 bs_status bs_upload(bs_device *device, const bs_upload_item *items, int n_items, bs_type type,
                     void (*progress)(void *context, uint64_t done, uint64_t total), void *context);
 

@@ -26,7 +26,7 @@ struct bs_weights {
     bs_buffer *matrices; /* on a GPU, or of a random model */
     const float *output_norm;
     const double *inv_freq;
-    uint64_t bytes, step_bytes;
+    uint64_t step_bytes;
     int n_layers;
     bs_layer_weights layers[];
 };
@@ -268,7 +268,6 @@ bs_status bs_weights_place(const bs_model *model, bs_device *device, const bs_sh
     bs_weights *weights = calloc(1, sizeof *weights + n_layers * sizeof weights->layers[0]);
     if (!weights) return bs_fail(BS_STATUS_NOMEM, "no memory for the weights of %zu layers", n_layers);
     weights->n_layers = (int)n_layers;
-    weights->bytes = bs_shard_weight_bytes(model, shard);
     const int output = 1 + BS_MATRIX_COUNT * weights->n_layers;
     for (int i = 0; i <= output; i++) *matrix_slot(weights, i) = bs_model_matrix(model, shard, i);
     BS_TRY_GOTO(place_vectors(model, shard, device, weights), err_free);
@@ -327,9 +326,4 @@ const double *bs_weights_inv_freq(const bs_weights *weights)
 uint64_t bs_weights_step_bytes(const bs_weights *weights)
 {
     return weights->step_bytes;
-}
-
-uint64_t bs_weights_mapped_bytes(const bs_weights *weights)
-{
-    return weights->bytes;
 }
