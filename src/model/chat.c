@@ -1,7 +1,7 @@
 /* chat.c: the ChatML, Llama-3 and Mistral families, and what is read from the template beside the family.
  *
- * Running Jinja for two shapes of text would be a language to maintain, and one that a file's author writes.
- * Markers tell the family; four things that differ within a family are read from the template's text:
+ * Running Jinja for three shapes of text would be a language to maintain, and one that a file's author writes.
+ * Markers tell the family; five things that differ within a family are read from the template's text:
  *
  * - The default system message (ChatML: SmolLM2, Qwen2, Qwen2.5). A template that has one spells the whole
  * turn in one string literal, '<|im_start|>system\n…<|im_end|>\n'. A literal that stops before the content

@@ -32,8 +32,10 @@ enum {
 typedef struct reader {
     const char *directory;
     char *path, *config_path; /* of tokenizer.json, tokenizer_config.json */
+    char *other_path;         /* of another file, while it is read */
+    size_t path_bytes;        /* room in each */
     char *merges_name;        /* in error lines */
-    json_t *root, *config, *generation, *model_config, *vocab;
+    json_t *root, *config, *vocab;
     char *template_text; /* of chat_template.jinja, when that is where it is */
     bs_json model;       /* tokenizer.json's model */
     bs_tokenizer_source source;
@@ -465,24 +467,34 @@ static bs_status read_post_processor(reader *r, json_t *step, bool inside)
 }
 
 /* eos_token_id: an id or a list of them. True in *found if there was any. */
-static bs_status read_ends(reader *r, const char *name, const json_t *object, bool *found)
+static bs_status take_ends(reader *r, const json_t *value, bool *found)
 {
-    const json_t *value = json_object_get(object, "eos_token_id");
     size_t n = json_is_array(value) ? json_array_size(value) : value && !json_is_null(value) ? 1 : 0;
     *found = n > 0;
     if (n > BS_MAX_ENDS)
-        return bs_fail(BS_STATUS_UNSUPPORTED, "%s/%s: eos_token_id has %zu ids: at most %d", r->directory,
-                       name, n, BS_MAX_ENDS);
+        return bs_fail(BS_STATUS_UNSUPPORTED, "%s: eos_token_id has %zu ids: at most %d", r->other_path, n,
+                       BS_MAX_ENDS);
     for (size_t i = 0; i < n; i++) {
         const json_t *id = json_is_array(value) ? json_array_get(value, i) : value;
         int64_t number = json_integer_value(id);
         if (!json_is_integer(id) || number < 0 || number >= MAX_ID)
-            return bs_fail(BS_STATUS_FORMAT, "%s/%s: eos_token_id is %s%" PRId64 ": must be an id",
-                           r->directory, name, json_is_integer(id) ? "" : "no integer, ", number);
+            return bs_fail(BS_STATUS_FORMAT, "%s: eos_token_id is %s%" PRId64 ": must be an id",
+                           r->other_path, json_is_integer(id) ? "" : "no integer, ", number);
         if (number < r->source.n_tokens)
             r->source.ends[r->source.n_ends++] = number; /* the rest cannot be generated as text */
     }
     return BS_STATUS_OK;
+}
+
+/* Those of a file of the directory, which may be missing. */
+static bs_status read_ends(reader *r, const char *name, bool *found)
+{
+    json_t *root = NULL;
+    snprintf(r->other_path, r->path_bytes, "%s/%s", r->directory, name);
+    BS_TRY(bs_json_load(r->other_path, MAX_CONFIG_BYTES, &root, found));
+    bs_status status = take_ends(r, json_object_get(root, "eos_token_id"), found);
+    json_decref(root);
+    return status;
 }
 
 static bs_status read_specials(reader *r)
@@ -496,8 +508,8 @@ static bs_status read_specials(reader *r)
     BS_TRY(read_post_processor(r, json_object_get(r->root, "post_processor"), false));
     BS_TRY(bs_json_get_bool(&json, "add_bos_token", &add_bos, &found));
     if (found) r->source.add_bos = add_bos;
-    BS_TRY(read_ends(r, "generation_config.json", r->generation, &found));
-    if (!found) BS_TRY(read_ends(r, "config.json", r->model_config, &found));
+    BS_TRY(read_ends(r, "generation_config.json", &found));
+    if (!found) BS_TRY(read_ends(r, "config.json", &found));
     if (r->source.eos < 0 && r->source.n_ends > 0) r->source.eos = r->source.ends[0];
     return BS_STATUS_OK;
 }
@@ -547,23 +559,18 @@ static bs_status read_chat_template(reader *r, const char *jinja_path)
 /* ---- opening ----------------------------------------------------------------------------------------------
  */
 
-/* path: room for `bytes`. */
-static bs_status read_directory(reader *r, char *path, size_t bytes)
+static bs_status read_directory(reader *r)
 {
     bool found;
-    snprintf(r->path, bytes, "%s/tokenizer.json", r->directory);
-    snprintf(r->config_path, bytes, "%s/tokenizer_config.json", r->directory);
-    snprintf(r->merges_name, bytes, "%s: model.merges", r->path);
+    snprintf(r->path, r->path_bytes, "%s/tokenizer.json", r->directory);
+    snprintf(r->config_path, r->path_bytes, "%s/tokenizer_config.json", r->directory);
+    snprintf(r->merges_name, r->path_bytes, "%s: model.merges", r->path);
     BS_TRY(bs_json_load(r->path, MAX_TOKENIZER_BYTES, &r->root, NULL));
     BS_TRY(read_model(r));
     BS_TRY(bs_json_load(r->config_path, MAX_CONFIG_BYTES, &r->config, &found));
-    snprintf(path, bytes, "%s/generation_config.json", r->directory);
-    BS_TRY(bs_json_load(path, MAX_CONFIG_BYTES, &r->generation, &found));
-    snprintf(path, bytes, "%s/config.json", r->directory);
-    BS_TRY(bs_json_load(path, MAX_CONFIG_BYTES, &r->model_config, &found));
     BS_TRY(read_specials(r));
-    snprintf(path, bytes, "%s/chat_template.jinja", r->directory);
-    BS_TRY(read_chat_template(r, path));
+    snprintf(r->other_path, r->path_bytes, "%s/chat_template.jinja", r->directory);
+    BS_TRY(read_chat_template(r, r->other_path));
     r->source.merges_name = r->merges_name;
     r->source.tokens_name = "model.vocab";
     return BS_STATUS_OK;
@@ -571,20 +578,17 @@ static bs_status read_directory(reader *r, char *path, size_t bytes)
 
 bs_status bs_tokenizer_open_hf(const char *directory, bs_tokenizer **out)
 {
-    reader r = {.directory = directory};
-    size_t bytes = strlen(directory) + 64;
-    char *path = malloc(bytes);
-    r.path = malloc(bytes);
-    r.config_path = malloc(bytes);
-    r.merges_name = malloc(bytes);
-    bool room = path && r.path && r.config_path && r.merges_name;
-    bs_status status = room ? read_directory(&r, path, bytes) : no_memory(&r);
+    reader r = {.directory = directory, .path_bytes = strlen(directory) + 64};
+    r.path = malloc(r.path_bytes);
+    r.config_path = malloc(r.path_bytes);
+    r.other_path = malloc(r.path_bytes);
+    r.merges_name = malloc(r.path_bytes);
+    bool room = r.path && r.config_path && r.other_path && r.merges_name;
+    bs_status status = room ? read_directory(&r) : no_memory(&r);
     if (status == BS_STATUS_OK) status = bs_tokenizer_create(&r.source, out);
     else bs_pretokenizer_free(r.source.pretokenizer);
     json_decref(r.root);
     json_decref(r.config);
-    json_decref(r.generation);
-    json_decref(r.model_config);
     free(r.template_text);
     free(r.tokens);
     free(r.types);
@@ -592,8 +596,8 @@ bs_status bs_tokenizer_open_hf(const char *directory, bs_tokenizer **out)
     free(r.right);
     free(r.path);
     free(r.config_path);
+    free(r.other_path);
     free(r.merges_name);
-    free(path);
     return status;
 }
 
