@@ -84,6 +84,16 @@ def check_odd(path):
     c.check(floats(outs[0]) == floats(outs[1]), f"data at an odd address (header padded to {pad}): the same logits")
 
 
+def check_head(path):
+    """A tied model's file may hold a copy of the table as its head: the same logits."""
+    ids, outs = os.path.join(c.WORK, "hf.i32"), [os.path.join(c.WORK, f"hf.{i}.f32") for i in range(2)]
+    c.model_run(1, model=path, tokens=ids, kv="f16", step=1, out=outs[0])
+    tensors = hf_dir.read_tensors(path)
+    hf_dir.write_file(os.path.join(path, "model.safetensors"), {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]})
+    c.model_run(1, model=path, tokens=ids, kv="f16", step=1, out=outs[1])
+    c.check(floats(outs[0]) == floats(outs[1]), "with a copy of the embedding table as its head: the same logits")
+
+
 def try_pad(name, tensors, n):
     hf_dir.write_file(name, tensors, n)
     with open(name, "rb") as file:
@@ -127,5 +137,6 @@ for name in names:
 whole = hf_dir.make_whole(os.path.join(DATA, "smollm2"), os.path.join(c.WORK, "hf-whole"))
 check_commands(whole)
 check_odd(whole)
+check_head(whole)
 check_without_tokenizer(os.path.join(DATA, "qwen3"))
 c.finish()

@@ -295,8 +295,11 @@ def directories():
     directory("not a number", files={name: good[:n] + b"\xc0\x7f" * ((len(good) - n) // 2)})
     tensors = hf_dir.read_tensors(os.path.join(GOLDEN, "smollm2"))
     more = path_of("more.safetensors")
-    hf_dir.write_file(more, {**tensors, "lm_head.weight": ("BF16", [260, 48], bytes(260 * 96))})
-    directory("tie_word_embeddings is true, and tensor lm_head.weight is not", files={name: open(more, "rb").read()})
+    table = tensors["model.embed_tokens.weight"][2]
+    for dtype, shape, head in (("BF16", [260, 48], bytes(260 * 96)), ("F16", [260, 48], table), ("BF16", [259, 48], table[96:]),
+                               ("BF16", [260, 48], bytes([table[0] ^ 1]) + table[1:]), ("BF16", [260, 48], table[:-1] + bytes([table[-1] ^ 1]))):
+        hf_dir.write_file(more, {**tensors, "lm_head.weight": (dtype, shape, head)})
+        directory("tie_word_embeddings is true, and tensor lm_head.weight is not", files={name: open(more, "rb").read()})
     hf_dir.write_file(more, {**tensors, "model.layers.0.self_attn.q_proj.bias": ("BF16", [192], bytes(384))})
     directory("q_proj.bias: not one that this llama model has", files={name: open(more, "rb").read()})
     index, shard = "model.safetensors.index.json", "model-00001-of-00003.safetensors"
