@@ -281,6 +281,7 @@ def directories():
                        ("shape has 5 dimensions", safetensors({"a": entry(shape=[1] * 5)})), ("more than 2^63-1", safetensors({"a": entry(shape=[2**62, 2**62])})),
                        ("are not two integers", safetensors({"a": entry(offsets=[0])})), ("data_offsets are [8, 0]", safetensors({"a": entry(offsets=[8, 0])}, b"12345678")),
                        ("the file has 7 bytes of data", safetensors({"a": entry()}, b"1234567")), ("its shape and dtype make 8", safetensors({"a": entry(offsets=[0, 4])}, b"12345678")),
+                       ("12 bytes: its shape and dtype make 8", safetensors({"a": entry(offsets=[0, 12])}, b"1" * 12)),
                        ("data_offsets are [-8, 0]", safetensors({"a": entry(offsets=[-8, 0])}, b"12345678")),
                        ("before the one in front of it ends at byte 8", safetensors({"a": entry(), "b": entry(offsets=[4, 12])}, b"1" * 12)),
                        ("leaving a gap behind the one that ends at byte 8", safetensors({"a": entry(), "b": entry(offsets=[12, 20])}, b"1" * 20)),

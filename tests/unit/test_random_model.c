@@ -3,6 +3,7 @@
 #include "config.h"
 #include "src/model/model_private.h"
 #include "src/model/shapes.h"
+#include "tests/tolerances.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -52,6 +53,13 @@ static void check_part(const bs_weight *whole, const bs_weight *part, int64_t ro
                             2 * (size_t)part->n_cols);
 }
 
+/* placed is elements first … of a vector, where the model has one. */
+static void check_vector(const bs_tensor *whole, const float *placed, int64_t first, int64_t n)
+{
+    assert_int_equal(!whole, !placed);
+    if (whole) assert_memory_equal(placed, (const float *)whole->data + first, sizeof *placed * (size_t)n);
+}
+
 static void check_grid(const bs_model *model, const bs_weights *one, int heads, int seq,
                        bs_merge_method merge)
 {
@@ -70,9 +78,12 @@ static void check_grid(const bs_model *model, const bs_weights *one, int heads, 
             check_part(&a->gate, &b->gate, s.ffn.first, 0);
             check_part(&a->up, &b->up, s.ffn.first, 0);
             check_part(&a->down, &b->down, 0, s.ffn.first);
-            assert_true(!a->q_norm == !b->q_norm && !a->q_bias == !b->q_bias);
-            if (a->q_bias)
-                assert_memory_equal(a->q_bias + s.heads.first * D, b->q_bias, 4 * (size_t)(s.heads.n * D));
+            const bs_model_layer *layer = &model->layers[l];
+            check_vector(layer->q_norm, b->q_norm, 0, D);
+            check_vector(layer->k_norm, b->k_norm, 0, D);
+            check_vector(layer->q_bias, b->q_bias, s.heads.first * D, s.heads.n * D);
+            check_vector(layer->k_bias, b->k_bias, s.kv_heads.first * D, s.kv_heads.n * D);
+            check_vector(layer->v_bias, b->v_bias, s.kv_heads.first * D, s.kv_heads.n * D);
         }
         bs_weights_free(w);
     }
@@ -93,6 +104,13 @@ static void every_rank_draws_its_part_of_the_whole(void **state)
     }
 }
 
+/* `next` begins where `first` ends. */
+static void assert_follows(const bs_weight *first, const bs_weight *next)
+{
+    assert_int_equal(next->row_bytes, first->row_bytes);
+    assert_ptr_equal(next->data, (const char *)first->data + (size_t)first->n_rows * first->row_bytes);
+}
+
 /* One product stands for three only with one bias for all or none, and without a norm of heads behind it. */
 static void joins_respect_biases_and_norms(void **state)
 {
@@ -107,6 +125,11 @@ static void joins_respect_biases_and_norms(void **state)
     assert_true(bs_weights_layer(w, 0)->qkv.n_rows > 0 && bs_weights_layer(w, 0)->gate_up.n_rows > 0);
     assert_int_equal(l->qkv.n_rows, l->q.n_rows + l->k.n_rows + l->v.n_rows);
     assert_ptr_equal(l->qkv.data, l->q.data);
+    assert_follows(&l->q, &l->k);
+    assert_follows(&l->k, &l->v);
+    assert_int_equal(l->gate_up.n_rows, l->gate.n_rows + l->up.n_rows);
+    assert_ptr_equal(l->gate_up.data, l->gate.data);
+    assert_follows(&l->gate, &l->up);
     assert_ptr_equal(l->k_bias, l->q_bias + l->q.n_rows); /* their biases follow each other */
     assert_ptr_equal(l->v_bias, l->k_bias + l->k.n_rows);
     assert_int_equal(bs_weights_layer(b, 1)->qkv.n_rows, 0);
@@ -131,11 +154,11 @@ static void numbers_are_of_their_size(void **state)
     const struct {
         const bs_weight *view;
         double std;
-    } cases[] = {{bs_weights_embedding(w), 1},
-                 {&l->v, 1 / sqrt(256)},
-                 {&l->o, 1 / sqrt(4096)},
-                 {&l->down, 0.6 / sqrt(512)}};
-    for (int i = 0; i < 4; i++) {
+    } cases[] = {{bs_weights_embedding(w), 1}, {&l->q, sqrt(1.5 / 256)},
+                 {&l->k, sqrt(1.5 / 256)},     {&l->v, 1 / sqrt(256)},
+                 {&l->o, 1 / sqrt(4096)},      {&l->gate, 1 / sqrt(256)},
+                 {&l->down, 0.6 / sqrt(512)},  {bs_weights_output(w), 1 / sqrt(256)}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         double squares = 0, n = (double)cases[i].view->n_rows * (double)cases[i].view->n_cols;
         const bs_bf16 *x = cases[i].view->data;
         for (int64_t e = 0; e < (int64_t)n; e++) squares += pow(bs_bf16_to_f32(x[e]), 2);
@@ -148,6 +171,37 @@ static void numbers_are_of_their_size(void **state)
     bs_weights_free(w);
     bs_model_close(other);
     bs_model_close(model);
+}
+
+typedef struct moments {
+    double mean, std, mean_size; /* size: without the sign */
+} moments;
+
+static moments moments_of(const bs_tensor *t)
+{
+    const float *x = t->data;
+    const double n = (double)t->dims[0];
+    double sum = 0, sizes = 0, squares = 0;
+    for (int64_t i = 0; i < t->dims[0]; i++) {
+        sum += x[i];
+        sizes += fabs(x[i]);
+        squares += (double)x[i] * x[i];
+    }
+    return (moments){sum / n, sqrt(squares / n - sum / n * (sum / n)), sizes / n};
+}
+
+/* Norms lie about 1, biases about 0; the last norm gives logits their scale, and half of its signs are turned. */
+static void vectors_are_of_their_size(void **state)
+{
+    bs_model *untied = open_model("random:tiny-d128"), *tied = open_model("random:tiny-qwen2");
+    const moments norm = moments_of(untied->layers[0].ffn_norm), bias = moments_of(tied->layers[1].q_bias),
+                  last = moments_of(untied->output_norm), tied_last = moments_of(tied->output_norm);
+    assert_true(fabs(norm.mean - 1) < 0.02 && fabs(norm.std / 0.05 - 1) < 0.2);
+    assert_true(fabs(bias.mean) < 0.03 && fabs(bias.std / 0.1 - 1) < 0.2);
+    assert_true(fabs(last.mean_size / 3 - 1) < 0.02 && fabs(last.mean) < 1);
+    assert_true(fabs(tied_last.mean_size * sqrt(192) / 3 - 1) < 0.02 && fabs(tied_last.mean) < 0.1);
+    bs_model_close(tied);
+    bs_model_close(untied);
 }
 
 static void all_shapes_open(void **state)
@@ -164,6 +218,11 @@ static void all_shapes_open(void **state)
         assert_int_equal(d->n_hidden % 32 + d->n_ffn % 32, 0);
         assert_int_equal(model->desc.layers[3 % d->n_layers].rope,
                          s->no_rope_interval == 0 || d->n_layers < 4);
+        assert_int_equal(d->window, s->window);
+        assert_int_equal(d->layers[d->n_layers - 1].window, s->window);
+        const double slowest = pow(s->rope_theta, 2.0 / s->head_dim - 1); /* all of the factor is on it */
+        const double factor = s->llama3_factor > 0 ? s->llama3_factor : 1;
+        assert_true(fabs(d->inv_freq[s->head_dim / 2 - 1] / slowest * factor - 1) <= TOL_INV_FREQ);
         bs_model_close(model);
     }
     assert_true(n > 30);
@@ -196,10 +255,12 @@ static void bad_names_are_refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_rank_draws_its_part_of_the_whole),
-        cmocka_unit_test(joins_respect_biases_and_norms), cmocka_unit_test(numbers_are_of_their_size),
-        cmocka_unit_test(all_shapes_open), cmocka_unit_test(bad_names_are_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(every_rank_draws_its_part_of_the_whole),
+                                       cmocka_unit_test(joins_respect_biases_and_norms),
+                                       cmocka_unit_test(numbers_are_of_their_size),
+                                       cmocka_unit_test(vectors_are_of_their_size),
+                                       cmocka_unit_test(all_shapes_open),
+                                       cmocka_unit_test(bad_names_are_refused)};
     if (bs_device_open(&(bs_device_config){.n_threads = 1}, &device) != BS_STATUS_OK) return 1;
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     bs_device_close(device);

@@ -123,6 +123,49 @@ static void every_element_arrives(void **state)
     bs_device_close(device);
 }
 
+/* More pieces than the ring has buffers, each slower to convert than to send. */
+static void buffers_wait_for_their_turn(void **state)
+{
+    enum { N_PIECES = 48, ROWS = 512, COLS = 1280 };
+    const size_t row_bytes = (size_t)(COLS / bs_type_block(BS_TYPE_Q4_1) * bs_type_block_bytes(BS_TYPE_Q4_1)),
+                 bytes = 2 * (size_t)ROWS * COLS;
+    uint32_t seed = 9;
+    char *data = malloc(row_bytes * (ROWS + N_PIECES));
+    float *row = malloc(sizeof *row * COLS);
+    uint16_t *wanted = malloc(2 * (size_t)COLS);
+    bs_upload_item items[N_PIECES];
+    bs_device *device;
+    bs_buffer *buffer;
+    assert_int_equal(bs_device_open(&(bs_device_config){.n_threads = 1}, &device), BS_STATUS_OK);
+    assert_int_equal(bs_buffer_alloc(device, N_PIECES * bytes, "matrices", &buffer), BS_STATUS_OK);
+    char *base = bs_buffer_at(buffer, 0);
+    memset(base, 0xa5, N_PIECES * bytes);
+    for (size_t r = 0; r < ROWS + N_PIECES; r++) {
+        for (int c = 0; c < COLS; c++) row[c] = value(&seed);
+        assert_int_equal(bs_quantize_row(BS_TYPE_Q4_1, row, data + r * row_bytes, COLS), BS_STATUS_OK);
+    }
+    for (size_t i = 0; i < N_PIECES; i++)
+        items[i] = (bs_upload_item){.from = {.type = BS_TYPE_Q4_1,
+                                             .data = data + i * row_bytes, /* each begins a row later */
+                                             .row_bytes = row_bytes,
+                                             .n_rows = ROWS,
+                                             .n_cols = COLS},
+                                    .to = base + i * bytes};
+    assert_int_equal(bs_upload(device, items, N_PIECES, BS_TYPE_F16, NULL, NULL), BS_STATUS_OK);
+    for (size_t r = 0; r < ROWS + N_PIECES - 1; r++) {
+        assert_int_equal(bs_dequantize_row(BS_TYPE_Q4_1, data + r * row_bytes, row, COLS), BS_STATUS_OK);
+        for (int c = 0; c < COLS; c++) wanted[c] = bs_f32_to_f16(row[c]);
+        for (size_t i = 0; i < N_PIECES; i++)
+            if (r >= i && r - i < ROWS)
+                assert_memory_equal(base + i * bytes + (r - i) * 2 * COLS, wanted, 2 * (size_t)COLS);
+    }
+    bs_buffer_free(buffer);
+    bs_device_close(device);
+    free(wanted);
+    free(row);
+    free(data);
+}
+
 static void halves_are_rounded_to_nearest_even(void **state)
 {
     const struct {
@@ -145,6 +188,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_element_arrives),
+        cmocka_unit_test(buffers_wait_for_their_turn),
         cmocka_unit_test(halves_are_rounded_to_nearest_even),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

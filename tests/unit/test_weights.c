@@ -122,6 +122,10 @@ static bs_weights *place(const bs_model *model, const bs_grid *grid, bs_merge_me
     uint64_t vectors = 4 * 256 * 5 + 8 * 32; /* five norms, 32 frequencies */
     assert_int_equal(bs_device_allocation_count(device), count + 1);
     assert_in_range(bs_device_allocated_bytes(device) - bytes, vectors, vectors + 4096);
+    const bs_tensor *table = model->embedding;
+    uint64_t head = model->desc.tied_output ? (uint64_t)shard->vocab.n * (table->bytes / 301) : 0;
+    assert_int_equal(bs_weights_step_bytes(weights),
+                     bs_shard_weight_bytes(model, shard) - vectors - table->bytes + head);
     assert_int_equal(progress.done, progress.total);
     assert_int_equal(progress.total, bs_shard_weight_bytes(model, shard) - vectors);
     return weights;
