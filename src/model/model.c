@@ -23,7 +23,7 @@ bs_status bs_model_create(const char *path, bs_model **out)
     return BS_STATUS_OK;
 }
 
-bs_status bs_model_alloc_layers(bs_model *model)
+bs_status bs_model_alloc_layers(bs_model *model, int window)
 {
     enum { OUTSIDE = 3 };
     size_t n = (size_t)model->desc.n_layers;
@@ -32,7 +32,7 @@ bs_status bs_model_alloc_layers(bs_model *model)
     model->tensors = calloc(OUTSIDE + BS_PART_COUNT * n, sizeof *model->tensors);
     if (!model->layers || !model->layer_desc || !model->tensors)
         return bs_fail(BS_STATUS_NOMEM, "%s: no memory for %zu layers", model->path, n);
-    for (size_t l = 0; l < n; l++) model->layer_desc[l] = (bs_layer_desc){model->desc.window, true};
+    for (size_t l = 0; l < n; l++) model->layer_desc[l] = (bs_layer_desc){window, true};
     model->desc.layers = model->layer_desc;
     return BS_STATUS_OK;
 }

@@ -39,7 +39,6 @@ typedef struct bs_model_desc {
     int context_length; /* the model was trained for; longer is a warning, not an error */
     float rms_eps;
     float attn_scale;            /* of q·k: 1/√D */
-    int window;                  /* the widest of any layer; 0: a layer has none */
     const bs_layer_desc *layers; /* [n_layers] */
     bool tied_output;            /* the output head is the embedding table */
     /* RoPE: angle = position × inv_freq[i], f64 */

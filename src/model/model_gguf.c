@@ -109,14 +109,15 @@ static bs_status read_names(bs_model *model)
 }
 
 /* Of Mistral, in every layer; other architectures' files have no key for the layers that it is of. */
-static bs_status read_window(bs_model *model)
+static bs_status read_window(const bs_model *model, int *out)
 {
     int64_t window = 0;
     bool found;
+    *out = 0;
     if (!arch_of(model)->window) return expect_int(model, "attention.sliding_window", 0);
     BS_TRY(bs_gguf_get_int(model->gguf, arch_key(model, "attention.sliding_window"), 0, INT32_MAX, &window,
                            &found));
-    model->desc.window = (int)window;
+    *out = (int)window;
     return BS_STATUS_OK;
 }
 
@@ -148,8 +149,7 @@ static bs_status read_sizes(bs_model *model)
     desc->head_dim = (int)head_dim;
     desc->attn_scale = 1.0f / sqrtf((float)head_dim);
     BS_TRY(expect_int(model, "attention.value_length", head_dim));
-    BS_TRY(expect_int(model, "expert_count", 0));
-    return read_window(model);
+    return expect_int(model, "expert_count", 0);
 }
 
 static bs_status read_norm(bs_model *model)
@@ -229,7 +229,9 @@ static bs_status claim_vocabulary(bs_model *model)
 
 static bs_status claim_tensors(bs_model *model)
 {
-    BS_TRY(bs_model_alloc_layers(model));
+    int window;
+    BS_TRY(read_window(model, &window));
+    BS_TRY(bs_model_alloc_layers(model, window));
     BS_TRY(claim_vocabulary(model));
     for (int l = 0; l < model->desc.n_layers; l++) BS_TRY(claim_layer(model, l));
     bool has_freqs = bs_gguf_find_tensor(model->gguf, "rope_freqs.weight") != NULL;

@@ -207,10 +207,10 @@ static bs_status read_rope_layers(reader *r)
     return BS_STATUS_OK;
 }
 
-/* The window of every layer, and desc's: the widest, or none. */
+/* The window of every layer. */
 static bs_status read_windows(reader *r)
 {
-    bs_model_desc *desc = r->desc;
+    const bs_model_desc *desc = r->desc;
     json_t *types;
     bool found, used = !r->arch->window_flag;
     int64_t window = r->arch->window, from = 28;
@@ -224,7 +224,6 @@ static bs_status read_windows(reader *r)
     if (r->arch->window < 0 && found)
         return bs_fail(BS_STATUS_UNSUPPORTED, "%s: sliding_window is %" PRId64 ": not a key of a %s model",
                        r->json.path, window, desc->architecture);
-    desc->window = (int)window;
     for (int l = 0; l < desc->n_layers; l++) {
         bool slides = window > 0;
         bool by_default = r->arch->no_rope_layers ? !r->model->layer_desc[l].rope : l >= from;
@@ -233,7 +232,6 @@ static bs_status read_windows(reader *r)
                                     "sliding_attention") == 0
                            : by_default;
         r->model->layer_desc[l].window = slides ? (int)window : 0;
-        if (!slides) desc->window = 0;
     }
     return BS_STATUS_OK;
 }
@@ -489,7 +487,7 @@ static bs_status read_all(reader *r, const char *directory)
     BS_TRY(check_arithmetic(r));
     BS_TRY(read_sizes(r));
     BS_TRY(read_rope(r));
-    BS_TRY(bs_model_alloc_layers(r->model));
+    BS_TRY(bs_model_alloc_layers(r->model, 0));
     if (r->arch->no_rope_layers) BS_TRY(read_rope_layers(r));
     BS_TRY(read_windows(r));
     if (!r->model->safetensors) BS_TRY(bs_safetensors_open(directory, &r->model->safetensors));

@@ -67,8 +67,8 @@ struct bs_model {
 
 /* An empty model; bs_model_close undoes it. */
 bs_status bs_model_create(const char *path, bs_model **out);
-/* Room for desc.n_layers layers and their tensors; every layer has RoPE and desc.window. */
-bs_status bs_model_alloc_layers(bs_model *model);
+/* Room for desc.n_layers layers and their tensors; every layer has RoPE and this window. */
+bs_status bs_model_alloc_layers(bs_model *model, int window);
 /* What the description asks for as a part of a layer, and where it is kept; rows 0: a vector. */
 typedef struct bs_part_slot {
     const char *name; /* GGUF's, behind "blk.N." */

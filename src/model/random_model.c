@@ -154,7 +154,6 @@ static void describe(bs_model *model, const bs_model_shape *s)
     d->context_length = s->context_length;
     d->rms_eps = (float)s->rms_eps;
     d->attn_scale = 1.0f / sqrtf((float)s->head_dim);
-    d->window = s->window;
     d->tied_output = s->tied_output;
     d->rope_theta = s->rope_theta;
     bs_rope_fill(d, &(bs_rope_scaling){.kind = s->llama3_factor > 0 ? BS_ROPE_LLAMA3 : BS_ROPE_PLAIN,
@@ -174,7 +173,7 @@ static bs_status fill_model(bs_model *model, const bs_model_shape *s, uint64_t s
     random->drawings = calloc((size_t)most, sizeof *random->drawings);
     if (!random->drawings) return bs_fail(BS_STATUS_NOMEM, "%s: no memory to open it", model->path);
     describe(model, s);
-    BS_TRY(bs_model_alloc_layers(model));
+    BS_TRY(bs_model_alloc_layers(model, s->window));
     for (int l = 0; l < s->n_layers && s->no_rope_interval > 0; l++)
         model->layer_desc[l].rope = (l + 1) % s->no_rope_interval != 0;
     layout at = {.model = model, .random = random};

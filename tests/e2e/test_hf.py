@@ -100,6 +100,21 @@ def try_pad(name, tensors, n):
         return int.from_bytes(file.read(8), "little") % 2 == 0
 
 
+def check_keys(name, changes, why):
+    """Keys of config.json that are left out (None) or say the same in another way: the same logits, bit for bit."""
+    path, ids = os.path.join(c.WORK, "hf-keys"), os.path.join(c.WORK, "hf.i32")
+    outs = [os.path.join(c.WORK, f"hf.{i}.f32") for i in range(2)]
+    with open(ids, "wb") as file:
+        array.array("i", [i * 37 % 97 for i in range(120)]).tofile(file)
+    for out, change in zip(outs, changes):
+        hf_dir.make_whole(os.path.join(DATA, name), path)
+        with open(os.path.join(path, "config.json")) as file:
+            config = {**json.load(file), **change}
+        hf_dir.write_json(path, "config.json", {key: value for key, value in config.items() if value is not None})
+        c.model_run(1, model=path, tokens=ids, kv="f16", step=64, out=out)
+    c.check(floats(outs[0]) == floats(outs[1]), f"{name}: {why}")
+
+
 def check_commands(path):
     """tokenize, info, generate, chat on a whole directory."""
     def output(*words, ranks=0):
@@ -138,5 +153,10 @@ whole = hf_dir.make_whole(os.path.join(DATA, "smollm2"), os.path.join(c.WORK, "h
 check_commands(whole)
 check_odd(whole)
 check_head(whole)
+check_keys("qwen2", ({}, {"layer_types": None}), "max_window_layers says what layer_types does")
+check_keys("smollm3", ({}, {"no_rope_layers": None, "layer_types": None, "tie_word_embeddings": None}), "no_rope_layer_interval, and tied by default")
+yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+check_keys("qwen25-yarn-old", ({"rope_scaling": {**yarn, "mscale": 2.0, "mscale_all_dim": 0.5}},
+                               {"rope_scaling": {**yarn, "attention_factor": (0.2 * math.log(4) + 1) / (0.05 * math.log(4) + 1)}}), "mscale and attention_factor")
 check_without_tokenizer(os.path.join(DATA, "qwen3"))
 c.finish()

@@ -148,7 +148,7 @@ static void test_description(void **state)
     assert_int_equal(d->context_length, 4096);
     assert_true(d->rms_eps == 1e-5f);
     assert_true(d->attn_scale == 0.125f);
-    assert_int_equal(d->window, 0);
+    assert_int_equal(d->layers[LAYERS - 1].window, 0);
     assert_true(d->tied_output && d->rope_interleaved);
     assert_int_equal(d->n_rot, D);
     assert_true(d->rope_attention_factor == 1.0f);

@@ -218,7 +218,6 @@ static void all_shapes_open(void **state)
         assert_int_equal(d->n_hidden % 32 + d->n_ffn % 32, 0);
         assert_int_equal(model->desc.layers[3 % d->n_layers].rope,
                          s->no_rope_interval == 0 || d->n_layers < 4);
-        assert_int_equal(d->window, s->window);
         assert_int_equal(d->layers[d->n_layers - 1].window, s->window);
         const double slowest = pow(s->rope_theta, 2.0 / s->head_dim - 1); /* all of the factor is on it */
         const double factor = s->llama3_factor > 0 ? s->llama3_factor : 1;
