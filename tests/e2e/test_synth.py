@@ -104,7 +104,7 @@ def test_random():
 
 
 def test_kv_fill():
-    """Behind N tokens of noise: positions go on at N, and one and three ranks draw the same tokens."""
+    """Behind N tokens of noise: positions go on at N, and all grids draw the same tokens."""
     words = ("--model", "random:tiny-d128", "--prompt-ids", "1 2 3", "-n", "24", "--stripe-pages", "1")
     answers = {}
     for kv, fill in (("f16", "700"), ("f16", "1K"), ("int4", "700")):
@@ -116,6 +116,8 @@ def test_kv_fill():
                 f"{kv} --kv-fill {fill}: {one['cache_bytes_f16'] / each} tokens in the cache")
         if kv == "f16":
             c.check(one["tokens"] == three["tokens"] and len(one["prompt_tokens"]) == 3, "the same tokens on 3 ranks")
+            heads = generate(*words, "--kv", kv, "--kv-fill", fill, "--grid", "2x1", ranks=2)
+            c.check(one["tokens"] == heads["tokens"], "the same tokens on 2 ranks with half of the heads each")
     c.check(answers["f16", "700"]["tokens"] != answers["f16", "1K"]["tokens"] != generate(*words, "--kv", "f16")["tokens"], "what is in the cache matters")
     refused(2, "--kv-fill: not together with --batch", "generate", "--model", TINY, "--batch", "x", "-o", "y", "--kv-fill", "9")
     refused(2, "--context 1000", "generate", "--model", "random:tiny-d64", "--prompt-ids", "1", "--kv-fill", "1000", "--context", "1000")

@@ -3,6 +3,7 @@
  *
  * malloc and its kin are wrapped at link time, which counts the calls of our own archives and of nobody else.
  */
+#include "src/engine/engine_private.h"
 #include "tests/tolerances.h"
 #include "tests/unit/engine_fixture.h"
 
@@ -500,6 +501,57 @@ static void penalty_forbids_repeats(void **state)
     close_engine(&f);
 }
 
+/* A fork goes on from the token drawn last, and knows the ids that its parent may not repeat. */
+static void forks_draw_alike(void **state)
+{
+    enum { N_PROMPT_IDS = 30, N = 40, FORK_AT = 5 };
+    int32_t ids[N_PROMPT_IDS + N], last = BS_PLAN_LAST_TOKEN;
+    bs_sampling sampling = {.top_p = 1, .repeat_penalty = 1000};
+    bs_engine_config config = make_config("f16");
+    open_engine(&f, &config);
+    make_ids(&f, 15, ids, N_PROMPT_IDS);
+    begin_plan(&f);
+    add_start(&f, 0, N_PROMPT_IDS + N, &sampling);
+    add_tokens(&f, 0, 0, ids, N_PROMPT_IDS, BS_PLAN_SEQ_PREFILL | BS_PLAN_SEQ_SAMPLE);
+    ids[N_PROMPT_IDS] = run_plan(&f).token[0];
+    for (int i = N_PROMPT_IDS + 1; i < N_PROMPT_IDS + N; i++) {
+        const bool forked = i >= N_PROMPT_IDS + FORK_AT;
+        begin_plan(&f);
+        if (i == N_PROMPT_IDS + FORK_AT) add_start(&f, 2, N_PROMPT_IDS + N, &sampling)->from = 0;
+        add_tokens(&f, 0, i - 1, &last, 1, BS_PLAN_SEQ_SAMPLE);
+        if (forked) add_tokens(&f, 2, i - 1, &last, 1, BS_PLAN_SEQ_SAMPLE);
+        bs_step_result result = run_plan(&f);
+        ids[i] = result.token[0];
+        if (forked) assert_int_equal(result.token[1], ids[i]);
+        for (int j = 0; j < i; j++) assert_int_not_equal(ids[i], ids[j]);
+    }
+    close_engine(&f);
+}
+
+/* Answers of one prompt and seed differ by the number of their draw alone. */
+static void draws_have_numbers(void **state)
+{
+    enum { N = 20 };
+    const int32_t id = 77;
+    int n_differ = 0;
+    bs_sampling sampling = {.temperature = 2, .top_p = 1, .repeat_penalty = 1, .seed = 5};
+    bs_engine_config config = make_config("f16");
+    open_engine(&f, &config);
+    for (int i = 0; i < 3; i++) start(i, N, &sampling);
+    for (int pos = 0; pos < N; pos++) {
+        begin_plan(&f);
+        for (int i = 0; i < 3; i++) {
+            add_tokens(&f, i, pos, &id, 1, BS_PLAN_SEQ_SAMPLE | (pos == 0 ? BS_PLAN_SEQ_PREFILL : 0));
+            bs_plan_seqs(f.plan)[i].draw = i == 1; /* 0, 1, 0 */
+        }
+        bs_step_result result = run_plan(&f);
+        assert_int_equal(result.token[0], result.token[2]);
+        n_differ += result.token[0] != result.token[1];
+    }
+    assert_true(n_differ > N / 2);
+    close_engine(&f);
+}
+
 /* ---- errors and the loop ----------------------------------------------------------------------------------
  */
 
@@ -551,6 +603,7 @@ static void weights_may_be_another_engines(void **state)
     assert_int_equal(without.weight_bytes, 0);
     bs_shard shard;
     assert_ok(bs_shard_compute(f.model, &grid, config.merge, &shard));
+    assert_int_equal(with.weight_bytes, bs_shard_weight_bytes(f.model, &shard));
     assert_int_equal(with.device_bytes - without.device_bytes,
                      bs_shard_placed_bytes(f.model, f.device, &shard));
     size_t before = bs_device_allocated_bytes(f.device);
@@ -607,7 +660,7 @@ static void two_steps_may_be_in_flight(void **state)
 /* A driver that prefills a prompt of 5 and decodes to the end, or fails where it is told to. */
 typedef struct script {
     int32_t prompt[5], answer[8];
-    int n_planned, n_results, fail_plan, fail_result;
+    int n_planned, n_results, n_told, fail_plan, fail_result;
 } script;
 
 static bs_status script_plan(void *context, bs_plan *plan)
@@ -637,6 +690,7 @@ static bs_status script_result(void *context, const bs_plan *plan, const bs_step
 {
     script *s = context;
     assert_int_equal(plan->n_seqs, 1);
+    s->n_told++;
     if (s->n_results == s->fail_result) return bs_fail(BS_STATUS_IO, "planned failure");
     s->answer[s->n_results++] = result->token[0];
     return BS_STATUS_OK;
@@ -675,7 +729,26 @@ static void loop_returns_the_drivers_error(void **state)
         s = (script){.fail_plan = -1, .fail_result = at};
         assert_int_equal(run_script(&s), BS_STATUS_IO);
         assert_int_equal(s.n_results, at);
+        assert_int_equal(s.n_told, at + 1); /* and not of the step that was planned already */
     }
+}
+
+/* Graphs are kept for few numbers of rows, and a batch is padded by half of it at most. */
+static void rows_are_padded_to_few_sizes(void **state)
+{
+    static bs_engine e;
+    int n_sizes = 0, last = 0;
+    e.config.max_seqs = 250;
+    for (int n = 1; n <= 250; n++) {
+        const int size = bs_engine_padded_rows(&e, n);
+        assert_in_range(size, n, n + n / 2);
+        assert_in_range(size, last, 250);
+        assert_int_equal(bs_engine_padded_rows(&e, size), size);
+        n_sizes += size != last;
+        last = size;
+    }
+    assert_int_equal(last, 250);
+    assert_true(n_sizes <= 16);
 }
 
 int main(void)
@@ -695,10 +768,13 @@ int main(void)
         cmocka_unit_test(draws_belong_to_positions),
         cmocka_unit_test(greedy_takes_the_best),
         cmocka_unit_test(penalty_forbids_repeats),
+        cmocka_unit_test(forks_draw_alike),
+        cmocka_unit_test(draws_have_numbers),
         cmocka_unit_test(impossible_plans_are_refused),
         cmocka_unit_test(two_steps_may_be_in_flight),
         cmocka_unit_test(loop_runs_one_plan_ahead),
         cmocka_unit_test(loop_returns_the_drivers_error),
+        cmocka_unit_test(rows_are_padded_to_few_sizes),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
