@@ -303,6 +303,15 @@ def directories():
         directory("tie_word_embeddings is true, and tensor lm_head.weight is not", files={name: open(more, "rb").read()})
     hf_dir.write_file(more, {**tensors, "model.layers.0.self_attn.q_proj.bias": ("BF16", [192], bytes(384))})
     directory("q_proj.bias: not one that this llama model has", files={name: open(more, "rb").read()})
+    for base, tensor, part in (("qwen25-yarn-old", "model.layers.1.self_attn.v_proj.bias", "blk.1.attn_v.bias is missing"),
+                               ("qwen3", "model.layers.0.self_attn.k_norm.weight", "blk.0.attn_k_norm.weight is missing")):
+        some, copy, out = hf_dir.read_tensors(os.path.join(GOLDEN, base)), path_of("less"), path_of(f"less-{base}.gguf")
+        shutil.rmtree(copy, ignore_errors=True)
+        os.makedirs(copy)
+        shutil.copy(os.path.join(GOLDEN, base, "config.json"), copy)
+        hf_dir.write_file(os.path.join(copy, name), {key: value for key, value in some.items() if key != tensor})
+        c.check(hf_dir.to_gguf(copy, out), f"{base} as GGUF")
+        generate(code=1, part=part, model=out)
     index, shard = "model.safetensors.index.json", "model-00001-of-00003.safetensors"
     some = hf_dir.read_file(os.path.join(GOLDEN, "llama31", shard))
     tensor = sorted(some)[0]

@@ -12,6 +12,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 enum { N_KINDS = 8 };
 static const struct {
@@ -184,11 +186,205 @@ static void test_many_marks(void **state)
     free(text);
 }
 
+/* ---- directories made here --------------------------------------------------------------------------------
+ */
+
+#define DIRECTORY "test_tokenizer_hf.tmp"
+enum { N_FILES = 5 };
+static const char *const files[N_FILES] = {DIRECTORY "/tokenizer.json", DIRECTORY "/tokenizer_config.json",
+                                           DIRECTORY "/generation_config.json", DIRECTORY "/config.json",
+                                           DIRECTORY "/chat_template.jinja"};
+
+/* Opens a directory of these files; NULL: the file is not there. */
+static bs_status open_files(const json_t *tokenizer, const char *config, const char *generation,
+                            const char *model, const char *jinja, bs_tokenizer **out)
+{
+    const char *const texts_of[N_FILES] = {NULL, config, generation, model, jinja};
+    mkdir(DIRECTORY, 0700);
+    assert_int_equal(json_dump_file(tokenizer, files[0], 0), 0);
+    for (int i = 1; i < N_FILES; i++) {
+        unlink(files[i]);
+        if (!texts_of[i]) continue;
+        FILE *file = fopen(files[i], "w");
+        assert_non_null(file);
+        assert_true(fputs(texts_of[i], file) >= 0);
+        assert_int_equal(fclose(file), 0);
+    }
+    bs_error_clear();
+    bs_status status = bs_tokenizer_open_hf(DIRECTORY, out);
+    for (int i = 0; i < N_FILES; i++) unlink(files[i]);
+    rmdir(DIRECTORY);
+    return status;
+}
+
+static json_t *load_kind(const char *name)
+{
+    char path[128];
+    snprintf(path, sizeof path, "hf-tokenizers/%s/tokenizer.json", name);
+    json_t *root = load(path);
+    assert_non_null(root);
+    return root;
+}
+
+/* A further token of two that are there, behind all merges. */
+static void add_token(json_t *root, const char *left, const char *right, const char *text, int id)
+{
+    json_t *model = json_object_get(root, "model");
+    assert_int_equal(json_object_set_new(json_object_get(model, "vocab"), text, json_integer(id)), 0);
+    if (left)
+        assert_int_equal(
+            json_array_append_new(json_object_get(model, "merges"), json_pack("[ss]", left, right)), 0);
+}
+
+static void assert_opens(const json_t *root, const char *config, const char *generation, const char *model,
+                         const char *jinja, bs_tokenizer **out)
+{
+    if (open_files(root, config, generation, model, jinja, out) != BS_STATUS_OK)
+        fail_msg("%s", bs_error_message());
+}
+
+/* Digits, each alone or all of a number: seen where the vocabulary has a token of two. */
+static void test_digits(void **state)
+{
+    bs_tokens tokens = {0};
+    (void)state;
+    for (int single = 0; single < 2; single++) {
+        json_t *root = load_kind("smollm");
+        bs_tokenizer *tokenizer;
+        add_token(root, "1", "2", "12", 1300);
+        json_t *digits = json_array_get(
+            json_object_get(json_object_get(root, "pre_tokenizer"), "pretokenizers"), 0);
+        assert_int_equal(json_object_set_new(digits, "individual_digits", json_boolean(single)), 0);
+        assert_opens(root, "{}", NULL, NULL, NULL, &tokenizer);
+        tokens.n = 0;
+        assert_int_equal(bs_tokenize(tokenizer, "12", 2, false, &tokens), BS_STATUS_OK);
+        assert_int_equal(tokens.n, 1 + single);
+        bs_tokenizer_close(tokenizer);
+        json_decref(root);
+    }
+    bs_tokens_free(&tokens);
+}
+
+/* generation_config.json says what ends an answer; config.json only where that does not. */
+static void test_ends(void **state)
+{
+    static const struct {
+        const char *generation, *model;
+        bool ends[3]; /* of ids 65, 66, 67 */
+    } cases[] = {{"{\"eos_token_id\": [65, 66]}", "{\"eos_token_id\": 67}", {true, true, false}},
+                 {"{\"eos_token_id\": 66}", NULL, {false, true, false}},
+                 {"{\"eos_token_id\": null}", "{\"eos_token_id\": 67}", {false, false, true}},
+                 {"{}", "{\"eos_token_id\": [65, 67]}", {true, false, true}},
+                 {NULL, "{\"eos_token_id\": 67}", {false, false, true}},
+                 {NULL, NULL, {false, false, false}}};
+    json_t *root = load_kind("gpt2");
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        bs_tokenizer *tokenizer;
+        assert_opens(root, NULL, cases[i].generation, cases[i].model, NULL, &tokenizer);
+        for (int id = 0; id < 3; id++)
+            assert_int_equal(bs_tokenizer_is_end(tokenizer, 65 + id), cases[i].ends[id]);
+        bs_tokenizer_close(tokenizer);
+    }
+    json_decref(root);
+}
+
+/* add_bos_token counts more than the post_processor. */
+static void test_add_bos(void **state)
+{
+    static const struct {
+        const char *kind, *config;
+        bool adds;
+    } cases[] = {
+        {"llama3", "{}", true},
+        {"llama3", "{\"add_bos_token\": false}", false},
+        {"smollm", "{\"bos_token\": \"<|im_start|>\"}", false},
+        {"smollm", "{\"bos_token\": {\"content\": \"<|im_start|>\"}, \"add_bos_token\": true}", true}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *root = load_kind(cases[i].kind);
+        bs_tokenizer *tokenizer;
+        assert_opens(root, cases[i].config, NULL, NULL, NULL, &tokenizer);
+        assert_int_equal(bs_tokenizer_adds_bos(tokenizer), cases[i].adds);
+        bs_tokenizer_close(tokenizer);
+        json_decref(root);
+    }
+}
+
+/* Of named templates the default counts, and a file of its own comes before them. */
+static void test_template_sources(void **state)
+{
+    static const char named[] = "{\"chat_template\": [{\"name\": \"tool_use\", \"template\": \"T\"}, "
+                                "{\"name\": \"default\", \"template\": \"D\"}]}";
+    static const struct {
+        const char *config, *jinja, *wanted;
+    } cases[] = {{named, NULL, "D"},
+                 {named, "J", "J"},
+                 {"{\"chat_template\": \"C\"}", NULL, "C"},
+                 {"{\"chat_template\": \"C\"}", "J", "J"},
+                 {"{}", NULL, ""}};
+    json_t *root = load_kind("gpt2");
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        bs_tokenizer *tokenizer;
+        assert_opens(root, cases[i].config, NULL, NULL, cases[i].jinja, &tokenizer);
+        assert_string_equal(bs_tokenizer_chat_template(tokenizer), cases[i].wanted);
+        bs_tokenizer_close(tokenizer);
+    }
+    json_decref(root);
+}
+
+/* In SentencePiece's alphabet a token with a real space is never found: the other of the same bytes is. */
+static void test_space_token(void **state)
+{
+    json_t *root = load_kind("llama2");
+    bs_tokenizer *tokenizer;
+    bs_tokens tokens = {0};
+    (void)state;
+    add_token(root, NULL, NULL, "\u2581a b", 1300);
+    add_token(root, "\u2581a", "\u2581b", "\u2581a\u2581b", 1301);
+    assert_opens(root, "{}", NULL, NULL, NULL, &tokenizer);
+    assert_int_equal(bs_tokenize(tokenizer, "a b", 3, false, &tokens), BS_STATUS_OK);
+    assert_int_equal(tokens.n, 1);
+    assert_int_equal(tokens.ids[0], 1301);
+    bs_tokens_free(&tokens);
+    bs_tokenizer_close(tokenizer);
+    json_decref(root);
+}
+
+static void test_refusals(void **state)
+{
+    bs_tokenizer *tokenizer;
+    json_t *root = load_kind("llama2");
+    (void)state;
+    json_object_del(json_object_get(json_object_get(root, "model"), "vocab"), "<0x0A>");
+    assert_int_equal(open_files(root, "{}", NULL, NULL, NULL, &tokenizer), BS_STATUS_UNSUPPORTED);
+    assert_non_null(strstr(bs_error_message(), "no <0x0A>"));
+    json_decref(root);
+    for (int behind = 0; behind < 2; behind++) {
+        root = load_kind("llama2");
+        json_t *single = json_object_get(json_object_get(root, "post_processor"), "single");
+        assert_int_equal(
+            json_array_insert_new(single, behind ? 2 : 0,
+                                  json_pack("{s{ss}}", "SpecialToken", "id", behind ? "</s>" : "<s>")),
+            0);
+        assert_int_equal(open_files(root, "{}", NULL, NULL, NULL, &tokenizer), BS_STATUS_UNSUPPORTED);
+        assert_non_null(
+            strstr(bs_error_message(), behind ? "puts </s> behind a text" : "puts <s> too in front of"));
+        json_decref(root);
+    }
+    bs_error_clear();
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_texts),   cmocka_unit_test(test_bos),
-                                       cmocka_unit_test(test_decodes), cmocka_unit_test(test_chats),
-                                       cmocka_unit_test(test_nfc),     cmocka_unit_test(test_many_marks)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_texts),       cmocka_unit_test(test_bos),
+        cmocka_unit_test(test_decodes),     cmocka_unit_test(test_chats),
+        cmocka_unit_test(test_nfc),         cmocka_unit_test(test_many_marks),
+        cmocka_unit_test(test_digits),      cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_add_bos),     cmocka_unit_test(test_template_sources),
+        cmocka_unit_test(test_space_token), cmocka_unit_test(test_refusals)};
     int failed = 1;
     if (open_all()) failed = cmocka_run_group_tests(tests, NULL, NULL);
     bs_error_flush();
