@@ -247,7 +247,7 @@ def directories():
     """config.json, safetensors, the index, tokenizer.json: one damage each."""
     for part, data in (("config.json: line 1", b"{"), ("must be an object", b"[]"), ("config.json: line 1", b'{"a": 1, "a": 2}'), ("the file is empty", b""),
                        ("maximum parsing depth", b"[" * 100000), ("config.json: line 1", b"\xff\xfe"), ("config.json: line 1", b'{"a": 99999999999999999999}'),
-                       ("model_type is missing", b"{}"), ("config.json: No such file", None)):
+                       ("model_type is missing", b"{}"), ("config.json: No such file", None), ("16777218 bytes: more than 16777216", b"{" + b" " * 2**24 + b"}")):
         directory(part, files={"config.json": data})
     for part, changes in (("model_type is mamba", {"model_type": "mamba"}), ("architectures is LlamaForX: must be LlamaForCausalLM", {"architectures": ["LlamaForX"]}),
                           ("hidden_act is gelu", {"hidden_act": "gelu"}), ("attention_bias is true", {"attention_bias": True}), ("mlp_bias is true", {"mlp_bias": True}),

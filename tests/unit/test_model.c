@@ -178,6 +178,21 @@ static void test_variants(void **state)
     assert_int_equal(d->n_params % 2, 0); /* frequencies are no parameters; base is even */
     bs_model_close(model);
 
+    const item yarn[] = {WORDS("llama.rope.scaling.type", "yarn"), REAL("llama.rope.scaling.factor", 4),
+                         REAL("llama.rope.scaling.attn_factor", 0.5)};
+    assert_int_equal(open_changed(yarn, 3, &model), BS_STATUS_OK);
+    d = bs_model_get_desc(model);
+    assert_int_equal(d->rope_kind, BS_ROPE_YARN);
+    assert_true(d->rope_attention_factor == (float)(0.5 * (0.1 * log(4) + 1)));
+    bs_model_close(model);
+
+    const item old_linear[] = {REAL("llama.rope.scale_linear", 8)};
+    assert_int_equal(open_changed(old_linear, 1, &model), BS_STATUS_OK);
+    d = bs_model_get_desc(model);
+    assert_int_equal(d->rope_kind, BS_ROPE_LINEAR);
+    assert_true(fabs(d->inv_freq[0] * 8 - 1) <= TOL_INV_FREQ);
+    bs_model_close(model);
+
     const item no_name[] = {DROPPED("general.name"), INTEGER("llama.rope.dimension_count", 32)};
     assert_int_equal(open_changed(no_name, 2, &model), BS_STATUS_OK);
     assert_string_equal(bs_model_get_desc(model)->name, PATH);

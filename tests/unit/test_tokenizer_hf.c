@@ -168,6 +168,22 @@ static void test_nfc(void **state)
     json_decref(root);
 }
 
+/* What may not stay composed is twice as long. */
+static void test_long_composed(void **state)
+{
+    enum { N = 5000 };
+    char *text = malloc(3 * N), *composed;
+    size_t n;
+    (void)state;
+    assert_non_null(text);
+    for (int i = 0; i < N; i++) memcpy(text + 3 * i, "\xe0\xa5\x98", 3); /* U+0958 */
+    assert_int_equal(bs_nfc(text, 3 * N, &composed, &n), BS_STATUS_OK);
+    assert_int_equal(n, 6 * N);
+    for (int i = 0; i < N; i++) assert_memory_equal(composed + 6 * i, "\xe0\xa4\x95\xe0\xa4\xbc", 6);
+    free(composed);
+    free(text);
+}
+
 /* A million marks on one letter, in the wrong order: a sort that is quadratic takes hours. */
 static void test_many_marks(void **state)
 {
@@ -378,13 +394,19 @@ static void test_refusals(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_texts),       cmocka_unit_test(test_bos),
-        cmocka_unit_test(test_decodes),     cmocka_unit_test(test_chats),
-        cmocka_unit_test(test_nfc),         cmocka_unit_test(test_many_marks),
-        cmocka_unit_test(test_digits),      cmocka_unit_test(test_ends),
-        cmocka_unit_test(test_add_bos),     cmocka_unit_test(test_template_sources),
-        cmocka_unit_test(test_space_token), cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_texts),
+                                       cmocka_unit_test(test_bos),
+                                       cmocka_unit_test(test_decodes),
+                                       cmocka_unit_test(test_chats),
+                                       cmocka_unit_test(test_nfc),
+                                       cmocka_unit_test(test_many_marks),
+                                       cmocka_unit_test(test_long_composed),
+                                       cmocka_unit_test(test_digits),
+                                       cmocka_unit_test(test_ends),
+                                       cmocka_unit_test(test_add_bos),
+                                       cmocka_unit_test(test_template_sources),
+                                       cmocka_unit_test(test_space_token),
+                                       cmocka_unit_test(test_refusals)};
     int failed = 1;
     if (open_all()) failed = cmocka_run_group_tests(tests, NULL, NULL);
     bs_error_flush();
