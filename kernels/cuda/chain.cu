@@ -16,9 +16,9 @@
  * Limits   compute capability 9.0; T ≤ 4; F16 or BF16, one type for weights and activations; columns multiples of 8, rows
  * of 2; hidden ≤ 8192; what shared memory holds (bs_cuda_dense_chain_fits). The grid must be resident as a whole: nothing
  * else may hold an SM for ever.
- * Measured 2026-11-28, one H200, T = 1, bf16, 8B's layer, back to back: 113 µs, 3.86 TB/s, 83 % of the read (docs/perf/LOG.md).
- * Without barriers and norms 101: SMs differ by a tenth in what they get of the memory, and each barrier waits 4 µs for
- * the slowest. Pairs taken from a counter by whoever is ready were slower still (LOG.md, with the rest that was tried). */
+ * Measured 2026-11-29, one H200, T = 1, bf16, 8B's layer, back to back: 111 to 113 µs, 3.9 TB/s, 84 % of the read. Without
+ * barriers and norms 101: SMs of smaller GPCs get a fifth more of the memory and wait 10 µs for the others. Seven other
+ * ways to deal rows and to wait were no faster in the engine (docs/perf/LOG.md). */
 #include "kernels/cuda/attend_ptx.cuh"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/overlap.h"
