@@ -1,5 +1,6 @@
-"""Needles: facts placed at twenty depths of a long text are continued right as often as with an f16 cache; 2-bit V or K may
-miss one or two of the twenty more.
+"""Needles: facts placed at twenty depths of a long text are continued right as often as with an f16 cache where K has 4 bits or
+more (k4v2 may miss one of the twenty). 2 bits of K lose facts, docs/accuracy.md says how many and why; what is held is that
+they are not more than that.
 
 The text is docs/examples/the-long-survey.txt with a sentence of another kind put between its own at each depth. Behind it
 each is begun again in another order, teacher-forced, so that one pass asks all twenty; right means that every token of its
@@ -7,6 +8,7 @@ last word is the model's best. With BITSHARD_BIG three texts of 4K to 7K tokens,
 """
 import array
 import json
+import math
 import os
 import random
 import subprocess
@@ -37,8 +39,11 @@ The tallest tower in Quillby was built entirely of sugar
 Brother Anselm copied the whole psalter onto a single walnut
 The gardener's mule would eat nothing but yellow roses
 At the wedding in Larkhill the guests were given live lobsters""".splitlines()
-# How many fewer than f16. Measured with defaults: int4 none in 1.8K and 4.1K tokens; k4v2 none up to 5.3K; int2 none in 1.8K, but six in 4.1K and three in 5.3K: docs/accuracy.md.
-FEWER = {"f16": 0, "int8": 0, "int4": 0, "k4v2": 1, "int2": 2}
+# How many fewer than f16 in one text.
+FEWER = {"f16": 0, "int8": 0, "int4": 0, "k4v2": 1}
+# int2 finds this share of what f16 finds (76 of 98: docs/accuracy.md), and which ones changes with the last digits of sums. So it is judged
+# over all texts of a run, against a number that such a cache falls below once in a thousand; one that found half would, 94 times in 100.
+INT2_SHARE, CHANCE = 0.78, 1e-3
 # (bytes of the survey, formats)
 CASES = ([(16500, "f16 int8 int4 k4v2 int2"), (21500, "f16 int4 k4v2 int2"), (26800, "f16 int4 k4v2 int2")] if c.BIG
          else [(6800, "f16 int4 k4v2")])
@@ -68,8 +73,18 @@ def build(n_bytes, rng):
     return length, ids, answers, order
 
 
+def fewest(n):
+    """The largest k of n with P(fewer than k right) at most CHANCE, each right with probability INT2_SHARE."""
+    k, below = 0, 0.0
+    while below <= CHANCE:
+        below += math.comb(n, k) * INT2_SHARE**k * (1 - INT2_SHARE) ** (n - k)
+        k += 1
+    return k - 1
+
+
 def main():
     rng = random.Random(5)
+    int2, int2_asked = 0, 0
     tokens, tops = os.path.join(c.WORK, "needle.i32"), os.path.join(c.WORK, "needle.tops")
     for n_bytes, formats in CASES:
         length, ids, answers, order = build(n_bytes, rng)
@@ -86,8 +101,12 @@ def main():
             missed = sorted(order.index(i) for i in range(len(FACTS)) if i not in good)
             print(f"{length} tokens, {kv}: {len(good)} of {len(FACTS)} right; missed at depths {missed}", flush=True)
         c.check(right["f16"] >= 15, f"{length} tokens: the model itself finds {right['f16']} of {len(FACTS)}")
+        int2 += right.pop("int2", 0)
+        int2_asked += right["f16"] if "int2" in formats else 0
         for kv in right:
             c.check(right[kv] >= right["f16"] - FEWER[kv], f"{length} tokens, {kv}: {right[kv]} right, f16 {right['f16']}")
+    if int2_asked:
+        c.check(int2 >= fewest(int2_asked), f"int2: {int2} right of f16's {int2_asked}, at least {fewest(int2_asked)}")
 
 
 main()
