@@ -52,7 +52,6 @@ static void run_case(bs_device *device, bs_stream *stream, bs_kv_format format, 
     assert_int_equal(bs_device_allocation_count(device), n_allocated);
     assert_int_equal(workspace[bytes], 0xff);
     for (int b = 0; b < MAX_SEQS; b++) check_sequence(fx, tb, b, q, o, lse);
-    check_worst(fx);
     float *again = malloc((size_t)(T * H * dim) * 4);
     args.o = again;
     memset(again, 0xff, (size_t)(T * H * dim) * 4);
