@@ -177,13 +177,13 @@ static bs_status claim_layer(bs_model *model, int layer)
     const architecture *arch = arch_of(model);
     for (bs_part part = 0; part < BS_PART_COUNT; part++) {
         const bs_part_slot slot = bs_model_part(model, layer, part);
-        const presence presence = bs_part_is_bias(part)        ? arch->qkv_bias
-                                  : bs_part_is_head_norm(part) ? arch->qk_norm
-                                                               : NEEDED;
+        const presence wanted = bs_part_is_bias(part)        ? arch->qkv_bias
+                                : bs_part_is_head_norm(part) ? arch->qk_norm
+                                                             : NEEDED;
         char name[64];
         snprintf(name, sizeof name, "blk.%d.%s", layer, slot.name);
-        if (presence == ABSENT) continue;
-        if (presence == OPTIONAL && !bs_gguf_find_tensor(model->gguf, name)) continue;
+        if (wanted == ABSENT) continue;
+        if (wanted == OPTIONAL && !bs_gguf_find_tensor(model->gguf, name)) continue;
         BS_TRY(claim(model, name, slot.cols, slot.rows, slot.out));
     }
     if (arch->no_rope_step) model->layer_desc[layer].rope = (layer + 1) % arch->no_rope_step != 0;
