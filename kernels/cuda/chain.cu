@@ -17,8 +17,8 @@
  * of 2; hidden ≤ 8192; what shared memory holds (bs_cuda_dense_chain_fits). The grid must be resident as a whole: nothing
  * else may hold an SM for ever.
  * Measured 2026-11-29, one H200, T = 1, bf16, 8B's layer, back to back: 111 to 113 µs, 3.9 TB/s, 84 % of the read. Without
- * barriers and norms 101: SMs of smaller GPCs get a fifth more of the memory and wait 10 µs for the others. Seven other
- * ways to deal rows and to wait were no faster in the engine (docs/perf/LOG.md). */
+ * barriers and norms 101: 24 of 132 SMs, always the same, get a fifth more of the memory and wait 10 µs for the others.
+ * Seven other ways to deal rows and to wait were no faster in the engine (docs/perf/LOG.md). */
 #include "kernels/cuda/attend_ptx.cuh"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/overlap.h"
