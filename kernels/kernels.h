@@ -249,8 +249,9 @@ typedef struct bs_dense_chain_args {
     void *ffn;                         /* [device] [T, ffn] act, scratch */
     const float *ffn_gain, *next_gain; /* [device] [hidden] of the two norms */
     float eps;
-    void *out;         /* [device] [T, rows of qkv, or hidden] act */
+    void *out;         /* [device] [T, rows of qkv, or hidden] out_type */
     int64_t ld_out;    /* elements from row to row */
+    bs_type out_type;  /* F32 or act; act without qkv */
     uint64_t *counter; /* [device] zero at first, then this op's alone, on one stream */
 } bs_dense_chain_args;
 bs_status bs_op_dense_chain(bs_stream *stream, const bs_dense_chain_args *args);

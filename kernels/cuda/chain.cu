@@ -156,8 +156,8 @@ static __device__ __forceinline__ void store_pair(const job &j, const phase &p, 
             bs_cuda_store_act(a.ffn, (int64_t)t * a.n_ffn + pair, a.act, first / (1 + expf(-first)) * second);
         } else {
             const float *bias = a.qkv_bias ? a.qkv_bias + 2 * pair : nullptr;
-            bs_cuda_store_act(a.out, t * a.ld_out + 2 * pair, a.act, first + (bias ? bias[0] : 0));
-            bs_cuda_store_act(a.out, t * a.ld_out + 2 * pair + 1, a.act, second + (bias ? bias[1] : 0));
+            bs_cuda_store_act(a.out, t * a.ld_out + 2 * pair, a.out_type, first + (bias ? bias[0] : 0));
+            bs_cuda_store_act(a.out, t * a.ld_out + 2 * pair + 1, a.out_type, second + (bias ? bias[1] : 0));
         }
     }
 }

@@ -48,6 +48,7 @@ bs_status bs_engine_run_chain(bs_engine *e, int layer)
         .next_gain = next ? next->attn_norm : bs_weights_output_norm(e->weights),
         .eps = e->desc->rms_eps,
         .out = bs_engine_act(e, gives_qkv ? l->act_at.q : l->act_at.normed),
+        .out_type = gives_qkv ? BS_TYPE_F32 : l->act,
         .ld_out = gives_qkv ? next->qkv.n_rows : l->n_hidden,
         .counter = bs_engine_act(e, l->act_at.counter),
     };

@@ -56,8 +56,8 @@ static bs_status project_and_sum(bs_engine *e, int layer, const bs_weight *w, co
                                  (size_t)e->n_tokens * (size_t)l->n_hidden);
 }
 
-/* One of q, k, v from normed. Models that norm each head of q and k (Qwen3) have a gain: the projection then
- * stays f32 until that norm, in the memory that attention's O takes later. */
+/* One of q, k, v from normed, f32. Models that norm each head of q and k (Qwen3) have a gain; the projection then goes
+ * through the memory that attention's O takes later. */
 static bs_status project_heads(bs_engine *e, const bs_weight *w, const float *bias, const float *head_gain,
                                int n_heads, size_t out_at)
 {
@@ -65,7 +65,8 @@ static bs_status project_heads(bs_engine *e, const bs_weight *w, const float *bi
     const void *normed = bs_engine_act(e, l->act_at.normed);
     int64_t ld = (int64_t)n_heads * l->head_dim;
     void *out = bs_engine_act(e, out_at);
-    if (!head_gain) return bs_engine_project(e, w, bias, normed, l->n_hidden, e->n_tokens, l->act, out, ld);
+    if (!head_gain)
+        return bs_engine_project(e, w, bias, normed, l->n_hidden, e->n_tokens, BS_TYPE_F32, out, ld);
     float *heads = bs_engine_act(e, l->act_at.o);
     BS_TRY(bs_engine_project(e, w, bias, normed, l->n_hidden, e->n_tokens, BS_TYPE_F32, heads, ld));
     bs_rmsnorm_args args = {.x = heads,
@@ -73,7 +74,7 @@ static bs_status project_heads(bs_engine *e, const bs_weight *w, const float *bi
                             .n_tokens = e->n_tokens * n_heads,
                             .n = l->head_dim,
                             .eps = e->desc->rms_eps,
-                            .act = l->act,
+                            .act = BS_TYPE_F32,
                             .out = out};
     return bs_op_rmsnorm(e->stream, &args);
 }
@@ -81,7 +82,7 @@ static bs_status project_heads(bs_engine *e, const bs_weight *w, const float *bi
 /* Where a layer's q, k and v are, and elements from token to token: rows of one matrix where their weights are one. */
 typedef struct heads {
     bool joined;
-    void *q, *k, *v;
+    float *q, *k, *v;
     int64_t q_ld, kv_ld;
 } heads;
 
@@ -89,11 +90,8 @@ static heads find_heads(const bs_engine *e, const bs_layer_weights *w)
 {
     const bs_engine_layout *l = &e->layout;
     const int64_t n_q = (int64_t)l->n_heads * l->head_dim, n_kv = (int64_t)l->n_kv_heads * l->head_dim;
-    const int64_t act_bytes = bs_type_block_bytes(l->act);
-    char *q = bs_engine_act(e, l->act_at.q);
-    if (w->qkv.n_rows > 0)
-        return (heads){true,          q, q + n_q * act_bytes, q + (n_q + n_kv) * act_bytes, n_q + 2 * n_kv,
-                       n_q + 2 * n_kv};
+    float *q = bs_engine_act(e, l->act_at.q);
+    if (w->qkv.n_rows > 0) return (heads){true, q, q + n_q, q + n_q + n_kv, n_q + 2 * n_kv, n_q + 2 * n_kv};
     return (heads){false, q, bs_engine_act(e, l->act_at.k), bs_engine_act(e, l->act_at.v), n_q, n_kv};
 }
 
@@ -103,7 +101,7 @@ static bs_status project_qkv(bs_engine *e, const bs_layer_weights *w)
     const heads at = find_heads(e, w);
     if (at.joined)
         return bs_engine_project(e, &w->qkv, w->q_bias, bs_engine_act(e, l->act_at.normed), l->n_hidden,
-                                 e->n_tokens, l->act, at.q, at.q_ld);
+                                 e->n_tokens, BS_TYPE_F32, at.q, at.q_ld);
     BS_TRY(project_heads(e, &w->q, w->q_bias, w->q_norm, l->n_heads, l->act_at.q));
     BS_TRY(project_heads(e, &w->k, w->k_bias, w->k_norm, l->n_kv_heads, l->act_at.k));
     return project_heads(e, &w->v, w->v_bias, NULL, l->n_kv_heads, l->act_at.v);
@@ -124,7 +122,7 @@ static bs_status append(bs_engine *e, int layer)
         .v = at.v,
         .q_ld = at.q_ld,
         .kv_ld = at.kv_ld,
-        .act = l->act,
+        .act = BS_TYPE_F32,
         .cos_sin = bs_engine_act(e, l->act_at.cos_sin),
         .n_rot = e->desc->layers[layer].rope ? e->desc->n_rot : 0,
         .rope_interleaved = e->desc->rope_interleaved,
@@ -148,7 +146,7 @@ static bs_status attend(bs_engine *e, int layer)
         .n_heads = l->n_heads,
         .q = at.q,
         .q_ld = at.q_ld,
-        .act = l->act,
+        .act = BS_TYPE_F32,
         .q_start = tables->q_start,
         .q_pos0 = tables->q_pos0,
         .page_start = tables->page_start,

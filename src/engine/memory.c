@@ -62,10 +62,11 @@ static void lay_out_activations(bs_engine_layout *l, const bs_model_desc *desc)
     l->act_at.x = carve(&end, hidden * sizeof(float));
     l->act_at.sum = carve(&end, hidden * sizeof(float));
     l->act_at.normed = carve(&end, hidden * act);
-    /* q, k and v follow each other, and gate and up: rows of one product where their matrices are one. */
-    l->act_at.q = carve(&end, heads * act);
-    l->act_at.k = carve(&end, kv * act);
-    l->act_at.v = carve(&end, kv * act);
+    /* q, k and v follow each other, and gate and up: rows of one product where their matrices are one. q, k and v stay
+     * f32 until K and V are rounded to fp16 once, behind RoPE: rounded twice, more codes of a page would change. */
+    l->act_at.q = carve(&end, heads * sizeof(float));
+    l->act_at.k = carve(&end, kv * sizeof(float));
+    l->act_at.v = carve(&end, kv * sizeof(float));
     l->act_at.o = carve(&end, heads * sizeof(float));
     l->act_at.lse = carve(&end, t * (uint64_t)l->n_heads * sizeof(float));
     l->act_at.attended = l->act == BS_TYPE_F32 ? l->act_at.o : carve(&end, heads * act);

@@ -153,8 +153,10 @@ static void check_case(gpu_side *gpu, const shape *s, int number)
     make_data(gpu, s, &d, &seed);
     const int n = s->n_hidden, n_out = s->n_qkv ? s->n_qkv : n;
     const int ld_in = s->n_attended + s->ld_more, ld_out = (n_out + 7) / 8 * 8 + s->ld_more;
+    const bs_type out_type = s->f32_in && s->n_qkv ? BS_TYPE_F32 : s->act;
     const size_t x_bytes = 4 * (size_t)s->n_tokens * (size_t)n,
-                 out_bytes = 2 * (size_t)s->n_tokens * (size_t)ld_out;
+                 out_size = (size_t)bs_type_block_bytes(out_type),
+                 out_bytes = out_size * (size_t)s->n_tokens * (size_t)ld_out;
     const uint64_t zero = 0;
     bs_dense_chain_args args = {
         .n_tokens = s->n_tokens,
@@ -178,11 +180,12 @@ static void check_case(gpu_side *gpu, const shape *s, int number)
         .eps = 1e-5f,
         .out = dense_put(gpu, NULL, out_bytes),
         .ld_out = ld_out,
+        .out_type = out_type,
         .counter = dense_put(gpu, &zero, sizeof zero),
     };
     assert_int_equal(bs_op_dense_chain(gpu->stream, &args), BS_STATUS_OK);
     float *x = dense_get(gpu, args.x, x_bytes), *x_again;
-    uint16_t *out = dense_get(gpu, args.out, out_bytes), *out_again;
+    uint8_t *out = dense_get(gpu, args.out, out_bytes), *out_again;
 
     double *want_x = malloc(sizeof *want_x * (size_t)n);
     float *want_out = malloc(sizeof *want_out * (size_t)n_out);
@@ -190,14 +193,17 @@ static void check_case(gpu_side *gpu, const shape *s, int number)
     for (int t = is_large ? s->n_tokens - 1 : 0; t < s->n_tokens; t++) {
         reference(s, &d, t, want_x, want_out);
         const double in_x = relative_error(x, (size_t)t * (size_t)n, BS_TYPE_F32, NULL, want_x, n);
-        const double in_out = relative_error(out, (size_t)t * (size_t)ld_out, s->act, want_out, NULL, n_out);
+        const double in_out = relative_error(out, (size_t)t * (size_t)ld_out, out_type, want_out, NULL,
+                                             n_out);
         const int bf16 = s->act == BS_TYPE_BF16;
         worst_x[bf16] = fmax(worst_x[bf16], in_x);
         worst_out[bf16] = fmax(worst_out[bf16], in_out);
         if (!(in_x <= (bf16 ? TOL_CHAIN_BF16 : TOL_CHAIN_F16)) ||
             !(in_out <= (bf16 ? TOL_CHAIN_BF16 : TOL_CHAIN_F16)))
             fail_msg("case %d, token %d: error of x %.3g, of out %.3g", number, t, in_x, in_out);
-        for (int i = n_out; i < ld_out; i++) assert_int_equal(out[t * ld_out + i], 0xffff); /* not its own */
+        const uint8_t *row = out + (size_t)t * (size_t)ld_out * out_size;
+        for (size_t i = (size_t)n_out * out_size; i < (size_t)ld_out * out_size; i++)
+            assert_int_equal(row[i], 0xff); /* not its own */
     }
 
     /* Again: the same x and the same bits; then in a graph whose kernels overlap, three launches behind each other. */
