@@ -5,6 +5,7 @@
  *   model= tokens=FILE (i32 ids)  n=N (positions, default all)   kv= grid= merge= stripe-pages= chunk=C step=T
  *   device=cpu|gpu:N|cuda (the GPU of the rank's number on the machine)
  *   transport=auto|mpi|nccl  act=auto|f16|bf16 (on a GPU)  threads=N isa=scalar|avx2|avx512 (on a CPU)
+ *   weights=file|f16  (on a CPU) f16: matrices are rounded to f16 first, as a GPU places them
  *   out=FILE      f32 logits [n, vocab] of every position, written by rank 0
  *   tops=FILE     i32 ids of the best token of every position
  *   margins=FILE  f32, how far its logit is above the second's
@@ -27,6 +28,7 @@
 #include "src/cache/format.h"
 #include "src/engine/forced.h"
 #include "src/engine/score.h"
+#include "src/model/model_private.h"
 #include "tests/comm/check.h"
 
 #include <math.h>
@@ -34,7 +36,7 @@
 
 typedef struct options {
     const char *model, *tokens, *kv, *grid, *merge, *out, *tops, *margins, *against, *pages_out, *pages_in,
-        *pages_after, *drawn, *fault, *device, *transport, *act, *isa;
+        *pages_after, *drawn, *fault, *device, *transport, *act, *isa, *weights;
     int64_t n;
     int stripe_pages, chunk, step, busy_from, draw, eager, threads;
 } options;
@@ -45,6 +47,7 @@ static options opt = {.kv = "f16",
                       .transport = "auto",
                       .act = "auto",
                       .isa = "auto",
+                      .weights = "file",
                       .stripe_pages = 8,
                       .chunk = 2048,
                       .busy_from = -1,
@@ -269,6 +272,7 @@ static void set_option(const char *text)
                  {"transport", &opt.transport, 0},
                  {"act", &opt.act, 0},
                  {"isa", &opt.isa, 0},
+                 {"weights", &opt.weights, 0},
                  {"threads", 0, &opt.threads},
                  {"drawn", &opt.drawn, 0},
                  {"draw", 0, &opt.draw},
@@ -457,6 +461,30 @@ static bs_type read_act(void)
     return BS_TYPE_F32;
 }
 
+/* The model's own matrices, rounded to f16 in memory that lives as long as the program. Vectors stay as they are. */
+static void round_matrices(bs_model *model)
+{
+    for (int64_t i = 0; i < model->n_tensors; i++) {
+        bs_tensor *tensor = (bs_tensor *)model->tensors[i];
+        const int64_t cols = tensor->dims[0], n_rows = tensor->dims[1];
+        if (tensor->n_dims < 2 || tensor->type == BS_TYPE_F16) continue;
+        const size_t row_bytes = (size_t)(cols / bs_type_block(tensor->type) *
+                                          bs_type_block_bytes(tensor->type));
+        float *row = malloc(sizeof *row * (size_t)cols);
+        uint16_t *out = malloc(sizeof *out * (size_t)(cols * n_rows));
+        CHECK(row && out);
+        for (int64_t r = 0; r < n_rows; r++) {
+            CHECK(bs_dequantize_row(tensor->type, (const char *)tensor->data + (size_t)r * row_bytes, row,
+                                    cols) == BS_STATUS_OK);
+            for (int64_t c = 0; c < cols; c++) out[r * cols + c] = bs_f32_to_f16(row[c]);
+        }
+        free(row);
+        tensor->data = out;
+        tensor->bytes = sizeof *out * (uint64_t)(cols * n_rows);
+        tensor->type = BS_TYPE_F16;
+    }
+}
+
 int main(int argc, char **argv)
 {
     bs_model *model;
@@ -471,6 +499,8 @@ int main(int argc, char **argv)
     int32_t *ids = read_tokens();
     fail(open_device());
     fail(bs_model_open(opt.model, &model));
+    if (strcmp(opt.weights, "f16") == 0) round_matrices(model);
+    else CHECK(strcmp(opt.weights, "file") == 0);
     const bs_model_desc *desc = bs_model_get_desc(model);
     fail(bs_grid_choose(bs_comm_rank(comm), bs_comm_size(comm), desc->n_kv_heads, opt.grid, &grid));
     fail(bs_comm_set_grid(comm, &grid));

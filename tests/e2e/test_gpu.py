@@ -40,11 +40,11 @@ class Model:
     def run(self, ranks=0, **options):
         return c.model_run(ranks, **{"model": self.path, "tokens": self.ids, "chunk": 128, **options})
 
-    def cpu_logits(self, kv, threads=1):
-        """File of the CPU's logits of the whole text."""
-        out = self.file(f"cpu.{kv}")
+    def cpu_logits(self, kv, threads=1, weights="file"):
+        """File of the CPU's logits of the whole text; weights f16: with matrices rounded as a GPU places them."""
+        out = self.file(f"cpu.{weights}.{kv}")
         if not os.path.exists(out):
-            self.run(kv=kv, n=N_TEXT, threads=threads, out=out + ".tmp")
+            self.run(kv=kv, n=N_TEXT, threads=threads, weights=weights, out=out + ".tmp")
             os.rename(out + ".tmp", out)
         return out
 
@@ -137,23 +137,30 @@ def test_pages(model):
 
 
 def test_forced(model):
-    """(c) A whole text: perplexity, and KL against the CPU. A real model's KL with a low-bit cache is at most twice that of two orders
-    of summation on the CPU; the tiny one's has a limit of its own (tolerances.h)."""
+    """(c) A whole text: perplexity against the CPU, and KL against the CPU with the same weights: a GPU's are rounded to f16, which
+    alone makes twice the KL of two orders of summation. A real model's KL with a low-bit cache is at most twice theirs; the tiny
+    one's has a limit of its own (tolerances.h)."""
     formats = ["f16", *FORMATS]
-    side_by_side([lambda kv=kv: model.cpu_logits(kv) for kv in formats])
-    three = side_by_side([lambda kv=kv: model.run(3, kv=kv, n=N_TEXT, grid="1x3", stripe_pages=1, against=model.cpu_logits(kv)) for kv in formats])
-    halves = side_by_side([lambda kv=kv: model.run(kv=kv, n=N_TEXT, step=64, against=model.cpu_logits(kv)) for kv in formats])
+    side_by_side([lambda kv=kv, w=w: model.cpu_logits(kv, weights=w) for kv in formats for w in ("file", "f16")])
+
+    def order(ranks, kv, **how):
+        return model.run(ranks, kv=kv, n=N_TEXT, weights="f16", against=model.cpu_logits(kv, weights="f16"), **how)
+
+    three = side_by_side([lambda kv=kv: order(3, kv, grid="1x3", stripe_pages=1) for kv in formats])
+    halves = side_by_side([lambda kv=kv: order(0, kv, step=64) for kv in formats])
     for kv, *orders in zip(formats, three, halves):
-        got = model.run(kv=kv, n=N_TEXT, device=GPU, against=model.cpu_logits(kv))
-        change = math.expm1(got["nll"] - got["nll_ref"])
+        whole = model.run(kv=kv, n=N_TEXT, device=GPU, against=model.cpu_logits(kv))
+        got = model.run(kv=kv, n=N_TEXT, device=GPU, against=model.cpu_logits(kv, weights="f16"))
+        change = math.expm1(whole["nll"] - whole["nll_ref"])
         most = c.tolerance("TOL_GPU_PERPLEXITY_INT2" if kv == "int2" else "TOL_GPU_PERPLEXITY")
-        c.check(abs(change) <= most, f"{model.name}, {kv}: perplexity {math.exp(got['nll']):.6g}, {change:+.2e} of the CPU's, at most {most}")
+        c.check(abs(change) <= most, f"{model.name}, {kv}: perplexity {math.exp(whole['nll']):.6g}, {change:+.2e} of the CPU's, at most {most}")
         two, limit = max(order["kl"] for order in orders), c.tolerance("TOL_GPU_KL_" + kv.upper())
         if model.name == "real" and kv in ("int4", "k4v2", "int2"):
             limit = 2 * two
         c.check(got["kl"] <= limit, f"{model.name}, {kv}: mean KL {got['kl']} <= {limit}; two orders on CPUs: {two} (relative L2 "
-                f"{max(order['rel_l2'] for order in orders)}); {got}")
-        os.remove(model.cpu_logits(kv))
+                f"{max(order['rel_l2'] for order in orders)}); weights of the file: {whole['kl']}; {got}")
+        for w in ("file", "f16"):
+            os.remove(model.cpu_logits(kv, weights=w))
 
 
 def test_ranks(model):
