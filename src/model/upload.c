@@ -9,6 +9,8 @@
 #include "src/model/upload.h"
 #include "src/base/checked.h"
 #include "src/base/half.h"
+#include "src/base/log.h"
+#include "src/base/progress.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -255,8 +257,13 @@ bs_status bs_upload(bs_device *device, const bs_upload_item *items, int n_items,
     pthread_mutex_init(&u.lock, NULL);
     pthread_cond_init(&u.changed, NULL);
     BS_TRY_GOTO(bs_stream_create(device, &stream), done);
+    const double start = bs_now_s();
     BS_TRY_GOTO(open_ring(&u, device), done);
+    const double open = bs_now_s();
     BS_TRY_GOTO(run_threads(&u, stream, n_threads, n_pieces, total, progress, context), done);
+    bs_log_debug("weights: %.2f GB to the device in %.0f ms, %.1f GB/s, by %d threads; page-locking %.0f ms",
+                 (double)total / 1e9, (bs_now_s() - open) * 1e3, (double)total / 1e9 / (bs_now_s() - open),
+                 n_threads, (open - start) * 1e3);
 done:
     if (stream) (void)bs_stream_sync(stream); /* no copy may outlive its buffer */
     close_ring(&u, device);
