@@ -14,6 +14,8 @@ BS_CUDA_SOURCES += kernels/cuda/attend_kernel.cuh kernels/cuda/attend_plan.cuh k
 BS_CUDA_SOURCES += kernels/cuda/attend_merge.cuh kernels/cuda/attend_ptx.cuh kernels/cuda/attend_rows.cuh
 BS_CUDA_SOURCES += kernels/cuda/attend_warp.cuh kernels/cuda/attend_int8.cu kernels/cuda/attend_int4.cu
 BS_CUDA_SOURCES += kernels/cuda/attend_int2.cu kernels/cuda/attend_k4v2.cu kernels/cuda/attend_k8v4.cu
+BS_CUDA_SOURCES += kernels/cuda/attend_chunk.cu kernels/cuda/attend_chunk.cuh kernels/cuda/attend_chunk_kernel.cuh
+BS_CUDA_SOURCES += kernels/cuda/attend_wgmma.cu kernels/cuda/wgmma.cuh kernels/cuda/dequantize_tile.cu
 BS_CUDA_SOURCES += kernels/cuda/graph.cu kernels/cuda/stream_read.cu kernels/cuda/tokens.cu kernels/cuda/overlap.h
 BS_CUDA_SOURCES += kernels/cuda/embed.cu kernels/cuda/rmsnorm.cu kernels/cuda/silu_mul.cu kernels/cuda/dense.h
 BS_CUDA_SOURCES += kernels/cuda/gemm.cu kernels/cuda/gemm_any.cu kernels/cuda/gemv.cu kernels/cuda/chain.cu kernels/cuda/gemm_cublas.cu
@@ -23,6 +25,8 @@ libbs_kernels_a_SOURCES += $(BS_CUDA_SOURCES)
 else
 EXTRA_DIST += $(BS_CUDA_SOURCES)
 endif
+# Warpgroup products need an architecture of their own.
+kernels/cuda/attend_wgmma.$(OBJEXT): NVCC_GENCODE = $(NVCC_GENCODE_90A)
 .cu.$(OBJEXT):
 	@$(MKDIR_P) $(@D)/$(DEPDIR)
 	$(AM_V_NVCC)$(NVCC) -ccbin $(CXX) $(NVCC_GENCODE) -std=c++17 -O3 -lineinfo -Xcompiler -Wall,-Wno-unused-function \

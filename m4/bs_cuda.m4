@@ -1,4 +1,6 @@
 # BS_CUDA: nvcc and the CUDA runtime (static). Sets NVCC, NVCC_GENCODE, CUDA_LIBS, CUDA_CPPFLAGS; conditional HAVE_CUDA.
+# NVCC_GENCODE_90A: the same with sm_90a in sm_90's place, for the files that use what sm_90a alone has (warpgroup
+# products); BS_HAVE_SM90A where nvcc compiles that.
 # On where it is found, off otherwise; --with-cuda[=DIR] and not found is an error.
 AC_DEFUN([BS_CUDA], [
     AC_ARG_WITH([cuda], [AS_HELP_STRING([--with-cuda@<:@=DIR@:>@], [CUDA Toolkit in DIR; --without-cuda: CPU ranks only])],
@@ -31,7 +33,23 @@ AC_DEFUN([BS_CUDA], [
     AS_IF([test "$cuda_found" = no], [CUDA_LIBS=],
         [CUDA_CPPFLAGS="-I$CUDA_DIR/include"
          AC_DEFINE([BS_HAVE_CUDA], [1], [Kernels for NVIDIA GPUs are built.])])
+    NVCC_GENCODE_90A=$NVCC_GENCODE
+    AS_IF([test "$cuda_found" != no], [
+        AC_MSG_CHECKING([whether $NVCC compiles for sm_90a])
+        cuda_90a=`echo "$NVCC_GENCODE " | sed 's/\@<:@sm_90,compute_90\@:>@/sm_90/g; s/_90\(@<:@^0-9a@:>@\)/_90a\1/g'`
+        printf '%s\n' '__global__ void k() {' '#ifdef __CUDA_ARCH_FEAT_SM90_ALL' \
+            'asm volatile("wgmma.fence.sync.aligned;");' '#endif' '}' >conftest.cu
+        AS_CASE([$cuda_90a],
+            [*sm_90a*],
+                [AS_IF([$NVCC -ccbin $CXX $cuda_90a -c conftest.cu -o conftest_cu.o >&AS_MESSAGE_LOG_FD 2>&1],
+                    [NVCC_GENCODE_90A=$cuda_90a
+                     AC_DEFINE([BS_HAVE_SM90A], [1], [Kernels with warpgroup products (sm_90a) are built.])],
+                    [cuda_90a=no])],
+            [cuda_90a=no])
+        rm -f conftest.cu conftest_cu.o
+        AS_IF([test "$cuda_90a" = no], [AC_MSG_RESULT([no])], [AC_MSG_RESULT([yes])])])
     AC_SUBST([NVCC])
+    AC_SUBST([NVCC_GENCODE_90A])
     AC_SUBST([CUDA_LIBS])
     AC_SUBST([CUDA_CPPFLAGS])
     AM_CONDITIONAL([HAVE_CUDA], [test "$cuda_found" != no])

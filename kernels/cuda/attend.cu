@@ -1,7 +1,8 @@
-/* attend.cu: checks and launches attention; attend_kernel.cuh is the kernel, attend_int4.cu and its kin hold
- * its variants: pairs of code widths × head size 64, 128 × 4 or 8 rows a warp × groups of 32 or more: 40 in
- * all. */
+/* attend.cu: checks and launches attention. Few query tokens a sequence: attend_kernel.cuh is the kernel, attend_int4.cu
+ * and its kin hold its variants: pairs of code widths × head size 64, 128 × 4 or 8 rows a warp × groups of 32 or more:
+ * 40 in all. Chunks of them, by the call's bounds, go to attend_chunk.cu where the card has what that needs. */
 #include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/attend_chunk.cuh"
 #include "kernels/cuda/cuda_private.h"
 
 enum { SMEM_BYTES = 227 * 1024, MAX_SEQS = 1024 };
@@ -86,13 +87,20 @@ static size_t parts_bytes(int dim)
     return (size_t)2 * ATTEND_MAX_CTAS * 8 * ((size_t)attend_row_floats(dim) + 2) * sizeof(float);
 }
 
-size_t bs_cuda_attend_workspace(const bs_device *, const bs_kv_shape *shape, int n_heads, int max_seqs,
-                                int max_tokens, int)
+static size_t decode_bytes(const bs_kv_shape *shape, int n_heads, int max_seqs, int max_tokens)
 {
-    if (max_seqs <= 0 || max_tokens <= 0) return 0;
     const int group = n_heads / shape->n_kv_heads, rows = rows_of(max_tokens, max_seqs, group);
     return parts_bytes(shape->head_dim) +
            jobs_of(rows, shape->n_kv_heads, group, max_seqs, max_tokens) * (size_t)rows * 4;
+}
+
+/* Both paths': a call with smaller bounds may take either. */
+size_t bs_cuda_attend_workspace(const bs_device *, const bs_kv_shape *shape, int n_heads, int max_seqs,
+                                int max_tokens, int max_pages)
+{
+    if (max_seqs <= 0 || max_tokens <= 0) return 0;
+    return decode_bytes(shape, n_heads, max_seqs, max_tokens) +
+           bs_cuda_chunk_workspace(shape, n_heads, max_seqs, max_tokens, max_pages);
 }
 
 bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
@@ -113,6 +121,8 @@ bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
     if ((uintptr_t)a->o % 16 != 0 || (uintptr_t)a->workspace % 16 != 0)
         return bs_fail(BS_STATUS_RANGE, "attend: o at %p and workspace at %p: 16-byte addresses needed",
                        (void *)a->o, a->workspace);
+    if (max_query_of(a->max_tokens, a->max_seqs) >= CHUNK_MIN_TOKENS && bs_cuda_chunk_has())
+        return bs_cuda_attend_chunk(stream, a);
     int n_sms;
     BS_TRY(bs_cuda_attribute(cudaDevAttrMultiProcessorCount, "attend", &n_sms));
     const int n_ctas = n_sms < ATTEND_MAX_CTAS ? n_sms : ATTEND_MAX_CTAS;
