@@ -362,6 +362,11 @@ static const int several[MAX_SEQS][3] = {{128, 2, 1}, {127, 3, 2}, {641, 5, 1}, 
 static const int prefill[MAX_SEQS][3] = {{130, 130, 1}, {700, 17, 1}, {0, 0, 1}, {1280, 64, 2}};
 /* Ranks hold nothing of some sequences: hundreds of jobs in a row without a page. */
 static const int absent[MAX_SEQS][3] = {{0, 200, 1}, {129, 3, 1}, {0, 300, 1}, {900, 1, 1}};
+/* Chunks: of several sequences, one with a single token and one without any; a whole one behind a little; a few tokens
+ * behind many, of which a rank holds a part. */
+static const int chunks[MAX_SEQS][3] = {{1409, 130, 1}, {800, 1, 1}, {0, 0, 1}, {2500, 200, 3}};
+static const int whole_chunk[MAX_SEQS][3] = {{2307, 2048, 1}, {0, 0, 1}, {0, 0, 1}, {0, 0, 1}};
+static const int few_rows[MAX_SEQS][3] = {{9000, 68, 2}, {0, 0, 1}, {0, 0, 1}, {0, 0, 1}};
 static const int lone[MAX_SEQS][3] = {{5003, 1, 1}, {0, 0, 1}, {0, 0, 1}, {0, 1, 1}};
 
 #endif

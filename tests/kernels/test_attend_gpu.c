@@ -178,6 +178,10 @@ static void build(attend_case *x, bs_kv_format format, int dim, int G, int windo
         x->fx.max_lse = TOL_ATTEND_GPU_MAX_LSE;
     }
     make_case(x, cpu, cpu_stream, format, dim, G, seqs, outliers);
+    if (outliers && x->tb.q_start[MAX_SEQS] > 16 * MAX_SEQS) {
+        x->fx.max_o = TOL_ATTEND_CHUNK_MAX_O;
+        x->fx.max_lse = TOL_ATTEND_CHUNK_MAX_LSE;
+    }
     for (int i = 0; i < x->tb.q_start[MAX_SEQS] * x->fx.n_heads * dim; i++) {
         uint32_t bits;
         float value = noise() * 0.7f;
@@ -283,6 +287,42 @@ static void test_cases(void **state)
     run_case(format(2, 2, true, 64, false), 64, 16, 0, absent, false, BS_TYPE_BF16, -1);
 }
 
+/* Chunks of query tokens: every pair of widths, and what else changes a page's or a row's place. */
+static void test_chunks(void **state)
+{
+    (void)state;
+    static const struct {
+        int k_bits, v_bits, group, dim, G, window;
+        const int (*seqs)[3];
+        bool kc, norm, outliers;
+        bs_type act;
+    } cases[] = {
+        {4, 4, 128, 128, 4, 0, chunks, true, false, false, BS_TYPE_BF16},
+        {2, 2, 32, 128, 4, 0, chunks, true, true, false, BS_TYPE_F16},
+        {8, 8, 64, 64, 3, 300, chunks, true, false, false, BS_TYPE_F32},
+        {4, 2, 32, 64, 8, 0, chunks, false, true, false, BS_TYPE_BF16},
+        {8, 4, 128, 128, 1, 1000, chunks, false, false, false, BS_TYPE_BF16},
+        {2, 2, 128, 64, 5, 129, chunks, false, false, false, BS_TYPE_F32},
+        {16, 16, 0, 128, 7, 0, chunks, false, false, false, BS_TYPE_BF16},
+        {16, 16, 0, 64, 2, 700, chunks, false, false, false, BS_TYPE_F32},
+        {4, 4, 64, 128, 4, 0, chunks, true, true, true, BS_TYPE_BF16},
+        {2, 2, 64, 128, 6, 0, chunks, true, true, true, BS_TYPE_F16},
+        {4, 4, 32, 128, 2, 0, whole_chunk, true, false, false, BS_TYPE_BF16},
+        {2, 2, 32, 64, 1, 0, whole_chunk, true, true, false, BS_TYPE_F16},
+        {4, 4, 128, 128, 4, 0, few_rows, true, false, false, BS_TYPE_BF16},
+        {2, 2, 32, 128, 1, 0, few_rows, true, true, false, BS_TYPE_BF16},
+        {16, 16, 0, 64, 16, 0, few_rows, false, false, false, BS_TYPE_F16},
+        {4, 4, 128, 128, 16, 0, absent, true, false, false, BS_TYPE_BF16},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        if (is_short && i != 1 && i != 6 && i != 13) continue;
+        seed = 700u + (uint32_t)i;
+        run_case(format(cases[i].k_bits, cases[i].v_bits, cases[i].kc, cases[i].group, cases[i].norm),
+                 cases[i].dim, cases[i].G, cases[i].window, cases[i].seqs, cases[i].outliers, cases[i].act,
+                 -1);
+    }
+}
+
 /* Errors must not grow with the number of tokens. */
 static void test_long(void **state)
 {
@@ -293,6 +333,9 @@ static void test_long(void **state)
     run_case(format(4, 4, true, 128, false), 128, 1, 0, seqs, false, BS_TYPE_BF16, -1);
     run_case(format(2, 2, true, 128, false), 64, 1, 0, seqs, false, BS_TYPE_BF16, -1);
     run_case(format(2, 2, true, 128, false), 128, 16, 0, seqs, false, BS_TYPE_BF16, -1);
+    /* Several slabs, of a chunk in splits. */
+    static const int chunk[MAX_SEQS][3] = {{150001, 68, 1}, {0, 0, 1}, {0, 0, 1}, {0, 0, 1}};
+    run_case(format(4, 4, true, 128, false), 128, 1, 0, chunk, false, BS_TYPE_BF16, -1);
 }
 
 /* A graph is captured once; lengths grow in device memory; each replay gives the bits of an eager call. */
@@ -375,8 +418,9 @@ int main(int argc, char **argv)
         printf("skipped: this process sees no GPU\n");
         return 77;
     }
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases), cmocka_unit_test(test_long),
-                                       cmocka_unit_test(test_graph), cmocka_unit_test(test_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases), cmocka_unit_test(test_chunks),
+                                       cmocka_unit_test(test_long), cmocka_unit_test(test_graph),
+                                       cmocka_unit_test(test_refused)};
     if (bs_device_open(&(bs_device_config){.n_threads = 1}, &cpu) != BS_STATUS_OK ||
         bs_device_open(&(bs_device_config){.kind = BS_DEVICE_CUDA, .n_threads = 1}, &gpu) != BS_STATUS_OK ||
         bs_stream_create(cpu, &cpu_stream) != BS_STATUS_OK ||
