@@ -382,12 +382,19 @@ bs_status bs_op_clear_slots(bs_stream *stream, const bs_clear_slots_args *args);
  * P = q_pos0[b] + i and sees positions j with max(0, P − window + 1) ≤ j ≤ P (window 0: no lower bound), and
  * j < n_tokens[b]. Bytes of pages beyond these positions may hold anything and must not matter.
  * q comes and O leaves in the format's rotated basis. Worst (token, head) error against fp64 attention over the
- * dequantized cache: tests/tolerances.h. */
+ * dequantized cache: tests/tolerances.h.
+ *
+ * A GPU has two ways. Decode's reads the pages as they are, once for every 8 rows (query token, query head of a KV head).
+ * Where ceil(max_tokens / max_seqs) · G rows are many (64; 144 with 4 bits of K), pages become fp16 in the workspace first,
+ * slab by slab, and are multiplied at the matrix units' rate. That queues two kernels a slab of max_pages (or of what a
+ * window lets be seen), whether its pages are there or not: outside graphs pass what the lists hold. Sequences of few query
+ * tokens beside a chunk are right, and slow: give them a call of their own. */
 typedef struct bs_attend_args {
     const bs_kv_pools *pools;
     int layer;
-    int max_seqs, max_tokens,
-        max_pages; /* B, ΣT and length of the page lists: upper bounds, fixed for a graph */
+    /* B, ΣT and length of the page lists: upper bounds, fixed for a graph. The sequences may be some of a step's: then
+     * the tables begin at the first of them, and q_start and page_start do not begin at 0. */
+    int max_seqs, max_tokens, max_pages;
     int n_heads;   /* H, a multiple of K */
     const void *q; /* [device] [ΣT, H, D] act, q_ld elements from token to token */
     int64_t q_ld;
@@ -401,12 +408,15 @@ typedef struct bs_attend_args {
     const int32_t *n_tokens;                 /* [device] [B] global length, this step's tokens included */
     float scale;                             /* of q·k, usually 1/√D */
     int window;
-    void *workspace; /* [device] zeroed once when allocated, then attend's alone, on one stream */
+    /* [device] zeroed once when allocated, then attend's alone, on one stream; the whole of it in every call, whatever its
+     * bounds: what must stay is at its start, what need not at its end */
+    void *workspace;
     size_t workspace_bytes;
     float *o;   /* [device] [ΣT, H, D] f32 */
     float *lse; /* [device] [ΣT, H] f32 */
 } bs_attend_args;
 bs_status bs_op_attend(bs_stream *stream, const bs_attend_args *args);
+/* Enough for calls with these bounds and with smaller ones. */
 size_t bs_attend_workspace_bytes(const bs_device *device, const bs_kv_shape *shape, int n_heads, int max_seqs,
                                  int max_tokens, int max_pages);
 

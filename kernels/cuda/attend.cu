@@ -74,12 +74,6 @@ static variant choose_variant(const bs_kv_shape *shape, const bs_cuda_kv_layout 
     return v;
 }
 
-/* Partial states of every CTA (two each), then a counter for each row of each job. */
-static size_t jobs_of(int rows, int n_kv_heads, int group, int max_seqs, int max_tokens)
-{
-    return ((size_t)max_tokens * (size_t)group / (size_t)rows + (size_t)max_seqs + 1) * (size_t)n_kv_heads;
-}
-
 /* The counters' place must not depend on a launch's shape: they are 0 between launches, other bytes are not.
  */
 static size_t parts_bytes(int dim)
@@ -87,11 +81,13 @@ static size_t parts_bytes(int dim)
     return (size_t)2 * ATTEND_MAX_CTAS * 8 * ((size_t)attend_row_floats(dim) + 2) * sizeof(float);
 }
 
+/* Partial states of every CTA (two each), then a counter for each row of each job: a sequence's rows and less than a job
+ * more. */
 static size_t decode_bytes(const bs_kv_shape *shape, int n_heads, int max_seqs, int max_tokens)
 {
-    const int group = n_heads / shape->n_kv_heads, rows = rows_of(max_tokens, max_seqs, group);
-    return parts_bytes(shape->head_dim) +
-           jobs_of(rows, shape->n_kv_heads, group, max_seqs, max_tokens) * (size_t)rows * 4;
+    const size_t rows = (size_t)max_tokens * (size_t)(n_heads / shape->n_kv_heads) +
+                        ((size_t)max_seqs + 1) * 8;
+    return parts_bytes(shape->head_dim) + rows * (size_t)shape->n_kv_heads * 4;
 }
 
 /* Both paths': a call with smaller bounds may take either. */
@@ -121,7 +117,7 @@ bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
     if ((uintptr_t)a->o % 16 != 0 || (uintptr_t)a->workspace % 16 != 0)
         return bs_fail(BS_STATUS_RANGE, "attend: o at %p and workspace at %p: 16-byte addresses needed",
                        (void *)a->o, a->workspace);
-    if (max_query_of(a->max_tokens, a->max_seqs) >= CHUNK_MIN_TOKENS && bs_cuda_chunk_has())
+    if (bs_cuda_chunk_takes(shape, group, max_query_of(a->max_tokens, a->max_seqs)))
         return bs_cuda_attend_chunk(stream, a);
     int n_sms;
     BS_TRY(bs_cuda_attribute(cudaDevAttrMultiProcessorCount, "attend", &n_sms));

@@ -22,9 +22,11 @@ static const size_t SLAB_BYTES = (size_t)128 << 20, STATE_BYTES = (size_t)64 << 
 
 /* ---- the plan ---- */
 
-/* First entry of [first, end) whose page number is at least `page`. */
+/* First entry of [first, end) whose page number is at least `page`. Usually it is one of the ends. */
 static __device__ int lower_bound(const int32_t *index, int first, int end, int page)
 {
+    if (page <= 0 || first >= end) return first;
+    if (index[end - 1] < page) return end;
     while (first < end) {
         const int middle = (first + end) >> 1;
         if (index[middle] < page) first = middle + 1;
@@ -86,8 +88,8 @@ static __global__ void __launch_bounds__(PLAN_THREADS) plan_kernel(const __grid_
 /* ---- the end of splits ---- */
 
 /* A warp a row: its splits' states, in their order, into the result. */
-static __global__ void __launch_bounds__(MERGE_THREADS) merge_splits(const __grid_constant__ chunk_params p, float *o,
-                                                                     float *lse)
+static __global__ void __launch_bounds__(MERGE_THREADS)
+    merge_splits(const __grid_constant__ chunk_params p, float *o, float *lse)
 {
     const int first = p.q_start[0], n_rows = (p.q_start[p.max_seqs] - first) * p.n_heads;
     const int row = (int)(blockIdx.x * (MERGE_THREADS / 32) + threadIdx.x / 32), lane = threadIdx.x & 31;
@@ -127,7 +129,8 @@ static size_t whole(size_t bytes)
     return (bytes + 255) & ~(size_t)255;
 }
 
-static chunk_sizes sizes_of(const bs_kv_shape *shape, int n_heads, int max_seqs, int max_tokens, int max_pages)
+static chunk_sizes sizes_of(const bs_kv_shape *shape, int n_heads, int max_seqs, int max_tokens,
+                            int max_pages)
 {
     const size_t page = (size_t)shape->n_kv_heads * 2 * chunk_tile_bytes(shape->head_dim);
     const size_t state = (size_t)max_tokens * (size_t)n_heads * ((size_t)shape->head_dim + 1) * sizeof(float);
@@ -141,9 +144,37 @@ static chunk_sizes sizes_of(const bs_kv_shape *shape, int n_heads, int max_seqs,
     return z;
 }
 
-size_t bs_cuda_chunk_workspace(const bs_kv_shape *shape, int n_heads, int max_seqs, int max_tokens, int max_pages)
+static bool has_wgmma(void)
 {
-    if (max_tokens < CHUNK_MIN_TOKENS || !bs_cuda_chunk_has()) return 0;
+#ifdef BS_HAVE_SM90A
+    int device, major, minor;
+    if (cudaGetDevice(&device) != cudaSuccess) return false;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess)
+        return false;
+    if (cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
+        return false;
+    return major == 9 && minor == 0;
+#else
+    return false;
+#endif
+}
+
+/* From how many rows a sequence on: 8 rows of the decode kernels take as long, at 8 KV heads and 128K tokens, as the table in
+ * docs/kernels/prefill-attention.md says. */
+static int min_rows(const bs_kv_format *f)
+{
+    return f->k_bits == 4 ? 144 : 64;
+}
+
+bool bs_cuda_chunk_takes(const bs_kv_shape *shape, int group, int n_query)
+{
+    return (int64_t)n_query * group >= min_rows(&shape->format) && has_wgmma();
+}
+
+size_t bs_cuda_chunk_workspace(const bs_kv_shape *shape, int n_heads, int max_seqs, int max_tokens,
+                               int max_pages)
+{
+    if (!bs_cuda_chunk_takes(shape, n_heads / shape->n_kv_heads, max_tokens)) return 0;
     return sizes_of(shape, n_heads, max_seqs, max_tokens, max_pages).bytes + 256; /* to align its start */
 }
 
@@ -163,19 +194,6 @@ static int splits_of(const chunk_sizes &z, int n_ctas, int n_units, int n_sms, s
         }
     }
     return best;
-}
-
-bool bs_cuda_chunk_has(void)
-{
-#ifdef BS_HAVE_SM90A
-    int device, major, minor;
-    if (cudaGetDevice(&device) != cudaSuccess) return false;
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return false;
-    if (cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess) return false;
-    return major == 9 && minor == 0;
-#else
-    return false;
-#endif
 }
 
 /* ---- the call ---- */

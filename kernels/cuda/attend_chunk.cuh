@@ -9,19 +9,18 @@ extern "C" {
 }
 
 enum {
-    CHUNK_ROWS = 128,       /* rows (query token, head) of a block */
-    CHUNK_MIN_TOKENS = 17,  /* query tokens a sequence from which on chunks take this path */
+    CHUNK_ROWS = 128, /* rows (query token, head) of a block */
     CHUNK_MAX_SEQS = 1024
 };
 
 /* What the query tokens of one sequence see. Units are its visible pages, in the order of its page list: three runs of
  * entries. */
 typedef struct chunk_span {
-    int32_t first[3], n[3];        /* visible entries of sink, quantized and f16 pages */
-    int32_t unit;                  /* units of the sequences before */
-    int32_t block;                 /* blocks of rows of the sequences before */
+    int32_t first[3], n[3]; /* visible entries of sink, quantized and f16 pages */
+    int32_t unit;           /* units of the sequences before */
+    int32_t block;          /* blocks of rows of the sequences before */
     int32_t q_start, n_query, pos0;
-    int32_t seen0, seen;           /* anybody sees positions seen0 … seen − 1 */
+    int32_t seen0, seen; /* anybody sees positions seen0 … seen − 1 */
     int32_t pad;
 } chunk_span;
 
@@ -35,11 +34,11 @@ typedef struct chunk_params {
     const uint32_t *page_slot;
     float scale;
     int window, max_seqs, n_heads, group;
-    chunk_span *spans; /* [max_seqs + 1]; the last: all units and blocks */
-    uint8_t *tiles;    /* K and V of this slab's units, [unit][KV head][K, V][128 · D] fp16 */
-    int unit0, n_units;       /* of the slab */
-    int n_splits;             /* pieces that a block's units are cut into */
-    float *o, *lse;           /* results, or with splits states of each: [split][row] */
+    chunk_span *spans;            /* [max_seqs + 1]; the last: all units and blocks */
+    uint8_t *tiles;               /* K and V of this slab's units, [unit][KV head][K, V][128 · D] fp16 */
+    int unit0, n_units;           /* of the slab */
+    int n_splits;                 /* pieces that a block's units are cut into */
+    float *o, *lse;               /* results, or with splits states of each: [split][row] */
     int64_t o_stride, lse_stride; /* floats from split to split */
 } chunk_params;
 
@@ -87,9 +86,12 @@ static __device__ __forceinline__ int chunk_entry_of(const chunk_span &s, int un
     return *quant ? s.first[1] + unit - s.n[0] : s.first[2] + unit - s.n[0] - s.n[1];
 }
 
-/* Whether this build and the current device have it. */
-bool bs_cuda_chunk_has(void);
-size_t bs_cuda_chunk_workspace(const bs_kv_shape *shape, int n_heads, int max_seqs, int max_tokens, int max_pages);
+/* Whether a call goes this way, whose sequences have so many query tokens: where there are enough rows for the fp16 tiles
+ * to pay, and this build and the current device have warpgroup products. */
+bool bs_cuda_chunk_takes(const bs_kv_shape *shape, int group, int n_query);
+/* Of all calls with these bounds or smaller ones; 0 where none goes this way. */
+size_t bs_cuda_chunk_workspace(const bs_kv_shape *shape, int n_heads, int max_seqs, int max_tokens,
+                               int max_pages);
 bs_status bs_cuda_attend_chunk(bs_stream *stream, const bs_attend_args *args);
 
 /* The slab's pages into its tiles. */

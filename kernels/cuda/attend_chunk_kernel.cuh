@@ -6,8 +6,8 @@
  *          so that a page is read once for all of a KV head's query heads; 128 rows are a block.
  * Mapping  a CTA has one (KV head, block, split): two warpgroups of 64 rows with 240 registers and one that copies. A
  *          step is a page: S = Q Kᵀ (64 x 128 a warpgroup), softmax in registers, O += P V with P in registers. K's next
- *          product is issued before this page's P V, and its softmax runs beside that; the two warpgroups take
- *          turns with the tensor cores, so that one's softmax hides behind the other's products.
+ *          product is issued before this page's P V, and its softmax runs beside that and beside the other
+ *          warpgroup's products.
  * Cost     4·D operations a (row, token): 2,048 tokens of 32 heads of 128 over 128K are 4.4 TFLOP; at 790 TFLOP/s
  *          5.6 ms. exp: one a (row, token), 16 a clock and SM, is half the time of the products.
  * Numerics q is scaled to [−1, 1] by a power of two a row and rounded to fp16; P is fp16, up to 2^8, all sums f32. A
@@ -31,8 +31,8 @@ enum {
 #define CHUNK_LN2   0.6931471805599453f
 #define CHUNK_LOG2E 1.4426950408889634f
 
-/* Named barriers: 0 is __syncthreads'. */
-enum { CHUNK_TURN = 1, CHUNK_ROWS_READY = 1 + CHUNK_GROUPS };
+/* Named barriers, one a warpgroup; 0 is __syncthreads'. */
+enum { CHUNK_ROWS_READY = 1 };
 
 template <int D> struct alignas(1024) chunk_shared {
     uint8_t q[2 * CHUNK_ROWS * D]; /* tiles of 64 channels, 128 rows each */
@@ -46,7 +46,8 @@ template <int D> struct alignas(1024) chunk_shared {
 /* The CTA's share: rows and units. */
 typedef struct chunk_job {
     int seq, kv_head, split;
-    int row0, n_rows; /* of the sequence's rows of this KV head: this block's, and how many there are in all */
+    int row0,
+        n_rows; /* of the sequence's rows of this KV head: this block's, and how many there are in all */
     int unit0, unit1; /* of the sequence: this split's in this slab */
     int lo, hi;       /* positions that any of the rows sees */
 } chunk_job;
@@ -95,8 +96,8 @@ static __device__ __forceinline__ bool chunk_find_job(const chunk_params &p, chu
 /* ---- the warp that copies ---- */
 
 template <int D>
-static __device__ __forceinline__ void chunk_copy(const chunk_params &p, const chunk_job &job, const chunk_span &span,
-                                                  chunk_shared<D> &sh)
+static __device__ __forceinline__ void chunk_copy(const chunk_params &p, const chunk_job &job,
+                                                  const chunk_span &span, chunk_shared<D> &sh)
 {
     constexpr uint32_t BYTES = chunk_tile_bytes(D);
     const int lane = threadIdx.x & 31;
@@ -116,10 +117,12 @@ static __device__ __forceinline__ void chunk_copy(const chunk_params &p, const c
             const int which = __ffs((int)left) - 1;
             const int at = __shfl_sync(~0u, position, which);
             if (lane == 0) {
-                const uint8_t *tile = p.tiles + ((size_t)(base + which + span.unit - p.unit0) * p.layout.n_kv_heads +
-                                                 job.kv_head) *
-                                                    (2 * (size_t)BYTES);
-                const uint32_t k_there = smem_address(&sh.k_there[stage]), v_there = smem_address(&sh.v_there[stage]);
+                const uint8_t *tile = p.tiles +
+                                      ((size_t)(base + which + span.unit - p.unit0) * p.layout.n_kv_heads +
+                                       job.kv_head) *
+                                          (2 * (size_t)BYTES);
+                const uint32_t k_there = smem_address(&sh.k_there[stage]),
+                               v_there = smem_address(&sh.v_there[stage]);
                 barrier_wait(smem_address(&sh.k_free[stage]), parity);
                 sh.position[stage] = at;
                 barrier_expect(k_there, BYTES);
@@ -143,8 +146,8 @@ static __device__ __forceinline__ void chunk_copy(const chunk_params &p, const c
 
 /* A warp's 16 rows of q, each scaled by a power of two, into the tiles; and what a score of theirs is worth in log2. */
 template <int D>
-static __device__ __forceinline__ void chunk_put_q(const chunk_params &p, const chunk_job &job, const chunk_span &span,
-                                                   chunk_shared<D> &sh)
+static __device__ __forceinline__ void chunk_put_q(const chunk_params &p, const chunk_job &job,
+                                                   const chunk_span &span, chunk_shared<D> &sh)
 {
     constexpr int C = D / 32; /* channels of a lane */
     const int lane = threadIdx.x & 31, first = threadIdx.x / 32 * 16;
@@ -187,9 +190,11 @@ static __device__ __forceinline__ void chunk_put_q(const chunk_params &p, const 
         const uint32_t to = smem_address(sh.q) + chunk_tile_byte(first + n, C * lane);
         uint32_t pair[C / 2];
 #pragma unroll
-        for (int c = 0; c < C; c += 2) pair[c / 2] = bits_of(__floats2half2_rn(x[c] * shrink, x[c + 1] * shrink));
+        for (int c = 0; c < C; c += 2)
+            pair[c / 2] = bits_of(__floats2half2_rn(x[c] * shrink, x[c + 1] * shrink));
         if constexpr (C == 4)
-            asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(pair[0]), "r"(pair[C / 2 - 1]) : "memory");
+            asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(pair[0]), "r"(pair[C / 2 - 1])
+                         : "memory");
         else asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(pair[0]) : "memory");
         float gain = fmaxf(__int_as_float(e << 23) * fabsf(p.scale) * CHUNK_LOG2E, 1e-35f);
         if (most >= 0x7f800000u) gain = NAN; /* so that the row's result is */
@@ -287,11 +292,13 @@ static __device__ __forceinline__ void chunk_weigh(float (&o)[N], const uint32_t
 /* ---- the end of a slab ---- */
 
 template <int D>
-static __device__ __forceinline__ void chunk_leave(const chunk_params &p, const chunk_job &job, const chunk_span &span,
-                                                   const chunk_rows &rows, const float (&o)[D / 2], bool first)
+static __device__ __forceinline__ void chunk_leave(const chunk_params &p, const chunk_job &job,
+                                                   const chunk_span &span, const chunk_rows &rows,
+                                                   const float (&o)[D / 2], bool first)
 {
     const int lane = threadIdx.x & 31, warp_row = threadIdx.x / 32 * 16 + lane / 4;
-    const int row_base = p.n_splits > 1 ? p.q_start[0] : 0; /* states of splits count from the call's first row */
+    const int row_base = p.n_splits > 1 ? p.q_start[0]
+                                        : 0; /* states of splits count from the call's first row */
     float *const out = p.o + job.split * p.o_stride, *const out_lse = p.lse + job.split * p.lse_stride;
     float lse[2], mine[2], before[2];
     int64_t to[2];
@@ -351,7 +358,8 @@ static __device__ __forceinline__ void chunk_compute(const chunk_params &p, cons
     chunk_rows rows;
 #pragma unroll
     for (int x = 0; x < 2; x++) {
-        const int row = threadIdx.x / 32 * 16 + lane / 4 + 8 * x, token = chunk_token_of(p, span, job.row0 + row);
+        const int row = threadIdx.x / 32 * 16 + lane / 4 + 8 * x,
+                  token = chunk_token_of(p, span, job.row0 + row);
         rows.gain[x] = sh.gains[row];
         rows.most[x] = -INFINITY;
         rows.sum[x] = 0;
@@ -367,7 +375,6 @@ static __device__ __forceinline__ void chunk_compute(const chunk_params &p, cons
 #pragma unroll
     for (int j = 0; j < D / 2; j++) o[j] = 0;
     const bool leader = threadIdx.x % 128 == 0;
-    if (group == 1) named_arrive(CHUNK_TURN, 256); /* the first turn is group 0's */
     int stage = 0;
     uint32_t parity = 0;
     barrier_wait(smem_address(&sh.k_there[0]), 0);
@@ -390,14 +397,12 @@ static __device__ __forceinline__ void chunk_compute(const chunk_params &p, cons
             barrier_wait(smem_address(&sh.k_there[next]), next_parity);
             position = sh.position[next];
             if (position < 0) break;
-            named_wait(CHUNK_TURN + group, 256);
             wgmma_fence();
             chunk_scores<D>(s, q, wgmma_tile(smem_address(sh.k[next]), 0));
             wgmma_commit();
             barrier_wait(smem_address(&sh.v_there[stage]), parity);
             chunk_weigh(o, a, wgmma_tile(smem_address(sh.v[stage]), CHUNK_PAGE * 128));
             wgmma_commit();
-            named_arrive(CHUNK_TURN + (group ^ 1), 256);
             wgmma_wait<1>();
             wgmma_hold(s);
             if (leader) barrier_arrive(smem_address(&sh.k_free[next]));
@@ -418,12 +423,12 @@ static __device__ __forceinline__ void chunk_compute(const chunk_params &p, cons
         wgmma_wait<0>();
         wgmma_hold(o);
     }
-    if (group == 0) named_wait(CHUNK_TURN, 256);
     chunk_leave<D>(p, job, span, rows, o, first);
 }
 
 template <int D>
-static __global__ void __launch_bounds__(CHUNK_THREADS, 1) chunk_kernel(const __grid_constant__ chunk_params p, bool first)
+static __global__ void __launch_bounds__(CHUNK_THREADS, 1)
+    chunk_kernel(const __grid_constant__ chunk_params p, bool first)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(1024) uint8_t dynamic[];
@@ -457,7 +462,8 @@ static bs_status chunk_launch(const bs_stream *stream, const chunk_params *p, in
 {
     auto *kernel = chunk_kernel<D>;
     const int smem = (int)sizeof(chunk_shared<D>);
-    BS_TRY(bs_cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem), "attend"));
+    BS_TRY(bs_cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem),
+                          "attend"));
     kernel<<<(unsigned)(max_blocks * p->layout.n_kv_heads * p->n_splits), CHUNK_THREADS, (size_t)smem,
              bs_cuda_stream(stream)>>>(*p, first);
     return bs_cuda_launched("attend");

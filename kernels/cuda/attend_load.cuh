@@ -38,8 +38,9 @@ typedef struct attend_merging {
     bool whole; /* this CTA has the whole job */
 } attend_merging;
 
+/* q_start0: of the first sequence; a call's counters begin there. */
 static __device__ __forceinline__ attend_merging attend_plan_merge(const attend_params &p,
-                                                                   const attend_plan &plan,
+                                                                   const attend_plan &plan, int q_start0,
                                                                    const attend_span &span,
                                                                    const attend_segment &segment, int rows)
 {
@@ -47,7 +48,7 @@ static __device__ __forceinline__ attend_merging attend_plan_merge(const attend_
     if (m.whole) return m;
     m.run0 = attend_run_of(plan, segment.job_start);
     m.n = attend_run_of(plan, segment.job_start + segment.job_units - 1) - m.run0 + 1;
-    m.job = (span.q_start * p.group / rows + segment.seq + segment.block) * p.layout.n_kv_heads +
+    m.job = ((span.q_start - q_start0) * p.group / rows + segment.seq + segment.block) * p.layout.n_kv_heads +
             segment.kv_head;
     return m;
 }
@@ -191,7 +192,8 @@ static __device__ __forceinline__ void attend_dispatch(const attend_params &p, c
         if (number >= 0 && (number < 2 || barrier_passed(smem_address(&jobs.states_there[number & 1]),
                                                          (number >> 1 & 1) ^ 1))) {
             attend_put_q<D, R>(staging, p, smem_address(jobs.q[number & 1]), jobs.gains[number & 1]);
-            const attend_merging merging = attend_plan_merge(p, plan, spans[job.seq], job, R);
+            const attend_merging merging = attend_plan_merge(p, plan, spans[0].q_start, spans[job.seq], job,
+                                                             R);
             if (p.layout.k_bits != 16 && !p.layout.k_per_channel) {
                 __syncwarp();
                 attend_put_factors<D, R>(smem_address(jobs.q[number & 1]), jobs.factors[number & 1],

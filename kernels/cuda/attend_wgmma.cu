@@ -1,5 +1,5 @@
 /* attend_wgmma.cu: chunk attention's kernels, for the architecture that has warpgroup products (sm_90a, which the build
- * adds for this file alone). */
+ * gives to this file alone). */
 #include "kernels/cuda/attend_chunk_kernel.cuh"
 
 bs_status bs_cuda_chunk_slab(const bs_stream *stream, const chunk_params *p, int max_blocks, bool first)

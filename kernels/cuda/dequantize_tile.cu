@@ -19,9 +19,9 @@ enum { THREADS = 256, WARPS = THREADS / 32, PAGE = BS_PAGE_TOKENS };
 
 /* Where one CTA's page lies and what of it is seen. */
 typedef struct tile_job {
-    const uint8_t *from;   /* its K half, or K page */
-    uint8_t *to;           /* its K tile */
-    int seen0, seen;       /* tokens of the page that somebody sees */
+    const uint8_t *from; /* its K half, or K page */
+    uint8_t *to;         /* its K tile */
+    int seen0, seen;     /* tokens of the page that somebody sees */
     bool quant;
 } tile_job;
 
@@ -34,8 +34,7 @@ static __device__ tile_job find_job(const chunk_params &p, int unit, int kv_head
     const int position = p.page_index[entry] * PAGE;
     job.seen0 = span.seen0 - position;
     job.seen = span.seen - position;
-    if (job.quant)
-        job.from = p.quant_pool + slot * p.layout.quant_slot + (size_t)kv_head * p.layout.record;
+    if (job.quant) job.from = p.quant_pool + slot * p.layout.quant_slot + (size_t)kv_head * p.layout.record;
     else job.from = p.f16_pool + slot * p.layout.f16_slot + (size_t)kv_head * 2 * p.layout.f16_page;
     job.to = p.tiles + ((size_t)(unit - p.unit0) * p.layout.n_kv_heads + kv_head) * 2 *
                            chunk_tile_bytes(p.layout.head_dim);
@@ -70,8 +69,9 @@ static __device__ __forceinline__ float value_of(uint32_t word, int shift, float
 /* A pair in fp16, within its range. */
 static __device__ __forceinline__ uint32_t pair_of(float a, float b)
 {
-    const __half2 most = half2_splat(0x7bff);
-    return bits_of(__hmax2(__hmin2(__floats2half2_rn(a, b), most), __hneg2(most)));
+    uint32_t pair;
+    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(b), "f"(a));
+    return pair;
 }
 
 static __device__ __forceinline__ float half_at(uint32_t pair, int which)
@@ -106,14 +106,13 @@ static __device__ __forceinline__ void put_4(uint32_t at, uint32_t a)
 
 /* ---- K ---- */
 
-/* Scales and zeros of a lane's codes in one tile of 16 tokens. Per channel: [half of 32 channels][channel of 4]. Per
- * token both are one number for each of the lane's two tokens. */
+/* Scales and zeros of a lane's channels: [half of 32][channel of 4]. */
 typedef struct k_factors {
     float scale[2][4], zero[2][4];
 } k_factors;
 
-static __device__ __forceinline__ void k_channel_factors(const bs_cuda_kv_layout &l, const uint8_t *half, int group,
-                                                         int k_tile, int i, k_factors &f)
+static __device__ __forceinline__ void k_channel_factors(const bs_cuda_kv_layout &l, const uint8_t *half,
+                                                         int group, int k_tile, int i, k_factors &f)
 {
     const uint32_t at = (uint32_t)(group * 2 * l.head_dim + (k_tile * 4 + i) * 16);
     const uint4 s = quad_at(half + l.k_s + at), z = quad_at(half + l.k_z + at);
@@ -125,22 +124,24 @@ static __device__ __forceinline__ void k_channel_factors(const bs_cuda_kv_layout
     }
 }
 
-template <int BITS>
-static __device__ __forceinline__ void dequantize_k(const bs_cuda_kv_layout &l, const tile_job &job, uint32_t tile)
+/* A warp keeps its 32 channels from block to block. */
+template <int BITS, bool PER_CHANNEL>
+static __device__ __forceinline__ void dequantize_k(const bs_cuda_kv_layout &l, const tile_job &job,
+                                                    uint32_t tile)
 {
     constexpr int FIELDS = 8 / BITS;
     const int lane = threadIdx.x & 31, r = lane >> 2, i = lane & 3, k_tiles = l.head_dim / 32;
-    const int n_blocks = PAGE * l.head_dim * BITS / 8 / 512;
+    const int k_tile = threadIdx.x / 32 % k_tiles, n_blocks = PAGE * l.head_dim * BITS / 8 / 512;
+    const uint32_t to = tile + chunk_tile_byte(r, k_tile * 32 + 4 * i);
+    k_factors f;
+    int group = -1;
     for (int b = threadIdx.x / 32; b < n_blocks; b += WARPS) {
-        const int k_tile = b % k_tiles;
         const uint4 codes = quad_at(job.from + b * 512 + lane * 16);
-        k_factors f;
-        int group = -1;
 #pragma unroll
         for (int j = 0; j < FIELDS; j++) {
             const int t16 = b / k_tiles * FIELDS + j; /* tile of 16 tokens */
             uint32_t s = 0, z = 0, n = 0x3c003c00u;   /* of tokens r and r + 8 */
-            if (l.k_per_channel) {
+            if (PER_CHANNEL) {
                 if (t16 * 16 / l.k_group != group) {
                     group = t16 * 16 / l.k_group;
                     k_channel_factors(l, job.from, group, k_tile, i, f);
@@ -153,37 +154,55 @@ static __device__ __forceinline__ void dequantize_k(const bs_cuda_kv_layout &l, 
             if (l.k_norm) n = pair_at(job.from + l.k_n + r * 32 + t16 * 4);
 #pragma unroll
             for (int w = 0; w < 4; w++) {
-                const int token = t16 * 16 + w % 2 * 8 + r, channel = k_tile * 32 + w / 2 * 16 + 4 * i;
+                const int token = t16 * 16 + w % 2 * 8 + r;
                 const uint32_t word = word_of(codes, w);
                 const float norm = half_at(n, w % 2), scale = half_at(s, w % 2),
                             zero = zero_of((int16_t)(w % 2 ? z >> 16 : z & 0xffff));
                 float x[4];
 #pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    x[e] = value_of<BITS>(word, 8 * e + j * BITS, l.k_per_channel ? f.scale[w / 2][e] : scale,
-                                          l.k_per_channel ? f.zero[w / 2][e] : zero);
-                    if (l.k_norm) x[e] *= norm;
+                for (int e = 0; e < 4; e++)
+                    x[e] = value_of<BITS>(word, 8 * e + j * BITS, PER_CHANNEL ? f.scale[w / 2][e] : scale,
+                                          PER_CHANNEL ? f.zero[w / 2][e] : zero);
+                if (l.k_norm) {
+#pragma unroll
+                    for (int e = 0; e < 4; e++) x[e] *= norm;
                 }
                 const bool seen = token >= job.seen0 && token < job.seen;
-                put_8(tile + chunk_tile_byte(token, channel), seen ? pair_of(x[0], x[1]) : 0,
-                      seen ? pair_of(x[2], x[3]) : 0);
+                /* 16 channels on: two chunks, 2 being a bit that no lane's chunk has. */
+                put_8((to ^ (uint32_t)(w / 2 * 32)) + (uint32_t)(t16 * 2048 + w % 2 * 1024),
+                      seen ? pair_of(x[0], x[1]) : 0, seen ? pair_of(x[2], x[3]) : 0);
             }
         }
     }
 }
 
+template <int BITS>
+static __device__ __forceinline__ void dequantize_k(const bs_cuda_kv_layout &l, const tile_job &job,
+                                                    uint32_t tile)
+{
+    if (l.k_per_channel) dequantize_k<BITS, true>(l, job, tile);
+    else dequantize_k<BITS, false>(l, job, tile);
+}
+
 /* ---- V ---- */
 
+/* A piece is FIELDS tiles of 16 channels of 32 tokens; a warp keeps its tokens from piece to piece. */
 template <int BITS>
-static __device__ __forceinline__ void dequantize_v(const bs_cuda_kv_layout &l, const tile_job &job, uint32_t tile)
+static __device__ __forceinline__ void dequantize_v(const bs_cuda_kv_layout &l, const tile_job &job,
+                                                    uint32_t tile)
 {
     constexpr int FIELDS = 8 / BITS;
     const int lane = threadIdx.x & 31, r = lane >> 2, i = lane & 3;
+    const int q = threadIdx.x / 64 % 2, w2 = threadIdx.x / 32 % 2, token0 = q * 64 + w2 * 32;
     const uint8_t *half = job.from + l.k_half;
-    /* A piece: FIELDS tiles of 16 channels, 32 tokens. */
     const int n_pieces = l.head_dim / 16 / FIELDS * 4;
+    float scale[2][4], zero[2][4]; /* of tokens 8 e + 2 i and 8 e + 2 i + 1 */
+    int group = -1;
+    bool seen[4]; /* of tokens 8 e + r, the lane's behind the transposition */
+#pragma unroll
+    for (int e = 0; e < 4; e++) seen[e] = token0 + 8 * e + r >= job.seen0 && token0 + 8 * e + r < job.seen;
     for (int piece = threadIdx.x / 32; piece < n_pieces; piece += WARPS) {
-        const int block = piece / 4, q = piece / 2 % 2, w2 = piece % 2; /* tokens 64 q + 32 w2 … */
+        const int block = piece / 4;
         uint32_t codes[2][2]; /* [token of a pair][8 channels of 16] */
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -192,8 +211,6 @@ static __device__ __forceinline__ void dequantize_v(const bs_cuda_kv_layout &l, 
             codes[h][0] = pair.x;
             codes[h][1] = pair.y;
         }
-        float scale[2][4], zero[2][4]; /* of tokens 8 e + 2 i and 8 e + 2 i + 1 */
-        int group = -1;
 #pragma unroll
         for (int j = 0; j < FIELDS; j++) {
             const int c16 = block * FIELDS + j; /* tile of 16 channels */
@@ -201,25 +218,24 @@ static __device__ __forceinline__ void dequantize_v(const bs_cuda_kv_layout &l, 
                 group = c16 * 16 / l.v_group;
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    const uint2 s = __ldg(reinterpret_cast<const uint2 *>(half + l.v_s + group * 256 +
-                                                                          (2 * i + h) * 32 + q * 16 + w2 * 8));
-                    const uint2 z = __ldg(reinterpret_cast<const uint2 *>(half + l.v_z + group * 256 +
-                                                                          ((q + 2 * h) * 4 + i) * 16 + w2 * 8));
+                    const uint2 s = __ldg(reinterpret_cast<const uint2 *>(
+                        half + l.v_s + group * 256 + (2 * i + h) * 32 + q * 16 + w2 * 8));
+                    const uint2 z = __ldg(reinterpret_cast<const uint2 *>(
+                        half + l.v_z + group * 256 + ((q + 2 * h) * 4 + i) * 16 + w2 * 8));
 #pragma unroll
                     for (int e = 0; e < 4; e++) scale[h][e] = half_at(e < 2 ? s.x : s.y, e % 2);
                     zeros_of(z.x, z.y, zero[h]);
                 }
             }
+            const uint32_t to = tile + chunk_tile_byte(token0 + r, c16 * 16 + 2 * i);
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                const int token = q * 64 + w2 * 32 + e * 8 + r; /* behind the transposition */
-                const bool seen = token >= job.seen0 && token < job.seen;
 #pragma unroll
                 for (int c = 0; c < 2; c++) {
                     const float even = value_of<BITS>(codes[0][c], 8 * e + j * BITS, scale[0][e], zero[0][e]);
                     const float odd = value_of<BITS>(codes[1][c], 8 * e + j * BITS, scale[1][e], zero[1][e]);
                     const uint32_t x = transpose_matrix(pair_of(even, odd));
-                    put_4(tile + chunk_tile_byte(token, c16 * 16 + c * 8 + 2 * i), seen ? x : 0);
+                    put_4((to ^ (uint32_t)(c * 16)) + (uint32_t)(e * 1024), seen[e] ? x : 0);
                 }
             }
         }
@@ -229,8 +245,8 @@ static __device__ __forceinline__ void dequantize_v(const bs_cuda_kv_layout &l, 
 /* ---- f16 pages ---- */
 
 /* Chunks of 8 channels change their place, and channels of K theirs among 16. */
-static __device__ __forceinline__ void copy_f16(const bs_cuda_kv_layout &l, const tile_job &job, uint32_t k_tile,
-                                                uint32_t v_tile)
+static __device__ __forceinline__ void copy_f16(const bs_cuda_kv_layout &l, const tile_job &job,
+                                                uint32_t k_tile, uint32_t v_tile)
 {
     const int n16 = l.head_dim / 16;
     for (int at = threadIdx.x; at < PAGE * n16; at += THREADS) {
@@ -255,15 +271,30 @@ static __device__ __forceinline__ void copy_f16(const bs_cuda_kv_layout &l, cons
 
 /* ---- the kernel ---- */
 
+/* What the CTA has left in shared memory goes to its place in one copy, by one thread, and is there when that returns. */
+static __device__ void send(uint8_t *to, uint32_t from, uint32_t bytes)
+{
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900 /* the launcher asks for it */
+    fence_shared_async();
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n"
+                 "cp.async.bulk.commit_group;\n"
+                 "cp.async.bulk.wait_group 0;" ::"l"(to),
+                 "r"(from), "r"(bytes)
+                 : "memory");
+#endif
+}
+
 static __global__ void __launch_bounds__(THREADS) dequantize_kernel(const __grid_constant__ chunk_params p)
 {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     extern __shared__ __align__(128) uint8_t shared[];
     const int unit = p.unit0 + (int)blockIdx.x / p.layout.n_kv_heads,
               kv_head = (int)blockIdx.x % p.layout.n_kv_heads;
     if (unit >= p.spans[p.max_seqs].unit) return;
     const tile_job job = find_job(p, unit, kv_head);
-    const uint32_t bytes = chunk_tile_bytes(p.layout.head_dim), k_tile = smem_address(shared), v_tile = k_tile + bytes;
+    const uint32_t bytes = chunk_tile_bytes(p.layout.head_dim), k_tile = smem_address(shared),
+                   v_tile = k_tile + bytes;
     if (!job.quant) {
         copy_f16(p.layout, job, k_tile, v_tile);
     } else {
@@ -274,23 +305,16 @@ static __global__ void __launch_bounds__(THREADS) dequantize_kernel(const __grid
         else if (p.layout.v_bits == 4) dequantize_v<4>(p.layout, job, v_tile);
         else dequantize_v<8>(p.layout, job, v_tile);
     }
-    fence_shared_async();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n"
-                     "cp.async.bulk.commit_group;\n"
-                     "cp.async.bulk.wait_group 0;" ::"l"(job.to),
-                     "r"(k_tile), "r"(2 * bytes)
-                     : "memory");
-    }
-#endif
+    send(job.to, k_tile, 2 * bytes);
 }
 
 bs_status bs_cuda_dequantize_tiles(const bs_stream *stream, const chunk_params *p)
 {
     const size_t smem = 2 * (size_t)chunk_tile_bytes(p->layout.head_dim);
     BS_TRY(bs_cuda_status(
-        cudaFuncSetAttribute(dequantize_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem), "attend"));
-    dequantize_kernel<<<(unsigned)(p->n_units * p->layout.n_kv_heads), THREADS, smem, bs_cuda_stream(stream)>>>(*p);
+        cudaFuncSetAttribute(dequantize_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)smem),
+        "attend"));
+    dequantize_kernel<<<(unsigned)(p->n_units * p->layout.n_kv_heads), THREADS, smem,
+                        bs_cuda_stream(stream)>>>(*p);
     return bs_cuda_launched("attend");
 }

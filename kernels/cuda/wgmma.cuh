@@ -90,15 +90,10 @@ static __device__ __forceinline__ void fence_shared_async()
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/* Barriers of part of a CTA: all `threads` of them come, some without waiting. */
+/* A barrier of part of a CTA, of so many threads. */
 static __device__ __forceinline__ void named_wait(int barrier, int threads)
 {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-
-static __device__ __forceinline__ void named_arrive(int barrier, int threads)
-{
-    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 template <int N> static __device__ __forceinline__ void take_registers()

@@ -5,6 +5,7 @@
  *   bench_data.c      a cache of gigabytes from a few pages of random numbers
  *   bench_reference.c attention in fp64 over the dequantized pages
  *   bench_attend.c, bench_quantize.c, bench_gemv.c, bench_read.c    one case of each op
+ *   bench_gemm.c      the rate of a large bf16 product, which chunks are measured by
  *   bench_time.c      graph replays on a GPU, a plain loop on a CPU; medians
  *   bench_report.c    table, CSV, JSON
  *   bench_decode.c    `bench decode`: a token's time, on all ranks
@@ -25,7 +26,8 @@
 #define BS_BENCH_ROTATE_GPU 240e6 /* 4 times the 60 MB L2 of an H200 */
 #define BS_BENCH_ROTATE_CPU 128e6
 
-enum { BS_BENCH_MAX_LAYERS = 256, BS_BENCH_SHAPE_NAME = 64 };
+/* BS_BENCH_CHUNK: query tokens of a sequence from which on attend is measured by operations, not by bytes. */
+enum { BS_BENCH_MAX_LAYERS = 256, BS_BENCH_SHAPE_NAME = 64, BS_BENCH_CHUNK = 17 };
 
 typedef enum bs_bench_op {
     BS_BENCH_ATTEND,
@@ -76,9 +78,10 @@ typedef struct bs_bench {
     bs_device *device;
     bs_stream *stream;
     bool gpu;
-    double read_gb_s;  /* the ceiling: a streaming read, measured first */
-    json_t *rows;      /* NULL without --json */
-    FILE *table, *csv; /* csv: NULL without --csv */
+    double read_gb_s;    /* the ceiling: a streaming read, measured first */
+    double gemm_tflop_s; /* that of chunks: a bf16 product, measured before each of them; 0: not measured */
+    json_t *rows;        /* NULL without --json */
+    FILE *table, *csv;   /* csv: NULL without --csv */
     bool csv_begun;
     int n_cases, n_failed;
 } bs_bench;
@@ -114,6 +117,7 @@ typedef struct bs_bench_row {
     int number;
     const char *mode;  /* "plain" or "overlap" (programmatic dependent launch) */
     double bytes;      /* of one call */
+    double flop;       /* of one call, where operations are what it is measured by, or 0 */
     bs_bench_times us; /* of one call */
     bool checked_o;    /* error_o and error_lse hold something */
     double error_o, error_lse;
@@ -144,6 +148,12 @@ bs_status bs_bench_decode(const bs_options *options, bs_comm *comm);
 bs_status bs_bench_comm(const bs_options *options, bs_comm *comm);
 /* Sets read_gb_s. */
 bs_status bs_bench_read_ceiling(bs_bench *bench);
+/* Sets gemm_tflop_s: 8192³ in bf16 as bs_op_gemm does it, checked first. On a GPU only. */
+bs_status bs_bench_gemm_ceiling(bs_bench *bench);
+/* Whether attend is measured by operations here, and the operations of a call: 4 · D a visible pair of a query head's
+ * token and a cached one. */
+bool bs_bench_is_chunk(const bs_bench *bench, const bs_bench_case *item);
+double bs_bench_flop(const bs_bench_case *item);
 /* Bytes of one call: of gemv the blocks of W. For attend K and V as stored, parameters counted: quantized pages whole, f16 ones by the
  * token. */
 double bs_bench_bytes(const bs_bench_case *item, const bs_kv_format *format);

@@ -13,6 +13,7 @@
 #include <string.h>
 
 enum { N_PAIRS = 8, MIN_CALLS = 8 };
+#define LONG_FLOP 1e12 /* of a call that takes milliseconds: one round is enough */
 
 typedef struct attend {
     bs_bench *bench;
@@ -211,12 +212,14 @@ static bs_status check_same_bits(attend *a)
 
 static bs_status run(attend *a, const bs_bench_case *c, int number)
 {
-    bs_bench_row row = {.item = c, .number = number};
+    const bool chunk = bs_bench_is_chunk(a->bench, c);
+    bs_bench_row row = {.item = c, .number = number, .flop = chunk ? bs_bench_flop(c) : 0};
     bs_bench_times overlap;
     BS_TRY(set_up(a, c));
     BS_TRY(check(a, &row));
-    const int n_layers = a->cache.shape.n_layers,
-              n_calls = a->bench->gpu ? (MIN_CALLS + n_layers - 1) / n_layers * n_layers : n_layers;
+    const int n_layers = a->cache.shape.n_layers, min_calls = row.flop > LONG_FLOP ? 1 : MIN_CALLS,
+              n_calls = a->bench->gpu ? (min_calls + n_layers - 1) / n_layers * n_layers : n_layers;
+    if (chunk) BS_TRY(bs_bench_gemm_ceiling(a->bench));
     BS_TRY(bs_bench_time(a->bench, queue_layer, a, n_calls, &row.us, a->bench->gpu ? &overlap : NULL));
     BS_TRY(check_same_bits(a));
     row.bytes = bs_bench_bytes(c, &a->cache.shape.format);

@@ -40,6 +40,9 @@
 #define GEMV_8B(tokens)                                                                                      \
     GEMV(4096, 4096, BF16, tokens), GEMV(1024, 4096, BF16, tokens), GEMV(14336, 4096, BF16, tokens),         \
         GEMV(4096, 14336, BF16, tokens), GEMV(128256, 4096, BF16, tokens)
+/* A chunk of t query tokens behind s cached ones. */
+#define CHUNK(s, t, kv) ATTEND(1, 32, 8, (s) + (t), t, 128, kv)
+#define CHUNKS(s, t)    CHUNK(s, t, "int4"), CHUNK(s, t, "int2")
 #define READ(bytes)                                                                                          \
     {                                                                                                        \
         BS_BENCH_READ, .context = (bytes)                                                                    \
@@ -63,6 +66,9 @@ static const bs_bench_case gpu_cases[] = {
     QUANTIZE(128, 8, 1, false, "int4"), QUANTIZE(128, 8, 1, false, "int2"),
     QUANTIZE(128, 8, 32, false, "int4"), QUANTIZE(128, 8, 32, false, "int2"),
     GEMV_8B(1), GEMV_8B(4), GEMV_8B(16), GEMV(4096, 4096, F16, 1), GEMV(128, 4096, BF16, 1), GEMV(512, 8192, BF16, 1),
+    CHUNKS(0, 2048), CHUNKS(8 * Ki, 2048), CHUNKS(32 * Ki, 2048), CHUNKS(128 * Ki, 2048), CHUNKS(512 * Ki, 2048),
+    CHUNKS(Mi, 2048), CHUNK(128 * Ki, 2048, "f16"), CHUNK(128 * Ki, 2048, "int8"), CHUNK(128 * Ki, 2048, "k4v2"),
+    CHUNKS(128 * Ki, 512), CHUNKS(128 * Ki, 64), CHUNKS(128 * Ki, 17),
 };
 
 static const bs_bench_case cpu_cases[] = {

@@ -14,7 +14,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_KINDS = 8, N_VARIANTS = 32, N_SOURCES = 32, PAGE = BS_PAGE_TOKENS, UNPACK_BATCH = 256 };
+enum {
+    N_KINDS = 8,
+    N_VARIANTS = 32,
+    N_SOURCES = 32,
+    PAGE = BS_PAGE_TOKENS,
+    UNPACK_BATCH = 256,
+    CHUNK_LAYERS = 2
+};
 static const double source_bytes_gpu = 1e9, source_bytes_cpu = 128e6;
 
 /* ---- geometry ---- */
@@ -341,6 +348,8 @@ err_words:
 /* Layers enough for a rotation, of a case whose layer has so many bytes. */
 static int layers_for(const bs_bench *bench, const bs_bench_case *c, double bytes)
 {
+    /* A chunk is bound by arithmetic, and its workspace alone is more than a cache holds. */
+    if (bs_bench_is_chunk(bench, c)) return CHUNK_LAYERS;
     const double n = ceil((bench->gpu ? BS_BENCH_ROTATE_GPU : BS_BENCH_ROTATE_CPU) / bytes);
     const int most = bench->gpu ? BS_BENCH_MAX_LAYERS : BS_BENCH_MAX_LAYERS / 4;
     if (n <= most) return (int)n;

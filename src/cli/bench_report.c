@@ -74,6 +74,11 @@ static void add_figures(json_t *row, const bs_bench *b, const bs_bench_row *r, b
     set_real(row, "read_gb_s", true, b->read_gb_s);
     set_real(row, "error_o", r->checked_o, r->error_o);
     set_real(row, "error_lse", r->checked_o, r->error_lse);
+    const double tflop_s = measured ? r->flop / r->us.median * 1e-6 : 0;
+    const bool counted = measured && r->flop > 0;
+    set_real(row, "tflop_s", counted, tflop_s);
+    set_real(row, "percent_gemm", counted, 100 * tflop_s / b->gemm_tflop_s);
+    set_real(row, "gemm_tflop_s", counted, b->gemm_tflop_s);
 }
 
 /* ---- where they go ---- */
@@ -106,14 +111,18 @@ static bs_status write_row(bs_bench *b, const bs_bench_row *r, const char *why)
 
 bs_status bs_bench_report(bs_bench *b, const bs_bench_row *r)
 {
-    char shape[BS_BENCH_SHAPE_NAME], kv[BS_KV_FORMAT_NAME], error[32] = "";
+    char shape[BS_BENCH_SHAPE_NAME], kv[BS_KV_FORMAT_NAME], error[32] = "", rate[64] = "";
     const double gb_s = r->bytes / r->us.median * 1e-3;
     bs_bench_shape_name(r->item, shape);
     if (r->checked_o) snprintf(error, sizeof error, "  %.1e %.1e", r->error_o, r->error_lse);
+    const double tflop_s = r->flop / r->us.median * 1e-6;
+    if (r->flop > 0)
+        snprintf(rate, sizeof rate, "  %.1f TFLOP/s, %.1f %% of a GEMM's %.1f", tflop_s,
+                 100 * tflop_s / b->gemm_tflop_s, b->gemm_tflop_s);
     BS_TRY(bs_cli_print_table(
-        b->table, "%3d %-8s %-20s %-31s %-7s %12.0f %10.2f %9.2f-%-9.2f %7.1f %6.1f  passed%s\n", r->number,
+        b->table, "%3d %-8s %-20s %-31s %-7s %12.0f %10.2f %9.2f-%-9.2f %7.1f %6.1f  passed%s%s\n", r->number,
         bs_bench_op_name(r->item->op), shape, kv_name(r->item, kv), r->mode, r->bytes, r->us.median,
-        r->us.p10, r->us.p90, gb_s, 100 * gb_s / b->read_gb_s, error));
+        r->us.p10, r->us.p90, gb_s, 100 * gb_s / b->read_gb_s, error, rate));
     return write_row(b, r, NULL);
 }
 

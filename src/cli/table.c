@@ -45,7 +45,7 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "Each case is checked first (attend: a few rows against fp64 over the dequantized cache; quantize: bit "
          "for bit against a CPU; gemv: rows against fp64), then timed, then a row of the table: bytes of a call, microseconds (median, "
          "10th and 90th percentile), GB/s, and the share of the bandwidth that a streaming read reached in the "
-         "same run. Calls go round over more memory than the caches hold; on a GPU they are one CUDA graph, "
+         "same run; on a GPU, attend of 17 query tokens and more in TFLOP/s too, beside a bf16 product measured just before. Calls go round over more memory than the caches hold; on a GPU they are one CUDA graph, "
          "plain and with kernels that overlap. Without --case these are the cases of the project's speed "
          "targets (a CPU has smaller ones); a case that fails does not end the run, but the run fails.\n\n"
          "The shape options time attend on a shape of your own instead.\n\n"

@@ -323,6 +323,46 @@ static void test_chunks(void **state)
     }
 }
 
+/* A step in several calls, each with some of its sequences: tables from there on, and rows and pages that do not begin
+ * at 0. */
+static void test_subsets(void **state)
+{
+    (void)state;
+    static const int seqs[MAX_SEQS][3] = {{700, 140, 1}, {1409, 3, 1}, {1000, 2, 1}, {2500, 333, 2}};
+    static const int calls[][2] = {{3, 1}, {1, 2}, {0, 1}}; /* first sequence, how many */
+    attend_case x;
+    seed = 11;
+    build(&x, format(4, 4, true, 128, false), 128, 4, 0, seqs, false);
+    side s = open_side(&x.fx, &x.tb, x.q, BS_TYPE_BF16);
+    float *o = malloc(s.o_bytes), *lse = malloc(s.lse_bytes);
+    fill(s.o, 0xff);
+    fill(s.lse, 0xff);
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        const int first = calls[i][0], n = calls[i][1];
+        bs_attend_args args = s.args;
+        args.pools = &s.pools;
+        args.max_seqs = n;
+        args.max_tokens = x.tb.q_start[first + n] - x.tb.q_start[first];
+        args.max_pages = x.tb.page_start[first + n] - x.tb.page_start[first];
+        args.q_start += first;
+        args.q_pos0 += first;
+        args.page_start += first;
+        args.n_sink += first;
+        args.n_quant += first;
+        args.n_f16 += first;
+        args.n_tokens += first;
+        ok(bs_op_attend(stream, &args));
+    }
+    ok(bs_copy_to_host(stream, o, s.args.o, s.o_bytes));
+    ok(bs_copy_to_host(stream, lse, s.args.lse, s.lse_bytes));
+    ok(bs_stream_sync(stream));
+    for (int b = 0; b < MAX_SEQS; b++) check_sequence(&x.fx, &x.tb, b, x.q, o, lse);
+    free(o);
+    free(lse);
+    close_side(&s);
+    free_case(&x);
+}
+
 /* Errors must not grow with the number of tokens. */
 static void test_long(void **state)
 {
@@ -418,9 +458,9 @@ int main(int argc, char **argv)
         printf("skipped: this process sees no GPU\n");
         return 77;
     }
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases), cmocka_unit_test(test_chunks),
-                                       cmocka_unit_test(test_long), cmocka_unit_test(test_graph),
-                                       cmocka_unit_test(test_refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases),   cmocka_unit_test(test_chunks),
+                                       cmocka_unit_test(test_subsets), cmocka_unit_test(test_long),
+                                       cmocka_unit_test(test_graph),   cmocka_unit_test(test_refused)};
     if (bs_device_open(&(bs_device_config){.n_threads = 1}, &cpu) != BS_STATUS_OK ||
         bs_device_open(&(bs_device_config){.kind = BS_DEVICE_CUDA, .n_threads = 1}, &gpu) != BS_STATUS_OK ||
         bs_stream_create(cpu, &cpu_stream) != BS_STATUS_OK ||
