@@ -385,7 +385,7 @@ bs_status bs_op_clear_slots(bs_stream *stream, const bs_clear_slots_args *args);
  * dequantized cache: tests/tolerances.h.
  *
  * A GPU has two ways. Decode's reads the pages as they are, once for every 8 rows (query token, query head of a KV head).
- * Where ceil(max_tokens / max_seqs) · G rows are many (64; 144 with 4 bits of K), pages become fp16 in the workspace first,
+ * Where ceil(max_tokens / max_seqs) · G rows are many (64; 128 with 4 bits of K), pages become fp16 in the workspace first,
  * slab by slab, and are multiplied at the matrix units' rate. That queues two kernels a slab of max_pages (or of what a
  * window lets be seen), whether its pages are there or not: outside graphs pass what the lists hold. Sequences of few query
  * tokens beside a chunk are right, and slow: give them a call of their own. */

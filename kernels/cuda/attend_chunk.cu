@@ -18,7 +18,7 @@ enum {
     PLAN_THREADS = CHUNK_MAX_SEQS,
     MERGE_THREADS = 256
 };
-static const size_t SLAB_BYTES = (size_t)128 << 20, STATE_BYTES = (size_t)64 << 20;
+static const size_t SLAB_BYTES = (size_t)256 << 20, STATE_BYTES = (size_t)64 << 20;
 
 /* ---- the plan ---- */
 
@@ -163,7 +163,7 @@ static bool has_wgmma(void)
  * docs/kernels/prefill-attention.md says. */
 static int min_rows(const bs_kv_format *f)
 {
-    return f->k_bits == 4 ? 144 : 64;
+    return f->k_bits == 4 ? 128 : 64;
 }
 
 bool bs_cuda_chunk_takes(const bs_kv_shape *shape, int group, int n_query)

@@ -144,61 +144,64 @@ static __device__ __forceinline__ void chunk_copy(const chunk_params &p, const c
 
 /* ---- q ---- */
 
-/* A warp's 16 rows of q, each scaled by a power of two, into the tiles; and what a score of theirs is worth in log2. */
-template <int D>
+/* A warp's 16 rows of q, each scaled by a power of two, into the tiles; and what a score of theirs is worth in log2. Eight
+ * rows are under way together. WIDE: f32. */
+template <int D, bool WIDE>
 static __device__ __forceinline__ void chunk_put_q(const chunk_params &p, const chunk_job &job,
                                                    const chunk_span &span, chunk_shared<D> &sh)
 {
-    constexpr int C = D / 32; /* channels of a lane */
+    constexpr int C = D / 32, BATCH = 8, WORDS = WIDE ? C : C / 2; /* C: channels of a lane */
     const int lane = threadIdx.x & 31, first = threadIdx.x / 32 * 16;
     const float sign = p.scale < 0 ? -1.0f : 1.0f;
-#pragma unroll 4
-    for (int n = 0; n < 16; n++) {
-        const int row = job.row0 + first + n;
-        float x[C];
+#pragma unroll 1
+    for (int n0 = first; n0 < first + 16; n0 += BATCH) {
+        uint32_t raw[BATCH][WORDS];
 #pragma unroll
-        for (int c = 0; c < C; c++) x[c] = 0;
-        if (row < job.n_rows) {
-            const int token = row / p.group, head = job.kv_head * p.group + row - token * p.group;
+        for (int n = 0; n < BATCH; n++) {
+            const int row = min(job.row0 + n0 + n, job.n_rows - 1), token = row / p.group;
+            const int head = job.kv_head * p.group + row - token * p.group;
             const int64_t at = (int64_t)(span.q_start + token) * p.q_ld + (int64_t)head * D + C * lane;
-            if (p.act == BS_TYPE_F32) {
-                const float *from = static_cast<const float *>(p.q) + at;
-#pragma unroll
-                for (int c = 0; c < C; c += 2) {
-                    const float2 v = *reinterpret_cast<const float2 *>(from + c);
-                    x[c] = v.x, x[c + 1] = v.y;
-                }
+            const uint8_t *from = static_cast<const uint8_t *>(p.q) + at * (WIDE ? 4 : 2);
+            if constexpr (WORDS == 4) {
+                const uint4 v = *reinterpret_cast<const uint4 *>(from);
+                raw[n][0] = v.x, raw[n][1] = v.y, raw[n][2] = v.z, raw[n][3] = v.w;
+            } else if constexpr (WORDS == 2) {
+                const uint2 v = *reinterpret_cast<const uint2 *>(from);
+                raw[n][0] = v.x, raw[n][1] = v.y;
             } else {
-                const uint16_t *from = static_cast<const uint16_t *>(p.q) + at;
-#pragma unroll
-                for (int c = 0; c < C; c += 2) {
-                    const uint32_t v = *reinterpret_cast<const uint32_t *>(from + c);
-                    if (p.act == BS_TYPE_BF16) {
-                        x[c] = __uint_as_float(v << 16), x[c + 1] = __uint_as_float(v & 0xffff0000u);
-                    } else {
-                        x[c] = __low2float(half2_of(v)), x[c + 1] = __high2float(half2_of(v));
-                    }
-                }
+                raw[n][0] = *reinterpret_cast<const uint32_t *>(from);
             }
         }
-        uint32_t most = 0; /* bits of |x| are in the order of their values, infinity and NaN on top */
 #pragma unroll
-        for (int c = 0; c < C; c++) most = max(most, __float_as_uint(x[c]) & 0x7fffffffu);
-        most = __reduce_max_sync(~0u, most);
-        const int e = max(27, min((int)(most >> 23) + 1, 247)); /* 2^(e−127) > most */
-        const float shrink = sign * __int_as_float((254 - e) << 23);
-        const uint32_t to = smem_address(sh.q) + chunk_tile_byte(first + n, C * lane);
-        uint32_t pair[C / 2];
+        for (int n = 0; n < BATCH; n++) {
+            float x[C];
 #pragma unroll
-        for (int c = 0; c < C; c += 2)
-            pair[c / 2] = bits_of(__floats2half2_rn(x[c] * shrink, x[c + 1] * shrink));
-        if constexpr (C == 4)
-            asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(pair[0]), "r"(pair[C / 2 - 1])
-                         : "memory");
-        else asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(pair[0]) : "memory");
-        float gain = fmaxf(__int_as_float(e << 23) * fabsf(p.scale) * CHUNK_LOG2E, 1e-35f);
-        if (most >= 0x7f800000u) gain = NAN; /* so that the row's result is */
-        if (lane == 0) sh.gains[first + n] = gain;
+            for (int c = 0; c < C; c++) {
+                const uint32_t word = raw[n][WIDE ? c : c / 2];
+                if (WIDE) x[c] = __uint_as_float(word);
+                else if (p.act == BS_TYPE_BF16)
+                    x[c] = __uint_as_float(c % 2 ? word & 0xffff0000u : word << 16);
+                else x[c] = c % 2 ? __high2float(half2_of(word)) : __low2float(half2_of(word));
+            }
+            uint32_t most = 0; /* bits of |x| are in the order of their values, infinity and NaN on top */
+#pragma unroll
+            for (int c = 0; c < C; c++) most = max(most, __float_as_uint(x[c]) & 0x7fffffffu);
+            most = __reduce_max_sync(~0u, most);
+            const int e = max(27, min((int)(most >> 23) + 1, 247)); /* 2^(e−127) > most */
+            const float shrink = sign * __int_as_float((254 - e) << 23);
+            const uint32_t to = smem_address(sh.q) + chunk_tile_byte(n0 + n, C * lane);
+            uint32_t pair[C / 2];
+#pragma unroll
+            for (int c = 0; c < C; c += 2)
+                pair[c / 2] = bits_of(__floats2half2_rn(x[c] * shrink, x[c + 1] * shrink));
+            if constexpr (C == 4)
+                asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(to), "r"(pair[0]), "r"(pair[1])
+                             : "memory");
+            else asm volatile("st.shared.u32 [%0], %1;" ::"r"(to), "r"(pair[0]) : "memory");
+            float gain = fmaxf(__int_as_float(e << 23) * fabsf(p.scale) * CHUNK_LOG2E, 1e-35f);
+            if (most >= 0x7f800000u) gain = NAN; /* so that the row's result is */
+            if (lane == 0) sh.gains[n0 + n] = gain;
+        }
     }
 }
 
@@ -329,30 +332,43 @@ static __device__ __forceinline__ void chunk_leave(const chunk_params &p, const 
     for (int x = 0; x < 2; x++) {
         if (to[x] < 0) continue;
         if (lane % 4 == 0) out_lse[to[x]] = lse[x];
-        float *const o_row = out + to[x] * D + 2 * (lane & 3);
+        float2 *const at = reinterpret_cast<float2 *>(out + to[x] * D + 2 * (lane & 3));
+        float2 was[D / 8]; /* all under way before the first is waited for */
+#pragma unroll
+        for (int j = 0; j < D / 8; j++) was[j] = before[x] != 0 ? at[4 * j] : make_float2(0, 0);
 #pragma unroll
         for (int j = 0; j < D / 8; j++) {
-            float2 *const at = reinterpret_cast<float2 *>(o_row + 8 * j);
             float2 y = make_float2(0, 0);
             if (mine[x] != 0) y = make_float2(o[4 * j + 2 * x] * mine[x], o[4 * j + 2 * x + 1] * mine[x]);
-            if (before[x] != 0) {
-                const float2 was = *at;
-                y.x = fmaf(was.x, before[x], y.x);
-                y.y = fmaf(was.y, before[x], y.y);
-            }
-            *at = y;
+            at[4 * j] = make_float2(fmaf(was[j].x, before[x], y.x), fmaf(was[j].y, before[x], y.y));
         }
     }
 }
 
 /* ---- the kernel ---- */
 
+/* The page whose K a stage of the ring holds. A warp's first lane alone reads it: that lane frees the stage. */
+static __device__ __forceinline__ int chunk_position(const int *position)
+{
+    int at = 0;
+    if ((threadIdx.x & 31) == 0) at = *position;
+    return __shfl_sync(~0u, at, 0);
+}
+
+/* A warp has done with a stage. */
+static __device__ __forceinline__ void chunk_free(uint64_t *barrier)
+{
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) barrier_arrive(smem_address(barrier));
+}
+
 template <int D>
 static __device__ __forceinline__ void chunk_compute(const chunk_params &p, const chunk_job &job,
                                                      const chunk_span &span, chunk_shared<D> &sh, bool first)
 {
     const int group = threadIdx.x / 128, lane = threadIdx.x & 31;
-    chunk_put_q<D>(p, job, span, sh);
+    if (p.act == BS_TYPE_F32) chunk_put_q<D, true>(p, job, span, sh);
+    else chunk_put_q<D, false>(p, job, span, sh);
     fence_shared_async();
     named_wait(CHUNK_ROWS_READY + group, 128);
     chunk_rows rows;
@@ -374,11 +390,10 @@ static __device__ __forceinline__ void chunk_compute(const chunk_params &p, cons
     float o[D / 2];
 #pragma unroll
     for (int j = 0; j < D / 2; j++) o[j] = 0;
-    const bool leader = threadIdx.x % 128 == 0;
     int stage = 0;
     uint32_t parity = 0;
     barrier_wait(smem_address(&sh.k_there[0]), 0);
-    int position = sh.position[0];
+    int position = chunk_position(&sh.position[0]);
     if (position >= 0) {
         float s[64], keep[2];
         uint32_t a[8][4];
@@ -387,7 +402,7 @@ static __device__ __forceinline__ void chunk_compute(const chunk_params &p, cons
         wgmma_commit();
         wgmma_wait<0>();
         wgmma_hold(s);
-        if (leader) barrier_arrive(smem_address(&sh.k_free[0]));
+        chunk_free(&sh.k_free[0]);
         if (position < all_lo || position + CHUNK_PAGE > all_hi) chunk_mask(s, rows, position);
         chunk_softmax(s, rows, keep);
         chunk_round(s, a);
@@ -395,7 +410,7 @@ static __device__ __forceinline__ void chunk_compute(const chunk_params &p, cons
             const int next = stage + 1 == CHUNK_STAGES ? 0 : stage + 1;
             const uint32_t next_parity = next == 0 ? parity ^ 1 : parity;
             barrier_wait(smem_address(&sh.k_there[next]), next_parity);
-            position = sh.position[next];
+            position = chunk_position(&sh.position[next]);
             if (position < 0) break;
             wgmma_fence();
             chunk_scores<D>(s, q, wgmma_tile(smem_address(sh.k[next]), 0));
@@ -405,12 +420,12 @@ static __device__ __forceinline__ void chunk_compute(const chunk_params &p, cons
             wgmma_commit();
             wgmma_wait<1>();
             wgmma_hold(s);
-            if (leader) barrier_arrive(smem_address(&sh.k_free[next]));
+            chunk_free(&sh.k_free[next]);
             if (position < all_lo || position + CHUNK_PAGE > all_hi) chunk_mask(s, rows, position);
             chunk_softmax(s, rows, keep);
             wgmma_wait<0>();
             wgmma_hold(o);
-            if (leader) barrier_arrive(smem_address(&sh.v_free[stage]));
+            chunk_free(&sh.v_free[stage]);
             chunk_round(s, a);
             chunk_keep(o, keep);
             stage = next;
@@ -441,8 +456,8 @@ static __global__ void __launch_bounds__(CHUNK_THREADS, 1)
         for (int i = 0; i < CHUNK_STAGES; i++) {
             barrier_init(smem_address(&sh.k_there[i]), 1);
             barrier_init(smem_address(&sh.v_there[i]), 1);
-            barrier_init(smem_address(&sh.k_free[i]), CHUNK_GROUPS);
-            barrier_init(smem_address(&sh.v_free[i]), CHUNK_GROUPS);
+            barrier_init(smem_address(&sh.k_free[i]), 4 * CHUNK_GROUPS); /* warps */
+            barrier_init(smem_address(&sh.v_free[i]), 4 * CHUNK_GROUPS);
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
