@@ -122,6 +122,9 @@ typedef struct bs_cache_tables {
  * step open. */
 bs_status bs_cache_step_begin(bs_cache *cache, bs_stream *stream, const bs_cache_step_seq *seqs, int n_seqs);
 const bs_cache_tables *bs_cache_get_tables(const bs_cache *cache);
+/* This shard's pages in rows row … row + n − 1 of that step: how long that part of the page lists is. Rows beyond the
+ * step's have none. */
+int bs_cache_step_pages(const bs_cache *cache, int row, int n);
 bs_status bs_cache_step_end(bs_cache *cache, bs_stream *stream);
 
 /* ---- looking inside (snapshots, tests, summaries) ----------------------------------------------------------- */

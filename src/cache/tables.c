@@ -144,6 +144,12 @@ static void fill_unused(bs_cache *cache)
     }
 }
 
+int bs_cache_step_pages(const bs_cache *cache, int row, int n)
+{
+    const int32_t *start = cache->staging + cache->table_at[BS_TABLE_PAGE_START];
+    return (int)(start[row + n] - start[row]);
+}
+
 /* ---- sending ----------------------------------------------------------------------------------------- */
 
 bs_status bs_cache_send_table(bs_cache *cache, bs_stream *stream, bs_cache_table table, size_t n)

@@ -30,9 +30,10 @@ static bs_status take_host_memory(bs_engine *e)
     e->logprob = calloc(b, sizeof *e->logprob);
     e->plans[0] = calloc(1, plan_bytes);
     e->plans[1] = calloc(1, plan_bytes);
+    e->spans = calloc(b, sizeof *e->spans);
     for (int i = 0; i < 2; i++) e->flights[i].row_seq = calloc(b, sizeof *e->flights[i].row_seq);
-    bool have_all = e->vocab && e->seqs && e->step_seqs && e->token && e->logprob && e->plans[0] &&
-                    e->plans[1] && e->flights[0].row_seq && e->flights[1].row_seq;
+    bool have_all = e->vocab && e->spans && e->seqs && e->step_seqs && e->token && e->logprob &&
+                    e->plans[0] && e->plans[1] && e->flights[0].row_seq && e->flights[1].row_seq;
     if (l->all_logits_bytes > 0) e->all_logits = malloc(l->all_logits_bytes);
     if (!have_all || (l->all_logits_bytes > 0 && !e->all_logits))
         return bs_fail(BS_STATUS_NOMEM, "no memory for the engine: %zu bytes of the host",
@@ -130,6 +131,7 @@ void bs_engine_close(bs_engine *e)
     free(e->logprob);
     free(e->token);
     free(e->step_seqs);
+    free(e->spans);
     free(e->seqs);
     free(e->vocab);
     free(e);

@@ -86,6 +86,12 @@ typedef struct bs_engine_seq {
     bool has_drawn; /* its last id is on the device */
 } bs_engine_seq;
 
+/* Rows of a step's tables that one call of attention takes. */
+typedef struct bs_engine_span {
+    int first_seq, n_seqs;
+    int n_tokens, n_pages; /* of them; in a step that a graph stands for the most there may be */
+} bs_engine_span;
+
 /* A step between its submission and its collection. Two may be: on a GPU the next is queued while one runs. */
 typedef struct bs_engine_flight {
     bool open;
@@ -145,6 +151,8 @@ struct bs_engine {
     int n_tokens;           /* of the step; in a padded step its rows */
     int n_all_rows, n_rows; /* rows of ALL_LOGITS, rows to sample from */
     bool any_penalty, needs_all;
+    bs_engine_span *spans; /* [B] calls of attention a layer, in the order of the rows */
+    int n_spans;
 };
 
 /* A step enters a phase: for the watchdog, and for whoever takes it apart. */

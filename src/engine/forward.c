@@ -132,7 +132,11 @@ static bs_status append(bs_engine *e, int layer)
     return bs_op_append(e->stream, &args);
 }
 
-static bs_status attend(bs_engine *e, int layer)
+/* Row i of a table of one entry a sequence. */
+#define FROM(table) ((table) + span->first_seq)
+
+/* One call of attention; q_start counts the step's rows, so q, o and lse begin where they do for all of them. */
+static bs_status attend(bs_engine *e, int layer, const bs_engine_span *span)
 {
     const bs_engine_layout *l = &e->layout;
     const heads at = find_heads(e, bs_weights_layer(e->weights, layer));
@@ -140,22 +144,22 @@ static bs_status attend(bs_engine *e, int layer)
     bs_attend_args args = {
         .pools = bs_cache_pools(e->cache),
         .layer = layer,
-        .max_seqs = tables->max_seqs,
-        .max_tokens = e->n_tokens,
-        .max_pages = tables->max_pages,
+        .max_seqs = span->n_seqs,
+        .max_tokens = span->n_tokens,
+        .max_pages = span->n_pages,
         .n_heads = l->n_heads,
         .q = at.q,
         .q_ld = at.q_ld,
         .act = BS_TYPE_F32,
-        .q_start = tables->q_start,
-        .q_pos0 = tables->q_pos0,
-        .page_start = tables->page_start,
+        .q_start = FROM(tables->q_start),
+        .q_pos0 = FROM(tables->q_pos0),
+        .page_start = FROM(tables->page_start),
         .page_slot = tables->page_slot,
         .page_index = tables->page_index,
-        .n_sink = tables->n_sink,
-        .n_quant = tables->n_quant,
-        .n_f16 = tables->n_f16,
-        .n_tokens = tables->n_tokens,
+        .n_sink = FROM(tables->n_sink),
+        .n_quant = FROM(tables->n_quant),
+        .n_f16 = FROM(tables->n_f16),
+        .n_tokens = FROM(tables->n_tokens),
         .scale = e->desc->attn_scale,
         .window = e->desc->layers[layer].window,
         .workspace = e->workspace ? bs_buffer_at(e->workspace, l->work.shared) : NULL,
@@ -165,6 +169,8 @@ static bs_status attend(bs_engine *e, int layer)
     };
     return bs_op_attend(e->stream, &args);
 }
+
+#undef FROM
 
 /* Joins the sequence shards' states; attended = O in the model's own basis, as activations. */
 static bs_status merge(bs_engine *e, bool chained)
@@ -199,7 +205,7 @@ static bs_status run_attention(bs_engine *e, int layer, bool chained)
     bs_engine_enter(e, layer, BS_PHASE_APPEND);
     BS_TRY(append(e, layer));
     bs_engine_enter(e, layer, BS_PHASE_ATTEND);
-    BS_TRY(attend(e, layer));
+    for (int i = 0; i < e->n_spans; i++) BS_TRY(attend(e, layer, &e->spans[i]));
     bs_engine_enter(e, layer, BS_PHASE_MERGE);
     return merge(e, chained);
 }

@@ -184,6 +184,30 @@ static void pad_rows(bs_engine *e, int n)
     e->any_penalty = true; /* a graph reads the bitmaps whether they matter or not */
 }
 
+/* Which sequences attend together. Decode tokens and prefill chunks want different kernels, and bounds that fit: so
+ * neighbours in decode that bring as many tokens each share a call, and every chunk has its own. A step that a graph may
+ * stand for is one call, of bounds that hold whatever the lengths become. */
+static void find_spans(bs_engine *e, const bs_plan *plan, bool decode)
+{
+    const bs_cache_tables *tables = bs_cache_get_tables(e->cache);
+    const bs_cache_step_seq *seqs = e->step_seqs;
+    bs_engine_span *span = NULL;
+    e->n_spans = 0;
+    if (decode && e->is_async) {
+        e->spans[e->n_spans++] = (bs_engine_span){0, tables->max_seqs, e->n_tokens, tables->max_pages};
+        return;
+    }
+    for (int i = 0; i < plan->n_seqs; i++) {
+        if (!span || seqs[i].prefill || seqs[i - 1].prefill || seqs[i].n_tokens != seqs[i - 1].n_tokens) {
+            span = &e->spans[e->n_spans++];
+            *span = (bs_engine_span){.first_seq = i};
+        }
+        span->n_seqs++;
+        span->n_tokens += seqs[i].n_tokens;
+        span->n_pages += bs_cache_step_pages(e->cache, i, 1);
+    }
+}
+
 static bs_status mark_seen(bs_engine *e, const bs_plan *plan)
 {
     const bs_plan_seq *seqs = bs_plan_seqs(plan);
@@ -234,6 +258,7 @@ static bs_status queue_step(bs_engine *e, const bs_plan *plan)
     flight->n_all_rows = e->n_all_rows;
     const bool decode = is_decode(e, plan);
     if (decode && e->is_async) pad_rows(e, bs_engine_padded_rows(e, e->n_rows));
+    find_spans(e, plan, decode);
     BS_TRY(bs_copy_to_device(e->stream, bs_engine_input(e, 0), flight->staging, l->input_at.bytes));
     BS_TRY(bs_op_feed_tokens(e->stream, bs_engine_input(e, l->input_at.tokens), plan->n_tokens,
                              last_token(e, 0)));

@@ -5,6 +5,34 @@
  * of the machine, one and three threads; the same bits twice, and nothing allocated. */
 #include "tests/kernels/attend_cases.h"
 
+/* The same sequences in two calls, as a step of decode tokens and a prompt's chunk makes them: tables that do not begin at
+ * 0, and bounds of their own, but the same rows of q, o and lse. */
+static void check_in_parts(fixture *fx, tables *tb, const bs_attend_args *whole, const float *q, float *o,
+                           float *lse, bs_stream *stream)
+{
+    const int cuts[3] = {0, 1, MAX_SEQS}, T = tb->q_start[MAX_SEQS];
+    memset(o, 0xff, (size_t)(T * fx->n_heads * fx->shape.head_dim) * 4);
+    memset(lse, 0xff, (size_t)(T * fx->n_heads) * 4);
+    for (int part = 0; part < 2; part++) {
+        const int first = cuts[part], end = cuts[part + 1];
+        bs_attend_args args = *whole;
+        args.max_seqs = end - first;
+        args.max_tokens = tb->q_start[end] - tb->q_start[first];
+        args.max_pages = tb->page_start[end] - tb->page_start[first];
+        args.q_start += first;
+        args.q_pos0 += first;
+        args.page_start += first;
+        args.n_sink += first;
+        args.n_quant += first;
+        args.n_f16 += first;
+        args.n_tokens += first;
+        args.o = o;
+        args.lse = lse;
+        assert_int_equal(bs_op_attend(stream, &args), BS_STATUS_OK);
+    }
+    for (int b = 0; b < MAX_SEQS; b++) check_sequence(fx, tb, b, q, o, lse);
+}
+
 static void run_case(bs_device *device, bs_stream *stream, bs_kv_format format, int dim, int G, int window,
                      const int (*seqs)[3], bool outliers, int nan_row)
 {
@@ -57,6 +85,7 @@ static void run_case(bs_device *device, bs_stream *stream, bs_kv_format format, 
     memset(again, 0xff, (size_t)(T * H * dim) * 4);
     assert_int_equal(bs_op_attend(stream, &args), BS_STATUS_OK);
     assert_memory_equal(again, o, (size_t)(T * H * dim) * 4);
+    check_in_parts(fx, tb, &args, q, again, lse, stream);
     free(again);
     free(workspace);
     free(o);
