@@ -34,12 +34,14 @@ typedef struct bs_grid {
     X(PLAN, "plan")                                                                                          \
     X(EMBED, "embed")                                                                                        \
     X(QUANTIZE, "quantize")                                                                                  \
+    X(NORM, "norm")                                                                                          \
     X(QKV, "qkv")                                                                                            \
     X(APPEND, "append")                                                                                      \
     X(ATTEND, "attend")                                                                                      \
     X(MERGE, "merge")                                                                                        \
     X(O_PROJ, "o_proj")                                                                                      \
     X(FFN, "ffn")                                                                                            \
+    X(SILU, "silu")                                                                                          \
     X(SUM, "all-reduce")                                                                                     \
     X(LOGITS, "logits")                                                                                      \
     X(SAMPLE, "sample")                                                                                      \

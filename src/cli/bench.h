@@ -9,6 +9,8 @@
  *   bench_time.c      graph replays on a GPU, a plain loop on a CPU; medians
  *   bench_report.c    table, CSV, JSON
  *   bench_decode.c    `bench decode`: a token's time, on all ranks
+ *   bench_prefill.c   `bench prefill`: a prompt's time, on all ranks
+ *   bench_engine.c    what these two share
  *   bench_comm.c      `bench comm`: collectives and merges, on all ranks
  */
 #ifndef BS_CLI_BENCH_H

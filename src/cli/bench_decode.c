@@ -9,11 +9,9 @@
 #include "config.h"
 
 #include "src/base/checked.h"
-#include "src/base/log.h"
 #include "src/base/progress.h"
 #include "src/cli/bench_decode.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,44 +25,6 @@ enum {
 
 /* ---- options ---- */
 
-/* "1K,32K,1M": positive counts up to most, with K, M and G. */
-static bs_status parse_counts(const char *option, const char *text, int64_t most, int64_t *out, int *n)
-{
-    *n = 0;
-    for (const char *at = text; at; at = strchr(at, ','), at = at ? at + 1 : NULL) {
-        size_t bytes = strcspn(at, ",");
-        char *end;
-        errno = 0;
-        long long x = strtoll(at, &end, 10);
-        int shift = *end == 'K' ? 10 : *end == 'M' ? 20 : *end == 'G' ? 30 : 0;
-        if (shift) end++;
-        if (*at < '0' || *at > '9' || end != at + bytes || errno != 0 || x < 1 || x > most >> shift)
-            return bs_fail(BS_STATUS_USAGE, "--%s %s: '%.*s' is not a number from 1 to %lld", option, text,
-                           bytes > 40 ? 40 : (int)bytes, at, (long long)most);
-        if (*n == BS_DECODE_MAX_ITEMS)
-            return bs_fail(BS_STATUS_USAGE, "--%s: more than %d numbers", option, BS_DECODE_MAX_ITEMS);
-        out[(*n)++] = (int64_t)x << shift;
-    }
-    return BS_STATUS_OK;
-}
-
-static bs_status parse_formats(bs_decode_bench *d, const bs_options *o)
-{
-    char *list = strdup(bs_options_string(o, "kv"));
-    bs_status status = list ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "--kv: no memory");
-    for (char *item = list, *next; item && status == BS_STATUS_OK; item = next) {
-        bs_kv_format format;
-        next = strchr(item, ',');
-        if (next) *next++ = 0;
-        status = bs_kv_format_parse(item, &format);
-        if (status == BS_STATUS_OK && d->n_formats == BS_DECODE_MAX_ITEMS)
-            status = bs_fail(BS_STATUS_USAGE, "--kv: more than %d formats", BS_DECODE_MAX_ITEMS);
-        if (status == BS_STATUS_OK) d->kv[d->n_formats++] = format;
-    }
-    free(list);
-    return status;
-}
-
 static bs_status read_options(bs_decode_bench *d)
 {
     const bs_options *o = d->bench.options;
@@ -74,9 +34,10 @@ static bs_status read_options(bs_decode_bench *d)
     if (bs_options_n_operands(o) > 1)
         return bs_fail(BS_STATUS_USAGE, "bench decode %s: takes no operand", bs_options_operand(o, 1));
     if (!contexts) contexts = d->bench.gpu ? "1K,32K,128K,1M" : "1K,8K";
-    BS_TRY(parse_counts("contexts", contexts, INT32_MAX - 2 * 65536, d->contexts, &d->n_contexts));
-    BS_TRY(parse_counts("batches", bs_options_string(o, "batches"), 1024, d->batches, &d->n_batches));
-    BS_TRY(parse_formats(d, o));
+    BS_TRY(bs_bench_parse_counts("contexts", contexts, INT32_MAX - 2 * 65536, d->contexts, &d->n_contexts));
+    BS_TRY(
+        bs_bench_parse_counts("batches", bs_options_string(o, "batches"), 1024, d->batches, &d->n_batches));
+    BS_TRY(bs_bench_parse_formats(o, d->kv, &d->n_formats));
     BS_TRY(bs_cli_read_merge(o, &d->config.merge));
     d->config.act = bs_cli_read_dtype(o);
     d->config.stripe_pages = (int)bs_options_int(o, "stripe-pages");
@@ -99,8 +60,8 @@ static bs_status open_local(bs_decode_bench *d)
 typedef struct common_ground {
     bs_cli_ground engine;
     int64_t n_steps, n_contexts, n_batches, n_formats;
-    int64_t contexts[BS_DECODE_MAX_ITEMS], batches[BS_DECODE_MAX_ITEMS];
-    char kv[BS_DECODE_MAX_ITEMS][BS_KV_FORMAT_NAME];
+    int64_t contexts[BS_BENCH_MAX_ITEMS], batches[BS_BENCH_MAX_ITEMS];
+    char kv[BS_BENCH_MAX_ITEMS][BS_KV_FORMAT_NAME];
 } common_ground;
 
 static bs_status compare_ground(bs_decode_bench *d)
@@ -136,45 +97,6 @@ static bs_engine_config config_for(const bs_decode_bench *d, const bs_kv_format 
     config.max_context = context + d->n_steps + SPARE_TOKENS;
     config.total_tokens = config.max_context * batch;
     return config;
-}
-
-typedef struct need {
-    uint64_t bytes, left;
-    bs_status status; /* of planning it */
-} need;
-
-static bool is_worse(const need *a, const need *b)
-{
-    if (a->status != BS_STATUS_OK || b->status != BS_STATUS_OK) return b->status == BS_STATUS_OK;
-    return (double)a->bytes - (double)a->left > (double)b->bytes - (double)b->left;
-}
-
-/* Whether a context fits on every rank; if not, why gets the words for its row. Collective. */
-static bs_status find_fit(bs_decode_bench *d, const bs_kv_format *kv, int batch, int64_t context, bool *fits,
-                          char *why, size_t bytes)
-{
-    bs_engine_config config = config_for(d, kv, batch, context);
-    bs_engine_memory memory = {0};
-    need mine = {.left = bs_device_memory_left(d->bench.device)};
-    void *all;
-    mine.status = bs_engine_plan_memory(d->model, d->bench.device, &d->grid, &config, &memory);
-    mine.bytes = memory.device_bytes;
-    if (mine.status != BS_STATUS_OK) snprintf(why, bytes, "%s", bs_error_message());
-    bs_error_clear();
-    BS_TRY(bs_cli_gather(d->comm, &mine, sizeof mine, "bench", &all));
-    const need *needs = all; /* rank 0: [size] */
-    need worst = mine;
-    for (int rank = 0; d->leader && rank < d->grid.size; rank++)
-        if (is_worse(&needs[rank], &worst)) worst = needs[rank];
-    free(all);
-    BS_TRY(bs_comm_bcast_host(d->comm, &worst, sizeof worst, 0));
-    *fits = worst.status == BS_STATUS_OK && worst.bytes <= worst.left;
-    if (*fits || mine.status != BS_STATUS_OK) return BS_STATUS_OK;
-    char needed[32], left[32];
-    bs_format_bytes(worst.bytes, needed, sizeof needed);
-    bs_format_bytes(worst.left, left, sizeof left);
-    snprintf(why, bytes, "needs %s of a device, %s are left", needed, left);
-    return BS_STATUS_OK;
 }
 
 /* ---- a run of steps ---- */
@@ -257,23 +179,17 @@ static bs_status time_steps(bs_decode_bench *d, int64_t context, int batch, bs_b
 
 /* ---- parts of a step ---- */
 
-typedef struct marks {
-    bs_timer **timers; /* [max] one a phase, as they come */
-    bs_phase *phase;
-    int n, max;
-    bool open;
-    bs_status status;
-} marks;
-
 static bs_decode_part part_of(const bs_decode_bench *d, bs_phase phase)
 {
     switch (phase) {
     case BS_PHASE_QUANTIZE:
     case BS_PHASE_APPEND:
     case BS_PHASE_ATTEND: return BS_DECODE_ATTEND;
+    case BS_PHASE_NORM:
     case BS_PHASE_QKV:
     case BS_PHASE_O_PROJ:
     case BS_PHASE_FFN:
+    case BS_PHASE_SILU:
     case BS_PHASE_LOGITS: return BS_DECODE_DENSE;
     case BS_PHASE_MERGE:
         return d->grid.seq > 1 ? BS_DECODE_COMM : BS_DECODE_ATTEND; /* alone it turns O back */
@@ -282,53 +198,23 @@ static bs_decode_part part_of(const bs_decode_bench *d, bs_phase phase)
     }
 }
 
-static void on_mark(void *context, bs_stream *stream, bs_phase phase)
-{
-    marks *m = context;
-    if (m->open && m->status == BS_STATUS_OK) m->status = bs_timer_stop(stream, m->timers[m->n++]);
-    m->open = phase != BS_PHASE_IDLE && m->n < m->max;
-    if (!m->open || m->status != BS_STATUS_OK) return;
-    m->phase[m->n] = phase;
-    m->status = bs_timer_start(stream, m->timers[m->n]);
-}
-
-static bs_status open_marks(bs_decode_bench *d, marks *m)
-{
-    m->max = 8 * bs_model_get_desc(d->model)->n_layers + 16;
-    m->timers = calloc((size_t)m->max, sizeof *m->timers);
-    m->phase = calloc((size_t)m->max, sizeof *m->phase);
-    if (!m->timers || !m->phase) return bs_fail(BS_STATUS_NOMEM, "bench: no memory for %d timers", m->max);
-    for (int i = 0; i < m->max; i++) BS_TRY(bs_timer_create(d->bench.device, &m->timers[i]));
-    return BS_STATUS_OK;
-}
-
-static void close_marks(marks *m)
-{
-    for (int i = 0; m->timers && i < m->max; i++) bs_timer_destroy(m->timers[i]);
-    free(m->timers);
-    free(m->phase);
-}
-
 /* One step after the timed ones, op by op; all ranks make the same plan. */
-static bs_status take_apart(bs_decode_bench *d, const run *r, bs_plan *plan, int64_t n, marks *m,
+static bs_status take_apart(bs_decode_bench *d, const run *r, bs_plan *plan, int64_t n, bs_bench_marks *m,
                             double part_ms[BS_DECODE_N_PARTS])
 {
     bs_step_result result;
     bs_plan_clear(plan, bs_engine_limits(d->engine), n);
     add_tokens(r, plan, n, true);
-    m->n = 0;
-    m->open = false;
+    double phase_ms[BS_BENCH_N_PHASES];
+    bs_bench_marks_begin(m);
     BS_TRY(bs_engine_step(d->engine, plan, &result));
-    BS_TRY(m->status);
-    for (int i = 0; i < m->n; i++) {
-        double ms;
-        BS_TRY(bs_timer_ms(m->timers[i], &ms));
-        part_ms[part_of(d, m->phase[i])] += ms;
-    }
+    BS_TRY(bs_bench_marks_read(m, phase_ms));
+    for (int phase = 0; phase < BS_BENCH_N_PHASES; phase++)
+        part_ms[part_of(d, (bs_phase)phase)] += phase_ms[phase];
     return BS_STATUS_OK;
 }
 
-static bs_status run_parts(bs_decode_bench *d, const run *r, bs_plan *plan, marks *m,
+static bs_status run_parts(bs_decode_bench *d, const run *r, bs_plan *plan, bs_bench_marks *m,
                            double part_ms[BS_DECODE_N_PARTS])
 {
     double ms[BS_DECODE_N_PARTS][PART_STEPS];
@@ -346,17 +232,18 @@ static bs_status run_parts(bs_decode_bench *d, const run *r, bs_plan *plan, mark
 static bs_status time_parts(bs_decode_bench *d, int64_t context, int batch, double part_ms[BS_DECODE_N_PARTS])
 {
     run r = {.d = d, .context = context, .batch = batch};
-    marks m = {0};
+    bs_bench_marks m = {0};
     bs_plan *plan = malloc(bs_plan_bytes(bs_engine_limits(d->engine)));
-    bs_status status = plan ? open_marks(d, &m) : bs_fail(BS_STATUS_NOMEM, "bench: no memory for a plan");
+    bs_status status = plan ? bs_bench_marks_open(d->bench.device, bs_model_get_desc(d->model)->n_layers, &m)
+                            : bs_fail(BS_STATUS_NOMEM, "bench: no memory for a plan");
     BS_TRY_GOTO(bs_comm_agree(d->comm, status), err_free);
-    bs_engine_set_mark(d->engine, on_mark, &m);
+    bs_engine_set_mark(d->engine, bs_bench_marks_take, &m);
     status = run_parts(d, &r, plan, &m, part_ms);
     bs_engine_set_mark(d->engine, NULL, NULL);
     bs_comm_progress_idle(d->comm);
     if (status != BS_STATUS_OK) status = bs_cli_end_job(d->comm, status);
 err_free:
-    close_marks(&m);
+    bs_bench_marks_close(&m);
     free(plan);
     return status;
 }
@@ -417,12 +304,14 @@ static bs_status measure(bs_decode_bench *d, const bs_kv_format *kv, int batch, 
 
 static bs_status run_group(bs_decode_bench *d, const bs_kv_format *kv, int batch)
 {
-    bool fits[BS_DECODE_MAX_ITEMS];
-    char why[BS_DECODE_MAX_ITEMS][160];
+    bool fits[BS_BENCH_MAX_ITEMS];
+    char why[BS_BENCH_MAX_ITEMS][160];
     int64_t longest = 0;
     bs_status status = BS_STATUS_OK;
     for (int i = 0; i < d->n_contexts; i++) {
-        BS_TRY(find_fit(d, kv, batch, d->contexts[i], &fits[i], why[i], sizeof why[i]));
+        const bs_engine_config config = config_for(d, kv, batch, d->contexts[i]);
+        BS_TRY(bs_bench_find_fit(d->model, d->bench.device, d->comm, &d->grid, &config, &fits[i], why[i],
+                                 sizeof why[i]));
         if (fits[i]) longest = bs_max_i64(longest, d->contexts[i]);
     }
     if (longest > 0) {

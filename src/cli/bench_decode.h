@@ -3,9 +3,7 @@
 #ifndef BS_CLI_BENCH_DECODE_H
 #define BS_CLI_BENCH_DECODE_H
 
-#include "src/cli/bench.h"
-
-enum { BS_DECODE_MAX_ITEMS = 64 };
+#include "src/cli/bench_engine.h"
 
 /* Where a step's time goes, by the phases of bs_phase. */
 typedef enum bs_decode_part {
@@ -25,8 +23,8 @@ typedef struct bs_decode_bench {
     bs_engine_config config; /* act, merge and stripe_pages; the rest is of a row */
     bs_engine *engine;
     int n_steps, n_contexts, n_batches, n_formats;
-    int64_t contexts[BS_DECODE_MAX_ITEMS], batches[BS_DECODE_MAX_ITEMS];
-    bs_kv_format kv[BS_DECODE_MAX_ITEMS];
+    int64_t contexts[BS_BENCH_MAX_ITEMS], batches[BS_BENCH_MAX_ITEMS];
+    bs_kv_format kv[BS_BENCH_MAX_ITEMS];
 } bs_decode_bench;
 
 /* One row. Bytes are those of the rank that reads most. */

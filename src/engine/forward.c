@@ -194,9 +194,10 @@ static bs_status merge(bs_engine *e, bool chained)
 static bs_status begin_layer(bs_engine *e, int layer, bool chained)
 {
     const bs_layer_weights *w = bs_weights_layer(e->weights, layer);
-    bs_engine_enter(e, layer, BS_PHASE_QKV);
+    bs_engine_enter(e, layer, BS_PHASE_NORM);
     if (chained && layer > 0 && bs_engine_chain_gives_qkv(e, layer)) return BS_STATUS_OK;
     if (!chained || layer == 0) BS_TRY(norm(e, w->attn_norm, layer > 0));
+    bs_engine_enter(e, layer, BS_PHASE_QKV);
     return project_qkv(e, w);
 }
 
@@ -223,7 +224,7 @@ static bs_status project_attended(bs_engine *e, int layer)
 }
 
 /* gate and up from normed: the halves of one matrix's rows where their weights are one; then gate = silu(gate) · up. */
-static bs_status run_gate_up(bs_engine *e, const bs_layer_weights *w)
+static bs_status run_gate_up(bs_engine *e, int layer, const bs_layer_weights *w)
 {
     const bs_engine_layout *l = &e->layout;
     const bool joined = w->gate_up.n_rows > 0;
@@ -245,6 +246,7 @@ static bs_status run_gate_up(bs_engine *e, const bs_layer_weights *w)
                              .act = l->act,
                              .out = gate,
                              .ld_out = ld};
+    bs_engine_enter(e, layer, BS_PHASE_SILU);
     return bs_op_silu_mul(e->stream, &args);
 }
 
@@ -253,9 +255,11 @@ static bs_status run_ffn(bs_engine *e, int layer)
     const bs_engine_layout *l = &e->layout;
     const bs_layer_weights *w = bs_weights_layer(e->weights, layer);
     const int64_t n_ffn = l->shard.ffn.n;
-    bs_engine_enter(e, layer, BS_PHASE_FFN);
+    bs_engine_enter(e, layer, BS_PHASE_NORM);
     BS_TRY(norm(e, w->ffn_norm, true));
-    if (n_ffn > 0) BS_TRY(run_gate_up(e, w));
+    bs_engine_enter(e, layer, BS_PHASE_FFN);
+    if (n_ffn > 0) BS_TRY(run_gate_up(e, layer, w));
+    bs_engine_enter(e, layer, BS_PHASE_FFN);
     return project_and_sum(e, layer, &w->down, bs_engine_act(e, l->act_at.gate),
                            w->gate_up.n_rows > 0 ? 2 * n_ffn : n_ffn);
 }
@@ -312,7 +316,8 @@ bs_status bs_engine_forward(bs_engine *e)
             BS_TRY(run_ffn(e, layer));
         }
     }
+    bs_engine_enter(e, e->desc->n_layers, BS_PHASE_NORM);
+    if (!chained && e->n_rows + e->n_all_rows > 0) BS_TRY(norm(e, bs_weights_output_norm(e->weights), true));
     bs_engine_enter(e, e->desc->n_layers, BS_PHASE_LOGITS);
-    if (chained || e->n_rows + e->n_all_rows == 0) return BS_STATUS_OK;
-    return norm(e, bs_weights_output_norm(e->weights), true);
+    return BS_STATUS_OK;
 }
