@@ -146,6 +146,8 @@ bs_status bs_bench_gemv(bs_bench *bench, const bs_bench_case *item, int number);
 bs_status bs_bench_read(bs_bench *bench, const bs_bench_case *item, int number);
 /* All of `bench decode`. Collective; the ranks agree on the status. */
 bs_status bs_bench_decode(const bs_options *options, bs_comm *comm);
+/* All of `bench prefill`. Collective; the ranks agree on the status. */
+bs_status bs_bench_prefill(const bs_options *options, bs_comm *comm);
 /* All of `bench comm`. Collective; the ranks agree on the status. */
 bs_status bs_bench_comm(const bs_options *options, bs_comm *comm);
 /* Sets read_gb_s. */

@@ -24,9 +24,11 @@ void bs_generate_summarize(const generate *g)
     bs_kv_format_name(&g->config.kv, kv);
     bs_format_bytes(g->cache_bytes, bytes, sizeof bytes);
     bs_format_bytes(g->cache_bytes_f16, f16, sizeof f16);
-    bs_log_info("loaded in %.0f ms; prompt: %lld tokens in %.0f ms, %.1f tokens/s", g->load_ms,
-                (long long)stats->n_prompt, stats->prefill_ms,
-                per_second((double)stats->n_prompt, stats->prefill_ms));
+    char of[32] = ""; /* a prompt that was cut short */
+    if ((int64_t)g->n_prefilled < stats->n_prompt) snprintf(of, sizeof of, " of %lld", (long long)stats->n_prompt);
+    bs_log_info("loaded in %.0f ms; prompt: %lld%s tokens in %.0f ms, %.1f tokens/s", g->load_ms,
+                (long long)g->n_prefilled, of, stats->prefill_ms,
+                per_second((double)g->n_prefilled, stats->prefill_ms));
     bs_log_info("answer: %lld tokens in %.0f ms, %.2f ms a token, %.1f tokens/s (%s)",
                 (long long)stats->n_answer, stats->decode_ms, per_token_ms(stats),
                 per_second((double)stats->n_answer - 1, stats->decode_ms), bs_finish_name(stats->finish));

@@ -41,7 +41,7 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "With --model it prints the shape, the types of the tensors, the size of a token in the cache, and "
          "for the ranks of this job the grid and the part of the model that each holds."},
     [BS_CLI_BENCH] =
-        {"bench", "kernel [attend|quantize|gemv|read|all] | decode | comm", 1, 2, "Times kernels, a token of a model, or collectives",
+        {"bench", "kernel [attend|quantize|gemv|read|all] | decode | prefill | comm", 1, 2, "Times kernels, a token or a prompt of a model, or collectives",
          "Each case is checked first (attend: a few rows against fp64 over the dequantized cache; quantize: bit "
          "for bit against a CPU; gemv: rows against fp64), then timed, then a row of the table: bytes of a call, microseconds (median, "
          "10th and 90th percentile), GB/s, and the share of the bandwidth that a streaming read reached in the "
@@ -53,6 +53,11 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "each of --contexts cached tokens of noise, for each format of --kv and each of --batches; with the floor, "
          "which is weights and cache read once at the bandwidth of a streaming read, and where the time goes. A row "
          "that does not fit the device's memory says so.\n\n"
+         "bench prefill runs on all ranks of the job: it reads a random prompt, cut as generate cuts it, as long as the longest "
+         "of --contexts, and times each chunk: milliseconds, tokens/s, TFLOP/s, and the share of the rate of a large GEMM "
+         "measured in the same run; the first chunk and the last of each length also op by op. A shorter prompt is the "
+         "beginning of a longer one. --samples times chunks at places of the prompt behind noise instead, and --seconds ends "
+         "the reading: what was not timed then follows a line through what was, and the row says so.\n\n"
          "bench comm runs on all ranks of the job: the all-reduce and each merge of a decode step for a model of 4096 "
          "channels and 32 heads of 128, 1, 4 and 16 tokens, over the transport that the ranks have or that --transport "
          "names; ten calls in a row, one by one and, where it can be, as a CUDA graph. Times are those of the slowest "
@@ -145,22 +150,25 @@ const bs_option bs_cli_options[] = {
     CHOICE("v-encoder", "NAME", "best", "best|plain", "Cache", "range of a 2-bit group of V: drawn in, or from min to max", GENERATE | EVAL),
     SCALED("context", 'c', "N", NULL, 1, INT32_MAX - 65536, "Cache", "tokens of the sequence; without it as many as prompt and answer need", GENERATE),
 
-    SCALED("kv-fill", 0, "N", "0", 0, INT32_MAX - 65536, "Cache", "begin behind N cached tokens of noise, without a prefill", GENERATE),
+    SCALED("kv-fill", 0, "N", "0", 0, INT32_MAX - 65536, "Cache", "begin behind N cached tokens of noise, without a prefill (bench: prefill)", GENERATE | BENCH),
 
     STRING("grid", 'g', "HxS", NULL, "Ranks", "head shards x sequence shards; without it the most head shards that fit", GENERATE | INFO | BENCH | EVAL),
     CHOICE("merge", "NAME", "allreduce", "allreduce|allgather|fold", "Ranks", "how sequence shards merge attention", GENERATE | INFO | BENCH | EVAL),
     CHOICE("transport", "NAME", "auto", "auto|mpi|nccl", "Ranks", "of GPUs; auto: NCCL where each rank has its own, else MPI", GENERATE | BENCH | EVAL),
     INT("stripe-pages", 0, "N", "8", 1, 1 << 20, "Ranks", "pages of 128 tokens dealt to a sequence shard at a time", GENERATE | BENCH | EVAL),
-    SCALED("chunk-tokens", 0, "N", "2048", 128, 65536, "Ranks", "prompt tokens of a step at most; a multiple of 128", GENERATE),
-    FLOAT("step-ms", "MS", "500", 1, 1e6, "Ranks", "cut prompts so that a step is predicted to take no longer", GENERATE),
+    SCALED("chunk-tokens", 0, "N", "2048", 128, 65536, "Ranks", "prompt tokens of a step at most; a multiple of 128", GENERATE | BENCH),
+    FLOAT("step-ms", "MS", "500", 1, 1e6, "Ranks", "cut prompts so that a step is predicted to take no longer", GENERATE | BENCH),
     FLOAT("watchdog-s", "S", "7", 0, 86400, "Ranks", "end the job when a rank makes no progress this long; 0: never", GENERATE | BENCH | EVAL),
 
     STRING("case", 0, "WHICH", NULL, "Cases", "only these, parted by commas: a number, a range as 3-9, or part of a name; --dry-run lists them", BENCH),
     FLAG("dry-run", "Cases", "list the cases, and stop", BENCH),
 
-    STRING("contexts", 0, "LIST", NULL, "Decode", "cached tokens, parted by commas; without it 1K,32K,128K,1M, on a CPU 1K,8K", BENCH),
-    STRING("batches", 0, "LIST", "1", "Decode", "sequences decoded together, parted by commas", BENCH),
-    INT("steps", 0, "N", "32", 8, 1000, "Decode", "steps of a row that are timed", BENCH),
+    STRING("contexts", 0, "LIST", NULL, "Decode and prefill", "decode: cached tokens, parted by commas; without it 1K,32K,128K,1M, on a CPU 1K,8K. prefill: lengths of prompts; without it 8K,32K,128K, on a CPU 1K,4K", BENCH),
+    STRING("batches", 0, "LIST", "1", "Decode and prefill", "decode: sequences decoded together, parted by commas", BENCH),
+    INT("steps", 0, "N", "32", 8, 1000, "Decode and prefill", "decode: steps of a row that are timed", BENCH),
+
+    INT("samples", 0, "N", "0", 0, 4096, "Decode and prefill", "prefill: time N chunks spread over the prompt, each behind noise; 0: all of it", BENCH),
+    FLOAT("seconds", "S", "0", 0, 1e6, "Decode and prefill", "prefill: end the reading of a format after this long; 0: never", BENCH),
 
     INT("batch", 0, "N", "1", 1, 4096, "Shape of attend", "sequences", BENCH),
     STRING("heads", 0, "HQ/HKV", "32/8", "Shape of attend", "query heads/KV heads", BENCH),
@@ -168,7 +176,7 @@ const bs_option bs_cli_options[] = {
     INT("tokens", 0, "N", "1", 1, 4096, "Shape of attend", "query tokens of each sequence, the last of its context", BENCH),
     CHOICE("head-dim", "D", "128", "64|128", "Shape of attend", "channels of a head", BENCH),
     SCALED("window", 0, "N", "0", 0, INT32_MAX, "Shape of attend", "a query sees this many tokens; 0: all", BENCH),
-    STRING("kv", 0, "FORMATS", "int4", "Shape of attend", "KV formats, of decode too, parted by commas (docs/kv-format.md)", BENCH),
+    STRING("kv", 0, "FORMATS", "int4", "Shape of attend", "KV formats, of decode and prefill too, parted by commas (docs/kv-format.md)", BENCH),
 
     STRING("device", 0, "NAME", "auto", "Device", "cpu, cuda (the GPU of the rank's number on the machine), gpu:N, or auto", GENERATE | INFO | BENCH | EVAL),
     SCALED("device-mem", 0, "BYTES", "0", 0, MOST, "Device", "most memory of a rank's device, as 80G; 0: what there is", GENERATE | INFO | BENCH | EVAL),

@@ -2,6 +2,7 @@
  * right to cut a prompt well, only to stay the same. */
 #include "src/engine/cost.h"
 #include "src/base/checked.h"
+#include "src/engine/engine_private.h"
 
 /* A chunk is not cut below this for time: there the weights' bytes dominate, and shorter would hardly be
  * faster. */
@@ -38,6 +39,12 @@ bs_cost bs_cost_of(const bs_model_desc *desc, const bs_device_info *device, int 
 double bs_cost_tokens_ms(const bs_cost *cost, int n_tokens, int64_t context)
 {
     return n_tokens * (cost->token_ms + cost->pair_ms * (double)context);
+}
+
+int bs_engine_prompt_cut(const bs_engine *e, int64_t position, double max_step_ms)
+{
+    const bs_cost cost = bs_cost_of(e->desc, bs_device_get_info(e->device), e->grid->size);
+    return bs_cost_cut(&cost, position, e->config.chunk_tokens, bs_engine_max_cut(e), max_step_ms);
 }
 
 int bs_cost_cut(const bs_cost *cost, int64_t pos, int chunk_tokens, int max_tokens, double max_ms)

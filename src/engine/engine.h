@@ -68,6 +68,10 @@ bs_range bs_engine_vocab(const bs_engine *engine);
 /* Bytes of matrices that this rank reads in a step of any length: all of its own but the embedding table. */
 uint64_t bs_engine_step_weight_bytes(const bs_engine *engine);
 
+/* How many tokens of a prompt the step from this position on takes, other sequences left out: cut at absolute positions so
+ * that it is predicted to take no longer than max_step_ms (bs_sched_open), and never across a chunk. */
+int bs_engine_prompt_cut(const bs_engine *engine, int64_t position, double max_step_ms);
+
 /* For benches that take a step apart: `mark` is called when a step enters a phase, after everything before was queued on
  * the stream, and with BS_PHASE_IDLE behind the last one. While it is set steps run op by op, none is replayed from a
  * graph. NULL: none. Every rank the same. */

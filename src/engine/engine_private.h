@@ -162,6 +162,12 @@ static inline void bs_engine_enter(bs_engine *e, int layer, bs_phase phase)
     if (e->mark) e->mark(e->mark_context, e->stream, phase);
 }
 
+/* Most tokens of a chunk: beside everybody else's decode token. */
+static inline int bs_engine_max_cut(const bs_engine *e)
+{
+    return e->config.max_step_tokens - e->config.max_seqs + 1;
+}
+
 /* Addresses inside the regions. */
 static inline void *bs_engine_act(const bs_engine *e, size_t offset)
 {

@@ -84,7 +84,7 @@ bs_status bs_sched_open(bs_engine *engine, const bs_tokenizer *tokenizer, double
     s->limits = *bs_engine_limits(engine);
     s->chunk_tokens = config->chunk_tokens;
     s->max_prefill_seqs = config->max_prefill_seqs;
-    s->max_cut = config->max_step_tokens - config->max_seqs + 1; /* beside everybody else's decode token */
+    s->max_cut = bs_engine_max_cut(engine);
     s->max_tokens = config->max_context < config->total_tokens ? config->max_context : config->total_tokens;
     s->total_tokens = config->total_tokens;
     s->max_step_ms = max_step_ms;
