@@ -40,10 +40,23 @@ static void format_amount(const bs_progress *progress, uint64_t n, char *text, i
     }
 }
 
+/* ", 1:05 left", or nothing where it would be a guess. */
+static void format_left(const bs_progress *progress, uint64_t done, double elapsed_s, char *text, int bytes)
+{
+    *text = 0;
+    if (done == 0 || done >= progress->total || elapsed_s < worth_a_line_s) return;
+    const double share = progress->share > 0 ? progress->share : (double)done / (double)progress->total;
+    const double left_s = elapsed_s * (1 - share) / share;
+    if (!(left_s >= 0 && left_s < 100 * 3600.0)) return;
+    const int s = (int)(left_s + 0.5);
+    if (s >= 3600) snprintf(text, (size_t)bytes, ", %d:%02d:%02d left", s / 3600, s / 60 % 60, s % 60);
+    else snprintf(text, (size_t)bytes, ", %d:%02d left", s / 60, s % 60);
+}
+
 void bs_progress_format(const bs_progress *progress, uint64_t done, double elapsed_s, bool bar, char *text,
                         int bytes)
 {
-    char some[32], all[32], rate[32], cells[BAR_CELLS + 1];
+    char some[32], all[32], rate[32], left[32], cells[BAR_CELLS + 1];
     bool is_bytes = strcmp(progress->unit, "B") == 0;
     double share = progress->total == 0 || done > progress->total ? 1
                                                                   : (double)done / (double)progress->total;
@@ -51,12 +64,13 @@ void bs_progress_format(const bs_progress *progress, uint64_t done, double elaps
     format_amount(progress, progress->total, all, sizeof all);
     format_amount(progress, elapsed_s > 0 ? (uint64_t)((double)done / elapsed_s + 0.5) : 0, rate,
                   sizeof rate);
+    format_left(progress, done, elapsed_s, left, sizeof left);
     const char *unit = is_bytes ? "" : " ", *unit_name = is_bytes ? "" : progress->unit;
     for (int i = 0; i < BAR_CELLS; i++) cells[i] = i < (int)(share * BAR_CELLS) ? '#' : '.';
     cells[BAR_CELLS] = 0;
-    snprintf(text, (size_t)bytes, "%s%s %s%s%3d%%  %s of %s%s%s, %s%s%s/s", progress->what, bar ? "" : ":",
+    snprintf(text, (size_t)bytes, "%s%s %s%s%3d%%  %s of %s%s%s, %s%s%s/s%s", progress->what, bar ? "" : ":",
              bar ? cells : "", bar ? " " : "", (int)(share * 100), some, all, unit, unit_name, rate, unit,
-             unit_name);
+             unit_name, left);
 }
 
 static void write_bar(const char *text)
@@ -94,6 +108,12 @@ void bs_progress_update(bs_progress *progress, uint64_t done)
     } else {
         bs_log_info("%s", text);
     }
+}
+
+void bs_progress_update_share(bs_progress *progress, uint64_t done, double share)
+{
+    progress->share = share;
+    bs_progress_update(progress, done);
 }
 
 void bs_progress_end(bs_progress *progress, uint64_t done)

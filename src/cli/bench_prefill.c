@@ -275,7 +275,10 @@ static bs_status take_result(void *context, const bs_plan *plan, const bs_step_r
     const bs_plan_seq *seq = bs_plan_seqs(plan);
     r->done = seq->pos0 + seq->n_tokens;
     r->n_steps++;
-    if (r->progress) bs_progress_update(r->progress, (uint64_t)(r->done - r->first));
+    if (r->progress)
+        bs_progress_update_share(
+            r->progress, (uint64_t)(r->done - r->first),
+            bs_engine_prompt_share(r->p->engine, r->first, r->done - r->first, r->end - r->first));
     if (r->done != r->end && r->done % r->p->config.chunk_tokens != 0) return BS_STATUS_OK;
     const int64_t first = bs_max_i64(r->first, chunk_end(r->p, seq->pos0) - r->p->config.chunk_tokens);
     if (r->timed) add_point(r, first, (now - r->last_s) * 1e3);
@@ -318,22 +321,38 @@ static bs_prefill_part part_of(const bs_prefill_bench *p, bs_phase phase)
 }
 
 /* The chunk from r->first on behind noise, op by op; all ranks make the same plans. */
-static bs_status run_parts(bs_prefill_bench *p, run *r, bs_plan *plan, bs_bench_marks *m,
-                           double part_ms[BS_PREFILL_N_PARTS])
+static bs_status run_phases(bs_prefill_bench *p, run *r, bs_plan *plan, bs_bench_marks *m,
+                            double phase_ms[BS_BENCH_N_PHASES])
 {
-    memset(part_ms, 0, BS_PREFILL_N_PARTS * sizeof *part_ms);
     for (int64_t step = 0; r->planned < r->end; step++) {
-        double phase_ms[BS_BENCH_N_PHASES];
+        double one_ms[BS_BENCH_N_PHASES];
         bs_step_result result;
         bs_plan_clear(plan, bs_engine_limits(p->engine), step);
         if (step == 0) start_sequence(r, plan);
         r->planned = add_step(r, plan, r->planned);
         bs_bench_marks_begin(m);
         BS_TRY(bs_engine_step(p->engine, plan, &result));
-        BS_TRY(bs_bench_marks_read(m, phase_ms));
-        for (int phase = 0; phase < BS_BENCH_N_PHASES; phase++)
-            part_ms[part_of(p, (bs_phase)phase)] += phase_ms[phase];
+        BS_TRY(bs_bench_marks_read(m, one_ms));
+        for (int phase = 0; phase < BS_BENCH_N_PHASES; phase++) phase_ms[phase] += one_ms[phase];
     }
+    return BS_STATUS_OK;
+}
+
+static bs_status run_parts(bs_prefill_bench *p, run *r, bs_plan *plan, bs_bench_marks *m,
+                           double part_ms[BS_PREFILL_N_PARTS])
+{
+    double phase_ms[BS_BENCH_N_PHASES] = {0};
+    char text[512] = "";
+    size_t n = 0;
+    memset(part_ms, 0, BS_PREFILL_N_PARTS * sizeof *part_ms);
+    BS_TRY(run_phases(p, r, plan, m, phase_ms));
+    for (int phase = 0; phase < BS_BENCH_N_PHASES; phase++) {
+        part_ms[part_of(p, (bs_phase)phase)] += phase_ms[phase];
+        if (phase_ms[phase] > 0 && n < sizeof text)
+            n += (size_t)snprintf(text + n, sizeof text - n, " %s %.3f", bs_phase_name((bs_phase)phase),
+                                  phase_ms[phase]);
+    }
+    if (p->leader) bs_log_debug("chunk at %lld, ms by phase:%s", (long long)r->first, text);
     return BS_STATUS_OK;
 }
 

@@ -275,11 +275,11 @@ static void on_text(void *context, int32_t id, const char *text, size_t bytes)
     if (g->output != BS_STATUS_OK) bs_sched_stop(g->sched);
 }
 
-static void on_prefill(void *context, int64_t done, int64_t total)
+static void on_prefill(void *context, int64_t done, int64_t total, double share)
 {
     generate *g = context;
     g->n_prefilled = (uint64_t)done;
-    bs_progress_update(&g->prefill, (uint64_t)done);
+    bs_progress_update_share(&g->prefill, (uint64_t)done, share);
     if (done == total) bs_progress_end(&g->prefill, (uint64_t)done);
 }
 

@@ -150,7 +150,7 @@ const bs_option bs_cli_options[] = {
     CHOICE("v-encoder", "NAME", "best", "best|plain", "Cache", "range of a 2-bit group of V: drawn in, or from min to max", GENERATE | EVAL),
     SCALED("context", 'c', "N", NULL, 1, INT32_MAX - 65536, "Cache", "tokens of the sequence; without it as many as prompt and answer need", GENERATE),
 
-    SCALED("kv-fill", 0, "N", "0", 0, INT32_MAX - 65536, "Cache", "begin behind N cached tokens of noise, without a prefill (bench: prefill)", GENERATE | BENCH),
+    SCALED("kv-fill", 0, "N", "0", 0, INT32_MAX - 65536, "Cache", "begin behind N cached tokens of noise", GENERATE | BENCH),
 
     STRING("grid", 'g', "HxS", NULL, "Ranks", "head shards x sequence shards; without it the most head shards that fit", GENERATE | INFO | BENCH | EVAL),
     CHOICE("merge", "NAME", "allreduce", "allreduce|allgather|fold", "Ranks", "how sequence shards merge attention", GENERATE | INFO | BENCH | EVAL),
@@ -163,7 +163,7 @@ const bs_option bs_cli_options[] = {
     STRING("case", 0, "WHICH", NULL, "Cases", "only these, parted by commas: a number, a range as 3-9, or part of a name; --dry-run lists them", BENCH),
     FLAG("dry-run", "Cases", "list the cases, and stop", BENCH),
 
-    STRING("contexts", 0, "LIST", NULL, "Decode and prefill", "decode: cached tokens, parted by commas; without it 1K,32K,128K,1M, on a CPU 1K,8K. prefill: lengths of prompts; without it 8K,32K,128K, on a CPU 1K,4K", BENCH),
+    STRING("contexts", 0, "LIST", NULL, "Decode and prefill", "cached tokens, or lengths of prompts, parted by commas (docs/cli.md has the defaults)", BENCH),
     STRING("batches", 0, "LIST", "1", "Decode and prefill", "decode: sequences decoded together, parted by commas", BENCH),
     INT("steps", 0, "N", "32", 8, 1000, "Decode and prefill", "decode: steps of a row that are timed", BENCH),
 

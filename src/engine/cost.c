@@ -47,6 +47,15 @@ int bs_engine_prompt_cut(const bs_engine *e, int64_t position, double max_step_m
     return bs_cost_cut(&cost, position, e->config.chunk_tokens, bs_engine_max_cut(e), max_step_ms);
 }
 
+double bs_engine_prompt_share(const bs_engine *e, int64_t position, int64_t n_done, int64_t n_tokens)
+{
+    const bs_cost cost = bs_cost_of(e->desc, bs_device_get_info(e->device), e->grid->size);
+    const double first = (double)position, done = (double)n_done, all = (double)n_tokens;
+    if (n_done >= n_tokens) return 1;
+    return done * (cost.token_ms + cost.pair_ms * (first + done / 2)) /
+           (all * (cost.token_ms + cost.pair_ms * (first + all / 2)));
+}
+
 int bs_cost_cut(const bs_cost *cost, int64_t pos, int chunk_tokens, int max_tokens, double max_ms)
 {
     int64_t chunk_end = (pos / chunk_tokens + 1) *

@@ -72,6 +72,9 @@ uint64_t bs_engine_step_weight_bytes(const bs_engine *engine);
  * that it is predicted to take no longer than max_step_ms (bs_sched_open), and never across a chunk. */
 int bs_engine_prompt_cut(const bs_engine *engine, int64_t position, double max_step_ms);
 
+/* How much of the time predicted for a prompt of n_tokens from this position on its first n_done tokens take, 0 to 1. */
+double bs_engine_prompt_share(const bs_engine *engine, int64_t position, int64_t n_done, int64_t n_tokens);
+
 /* For benches that take a step apart: `mark` is called when a step enters a phase, after everything before was queued on
  * the stream, and with BS_PHASE_IDLE behind the last one. While it is set steps run op by op, none is replayed from a
  * graph. NULL: none. Every rank the same. */

@@ -339,7 +339,11 @@ static bs_status take_result(bs_sched *s, bs_request *r, const bs_plan_seq *entr
     if (entry->flags & BS_PLAN_SEQ_PREFILL) {
         r->n_prefilled += entry->n_tokens;
         if (r->n_prefilled == r->config.n_prompt) r->prefilled_s = now;
-        if (r->config.on_prefill) r->config.on_prefill(r->config.context, r->n_prefilled, r->config.n_prompt);
+        if (r->config.on_prefill) {
+            const double share = bs_engine_prompt_share(s->engine, r->config.fill_tokens, r->n_prefilled,
+                                                        r->config.n_prompt);
+            r->config.on_prefill(r->config.context, r->n_prefilled, r->config.n_prompt, share);
+        }
         if (r->n_prefilled == r->config.n_prompt && r->config.max_tokens == 0) how = BS_FINISH_LENGTH;
     }
     if (token >= 0 && !r->cancelled) {

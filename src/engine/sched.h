@@ -36,8 +36,8 @@ typedef struct bs_request_config {
     /* Called on rank 0, in order: newly decoded text (whole UTF-8 characters, nothing that may still turn out to be the
      * beginning of a stop string) with the token that completed it. text may be "" and id −1 at the end. */
     void (*on_text)(void *context, int32_t id, const char *text, size_t bytes);
-    /* Prompt tokens computed so far. May be NULL. */
-    void (*on_prefill)(void *context, int64_t done, int64_t total);
+    /* Prompt tokens computed so far, and their share of the work by the cost table. May be NULL. */
+    void (*on_prefill)(void *context, int64_t done, int64_t total, double share);
     void (*on_finish)(void *context, bs_request *request);
 } bs_request_config;
 

@@ -163,6 +163,26 @@ def test_forced(model):
             os.remove(model.cpu_logits(kv, weights=w))
 
 
+def test_chunks(model):
+    """(h) A prompt in chunks of up to 2,048 tokens: the logits of a CPU that reads it in the same chunks, whatever the steps, and a
+    low-bit cache's perplexity."""
+    formats = ["f16", "int4", "int2"]
+    against = {kv: model.file(f"chunks.{kv}") for kv in formats}
+    side_by_side([lambda kv=kv: model.run(kv=kv, n=N_TEXT, chunk=2048, step=2048, out=against[kv]) for kv in formats])
+    for kv in formats:
+        for step in (2048, 700, 90) if kv == "f16" else (2048, 300):
+            got = model.run(kv=kv, n=N_TEXT, chunk=2048, step=step, act="f16", device=GPU, against=against[kv])
+            if kv == "f16":
+                most = c.tolerance("TOL_GPU_LOGITS")
+                c.check(got["rel_l2"] <= most, f"{model.name}, chunks, {step} tokens a step: relative L2 {got['rel_l2']} <= {most}: {got}")
+                continue
+            change, most = math.expm1(got["nll"] - got["nll_ref"]), c.tolerance("TOL_GPU_PERPLEXITY_INT2" if kv == "int2" else "TOL_GPU_PERPLEXITY")
+            limit = c.tolerance("TOL_GPU_KL_" + kv.upper())
+            c.check(abs(change) <= most and got["kl"] <= limit, f"{model.name}, {kv}, chunks, {step} tokens a step: perplexity {change:+.2e}, at most {most}; "
+                    f"KL {got['kl']} <= {limit}")
+        os.remove(against[kv])
+
+
 def test_ranks(model):
     """(d) Ranks that share the GPU against one: over MPI and NCCL, every merge."""
     n = 700
@@ -301,7 +321,7 @@ def tiny():
 def main():
     if c.run(0, [c.MODEL_RUN, "gpus"]).returncode != 0:
         c.skip("this process sees no GPU")
-    parts = [test_errors, test_logits, test_greedy, test_pages, test_bits, test_batch, test_ranks, test_forced]
+    parts = [test_errors, test_logits, test_greedy, test_pages, test_bits, test_batch, test_chunks, test_ranks, test_forced]
     models = [tiny()]
     real = os.environ.get("BITSHARD_TEST_MODEL", "")
     if os.path.exists(real):

@@ -45,7 +45,18 @@ static void test_format(void **state)
     bs_progress p = {.what = "prefill", .unit = "tokens", .total = 2048};
     char text[160];
     bs_progress_format(&p, 512, 2, false, text, sizeof text);
+    assert_string_equal(text, "prefill:  25%  512 of 2048 tokens, 256 tokens/s, 0:06 left");
+    p.share = 0.01; /* the dear tokens are still to come */
+    bs_progress_format(&p, 512, 2, false, text, sizeof text);
+    assert_string_equal(text, "prefill:  25%  512 of 2048 tokens, 256 tokens/s, 3:18 left");
+    p.share = 0.0004;
+    bs_progress_format(&p, 512, 2, true, text, sizeof text);
+    assert_string_equal(
+        text, "prefill ######..................  25%  512 of 2048 tokens, 256 tokens/s, 1:23:18 left");
+    p.share = 1e-9; /* no more than a guess */
+    bs_progress_format(&p, 512, 2, false, text, sizeof text);
     assert_string_equal(text, "prefill:  25%  512 of 2048 tokens, 256 tokens/s");
+    p.share = 0;
     bs_progress_format(&p, 2048, 0, true, text, sizeof text);
     assert_string_equal(text, "prefill ######################## 100%  2048 of 2048 tokens, 0 tokens/s");
     bs_progress_format(&p, 0, 1, true, text, sizeof text);

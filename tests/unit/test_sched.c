@@ -44,10 +44,12 @@ static void on_text(void *context, int32_t id, const char *text, size_t bytes)
     assert_int_equal(s->n_finished, 0);
 }
 
-static void on_prefill(void *context, int64_t done, int64_t total)
+static void on_prefill(void *context, int64_t done, int64_t total, double share)
 {
     seen *s = context;
     assert_true(done > s->prefilled && done <= total);
+    /* Early tokens cost less. */
+    assert_true(share > 0 && share <= (double)done / (double)total && (share == 1) == (done == total));
     s->prefilled = done;
 }
 
