@@ -4,7 +4,8 @@
  * to fp16, q to the activations' type (docs/kv-format.md, "What is stored").
  * Layout   q [T, H, D], k, v [T, K, D] with their strides; f16 slots of kv_layout.h.
  * Mapping  one launch a step; a warp a vector: H of q, then K of k, then K of v for each token; 4 warps a
- * CTA. RoPE's partner may be any channel, so it comes through shared memory.
+ * CTA. A lane has 2 or 4 channels side by side, one load and one store. RoPE's partner is a neighbour (interleaved), comes
+ * from the lane half a warp away (all of D rotated), or through shared memory.
  * Cost     a token of 32/8 heads of 128 is 48 vectors, 33 KB read and written in bf16: the launch, 2 to 3 us,
  * is all of it; 2,048 tokens of prefill are 67 MB, 14 us at 4.66 TB/s.
  * Numerics with F32 activations k and v are the CPU's bits, and q too.
@@ -22,75 +23,158 @@ typedef struct job {
     bs_append_args args; /* its pools are host memory: not for the kernel */
     bs_cuda_kv_layout layout;
     uint8_t *f16_pool;
-    bool hadamard;
+    bool hadamard, wide; /* wide: a lane's channels are one load */
     bs_cuda_fault fault;
 } job;
 
-/* row: D floats of shared memory of this warp's own. cs: (cos, sin) of the token's pairs. */
+/* A lane's channels stand side by side: E of them from E · lane on, which one load of 4 to 16 bytes brings. */
+template <int E>
+static __device__ void load_channels(const void *from, int64_t first, bs_type act, bool wide, float x[E])
+{
+    if (wide && act != BS_TYPE_F32) {
+        alignas(8) uint16_t raw[E];
+        if constexpr (E == 4) *(uint2 *)raw = *(const uint2 *)((const uint16_t *)from + first);
+        else *(uint32_t *)raw = *(const uint32_t *)((const uint16_t *)from + first);
+#pragma unroll
+        for (int k = 0; k < E; k++) x[k] = bs_cuda_load_act(raw, k, act);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < E; k++) x[k] = bs_cuda_load_act(from, first + k, act);
+}
+
+template <int E>
+static __device__ void store_channels(void *to, int64_t first, bs_type act, bool wide, const float x[E])
+{
+    if (wide && act != BS_TYPE_F32) {
+        alignas(8) uint16_t raw[E];
+#pragma unroll
+        for (int k = 0; k < E; k++) bs_cuda_store_act(raw, k, act, x[k]);
+        if constexpr (E == 4) *(uint2 *)((uint16_t *)to + first) = *(const uint2 *)raw;
+        else *(uint32_t *)((uint16_t *)to + first) = *(const uint32_t *)raw;
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < E; k++) bs_cuda_store_act(to, first + k, act, x[k]);
+}
+
+static __device__ __forceinline__ float rotated(float x, float partner, float2 cs, bool second)
+{
+    const float own = __fmul_rn(x, cs.x), other = __fmul_rn(partner, cs.y);
+    return second ? __fadd_rn(own, other) : __fsub_rn(own, other);
+}
+
+/* row: D floats of shared memory of this warp's own. cs: (cos, sin) of the token's pairs. The partner is a neighbour, or the
+ * same channel of the lane half a warp away, or anywhere. */
 template <int D>
-static __device__ void rotate_pairs(float x[D / WARP], float *row, const float *cs, int n_rot,
+static __device__ void rotate_pairs(float x[D / WARP], float *row, const float2 *cs, int n_rot,
                                     bool interleaved)
 {
+    enum { E = D / WARP };
     const int lane = threadIdx.x, half = n_rot / 2;
+    if (interleaved) {
 #pragma unroll
-    for (int k = 0; k < D / WARP; k++) row[lane + WARP * k] = x[k];
-    __syncwarp();
+        for (int k = 0; k < E; k += 2) {
+            const int channel = E * lane + k;
+            if (channel >= n_rot) continue;
+            const float2 angle = cs[channel / 2];
+            const float a = x[k], b = x[k + 1];
+            x[k] = rotated(a, b, angle, false);
+            x[k + 1] = rotated(b, a, angle, true);
+        }
+    } else if (n_rot == D) {
+        const bool second = lane >= WARP / 2;
 #pragma unroll
-    for (int k = 0; k < D / WARP; k++) {
-        const int channel = lane + WARP * k;
-        if (channel >= n_rot) continue;
-        const bool second = interleaved ? channel % 2 : channel >= half;
-        const int pair = interleaved ? channel / 2 : channel - (second ? half : 0);
-        const int partner = interleaved ? channel ^ 1 : second ? pair : pair + half;
-        const float c = cs[2 * pair], s = cs[2 * pair + 1];
-        const float own = __fmul_rn(x[k], c), other = __fmul_rn(row[partner], s);
-        x[k] = second ? __fadd_rn(own, other) : __fsub_rn(own, other);
+        for (int k = 0; k < E; k++) {
+            const float partner = __shfl_xor_sync(0xffffffffu, x[k], WARP / 2);
+            x[k] = rotated(x[k], partner, cs[E * (lane % (WARP / 2)) + k], second);
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < E; k++) row[E * lane + k] = x[k];
+        __syncwarp();
+#pragma unroll
+        for (int k = 0; k < E; k++) {
+            const int channel = E * lane + k;
+            if (channel >= n_rot) continue;
+            const bool second = channel >= half;
+            const int pair = channel - (second ? half : 0);
+            x[k] = rotated(x[k], row[second ? pair : pair + half], cs[pair], second);
+        }
     }
 }
 
-/* Rounds to fp16 and stores; every lane learns whether all are finite. */
+/* x ← H x / √D, the sums of bs_cuda_hadamard in its order: strides below E stay in a lane. */
+template <int D> static __device__ void hadamard_channels(float x[D / WARP])
+{
+    enum { E = D / WARP };
+    const int lane = threadIdx.x;
+#pragma unroll
+    for (int stride = 1; stride < E; stride *= 2) {
+#pragma unroll
+        for (int k = 0; k < E; k++) {
+            if (k & stride) continue;
+            const float u = x[k], v = x[k + stride];
+            x[k] = __fadd_rn(u, v);
+            x[k + stride] = __fsub_rn(u, v);
+        }
+    }
+#pragma unroll
+    for (int stride = 1; stride < WARP; stride *= 2) {
+#pragma unroll
+        for (int k = 0; k < E; k++) {
+            const float other = __shfl_xor_sync(0xffffffffu, x[k], stride);
+            x[k] = lane & stride ? __fsub_rn(other, x[k]) : __fadd_rn(x[k], other);
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < E; k++) x[k] = __fmul_rn(x[k], bs_cuda_hadamard_scale<D>());
+}
+
+/* Rounds to fp16 and stores, in pairs, which stand side by side in a page of either kind; every lane learns whether all are
+ * finite. */
 template <int D>
 static __device__ bool store_head(const job &j, const float x[D / WARP], uint32_t slot, int kv_head,
                                   int token, bool is_v)
 {
+    enum { E = D / WARP };
     uint8_t *page = j.f16_pool + bs_cuda_kv_f16_at(&j.layout, slot, j.args.layer, kv_head, is_v);
     bool finite = true;
 #pragma unroll
-    for (int k = 0; k < D / WARP; k++) {
-        const __half rounded = __float2half_rn(x[k]);
-        finite = finite && (__half_as_ushort(rounded) & 0x7c00) != 0x7c00;
-        *(__half *)(page + bs_cuda_kv_f16_byte(D, is_v, token, (int)threadIdx.x + WARP * k)) = rounded;
+    for (int k = 0; k < E; k += 2) {
+        const __half2 pair = __halves2half2(__float2half_rn(x[k]), __float2half_rn(x[k + 1]));
+        const uint32_t bits = *(const uint32_t *)&pair;
+        finite = finite && (bits & 0x7c00) != 0x7c00 && (bits & 0x7c000000) != 0x7c000000;
+        *(uint32_t *)(page + bs_cuda_kv_f16_byte(D, is_v, token, E * (int)threadIdx.x + k)) = bits;
     }
     return __all_sync(0xffffffffu, finite);
 }
 
 template <int D> static __global__ void __launch_bounds__(WARP *VECTORS_A_CTA) append_kernel(job j)
 {
+    enum { E = D / WARP };
     __shared__ float rows[VECTORS_A_CTA][D];
     bs_cuda_release_next();
+    const int n_heads = j.args.n_heads, n_kv_heads = j.layout.n_kv_heads, t = (int)blockIdx.x;
+    const int head = (int)(blockIdx.y * VECTORS_A_CTA + threadIdx.y);
+    if (head >= n_heads + 2 * n_kv_heads) return;
+    const bool is_q = head < n_heads, is_v = head >= n_heads + n_kv_heads;
+    const int kv_head = head - n_heads - (is_v ? n_kv_heads : 0);
     bs_cuda_wait_before();
-    const int n_kv_heads = j.layout.n_kv_heads, vectors_a_token = j.args.n_heads + 2 * n_kv_heads;
-    const int vector = (int)(blockIdx.x * VECTORS_A_CTA + threadIdx.y), t = vector / vectors_a_token;
-    if (t >= j.args.n_tokens) return;
-    const int head = vector % vectors_a_token, kv_head = (head - j.args.n_heads) % n_kv_heads;
-    const bool is_q = head < j.args.n_heads, is_v = head >= j.args.n_heads + n_kv_heads;
     const int slot = j.args.f16_slot[t];
     if (!is_q && slot < 0) return;
 
     const void *from = is_q ? j.args.q : is_v ? j.args.v : j.args.k;
-    const int64_t first = is_q ? t * j.args.q_ld + head * D : t * j.args.kv_ld + kv_head * D;
-    float x[D / WARP];
-#pragma unroll
-    for (int k = 0; k < D / WARP; k++)
-        x[k] = bs_cuda_load_act(from, first + (int)threadIdx.x + WARP * k, j.args.act);
+    const int64_t first = (is_q ? t * j.args.q_ld + head * D : t * j.args.kv_ld + kv_head * D) +
+                          E * (int)threadIdx.x;
+    float x[E];
+    load_channels<E>(from, first, j.args.act, j.wide, x);
     if (!is_v && j.args.n_rot > 0)
-        rotate_pairs<D>(x, rows[threadIdx.y], j.args.cos_sin + (int64_t)t * j.args.n_rot, j.args.n_rot,
-                        j.args.rope_interleaved);
-    if (j.hadamard) bs_cuda_hadamard<D>(x);
+        rotate_pairs<D>(x, rows[threadIdx.y], (const float2 *)(j.args.cos_sin + (int64_t)t * j.args.n_rot),
+                        j.args.n_rot, j.args.rope_interleaved);
+    if (j.hadamard) hadamard_channels<D>(x);
     if (is_q) {
-#pragma unroll
-        for (int k = 0; k < D / WARP; k++)
-            bs_cuda_store_act(j.args.q, first + (int)threadIdx.x + WARP * k, j.args.act, x[k]);
+        store_channels<E>(j.args.q, first, j.args.act, j.wide, x);
         return;
     }
     const int token = j.args.page_token[t];
@@ -101,17 +185,18 @@ template <int D> static __global__ void __launch_bounds__(WARP *VECTORS_A_CTA) a
 bs_status bs_cuda_append(bs_stream *stream, const bs_append_args *args)
 {
     const bs_kv_shape *shape = args->pools->shape;
-    const int64_t n = (int64_t)args->n_tokens * (args->n_heads + 2 * shape->n_kv_heads);
-    if (n > INT32_MAX - VECTORS_A_CTA)
-        return bs_fail(BS_STATUS_RANGE, "append: %d tokens are too many for one launch", args->n_tokens);
     job j;
     j.args = *args;
     j.layout = bs_cuda_kv_layout_of(shape);
     j.f16_pool = (uint8_t *)args->pools->f16_pool;
     j.hadamard = shape->format.hadamard;
     j.fault = bs_cuda_stream_fault(stream);
-    const unsigned n_ctas = (unsigned)((n + VECTORS_A_CTA - 1) / VECTORS_A_CTA);
+    const int e = shape->head_dim / WARP;
+    const uintptr_t addresses = (uintptr_t)args->q | (uintptr_t)args->k | (uintptr_t)args->v;
+    j.wide = addresses % (2 * (uintptr_t)e) == 0 && (args->q_ld | args->kv_ld) % e == 0;
+    const int n_vectors = args->n_heads + 2 * shape->n_kv_heads;
+    const dim3 grid((unsigned)args->n_tokens, (unsigned)((n_vectors + VECTORS_A_CTA - 1) / VECTORS_A_CTA));
     const dim3 block(WARP, VECTORS_A_CTA);
     return bs_cuda_launch(stream, "append", shape->head_dim == 128 ? append_kernel<128> : append_kernel<64>,
-                          dim3(n_ctas), block, 0, j);
+                          grid, block, 0, j);
 }

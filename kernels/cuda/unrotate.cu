@@ -2,7 +2,7 @@
  *
  * Math     y = H x / √D for each row, or y = x.
  * Layout   o [rows, D] f32, out [rows, D] act; out may be o (F32): a warp reads its row before it writes it.
- * Mapping  a warp a row, 4 rows a CTA (warp_head.h); without the rotation a thread an element.
+ * Mapping  a warp a row, 4 rows a CTA (warp_head.h); without the rotation a thread 8 elements.
  * Cost     reads rows × D × 4 B, writes half of it in bf16: a token of 32 heads of 128 is 25 KB, the launch
  * of 2 to 3 us is all of it.
  * Numerics the CPU's bits in F32.
@@ -29,12 +29,27 @@ static __global__ void __launch_bounds__(WARP *ROWS_PER_CTA) unrotate_kernel(bs_
         bs_cuda_store_act(a.out, (int64_t)row * D + threadIdx.x + WARP * k, a.act, x[k]);
 }
 
-static __global__ void __launch_bounds__(THREADS) convert_kernel(bs_unrotate_args a, int n)
+/* N elements a thread, 8 or 1: one of 16 bytes, or of 32, out. */
+template <int N> static __global__ void __launch_bounds__(THREADS) convert_kernel(bs_unrotate_args a, int n)
 {
     bs_cuda_release_next();
     bs_cuda_wait_before();
-    const int i = (int)(blockIdx.x * THREADS + threadIdx.x);
-    if (i < n) bs_cuda_store_act(a.out, i, a.act, a.o[i]);
+    const int i = (int)(blockIdx.x * THREADS + threadIdx.x) * N;
+    if (i >= n) return;
+    if constexpr (N == 1) {
+        bs_cuda_store_act(a.out, i, a.act, a.o[i]);
+    } else {
+        const float4 x[2] = {*(const float4 *)(a.o + i), *(const float4 *)(a.o + i + 4)};
+        if (a.act == BS_TYPE_F32) {
+            *(float4 *)((float *)a.out + i) = x[0];
+            *(float4 *)((float *)a.out + i + 4) = x[1];
+            return;
+        }
+        alignas(16) uint16_t y[N];
+#pragma unroll
+        for (int k = 0; k < N; k++) bs_cuda_store_act(y, k, a.act, ((const float *)x)[k]);
+        *(uint4 *)((uint16_t *)a.out + i) = *(const uint4 *)y;
+    }
 }
 
 bs_status bs_cuda_unrotate(bs_stream *stream, const bs_unrotate_args *args)
@@ -45,11 +60,14 @@ bs_status bs_cuda_unrotate(bs_stream *stream, const bs_unrotate_args *args)
     if (args->hadamard && args->dim != 64 && args->dim != 128)
         return bs_fail(BS_STATUS_UNSUPPORTED, "unrotate: head size %d; GPU kernels exist for 64 and 128",
                        args->dim);
-    if (n > INT32_MAX - THREADS)
+    if (n > INT32_MAX - 8 * THREADS)
         return bs_fail(BS_STATUS_RANGE, "unrotate: %d rows are too many for one launch", args->n_rows);
-    if (!args->hadamard)
-        return bs_cuda_launch(stream, "unrotate", convert_kernel,
-                              dim3((unsigned)((n + THREADS - 1) / THREADS)), dim3(THREADS), 0, *args, (int)n);
+    if (!args->hadamard) {
+        const bool wide = n % 8 == 0 && ((uintptr_t)args->o | (uintptr_t)args->out) % 16 == 0;
+        const int64_t a_cta = THREADS * (wide ? 8 : 1);
+        return bs_cuda_launch(stream, "unrotate", wide ? convert_kernel<8> : convert_kernel<1>,
+                              dim3((unsigned)((n + a_cta - 1) / a_cta)), dim3(THREADS), 0, *args, (int)n);
+    }
     return bs_cuda_launch(stream, "unrotate", args->dim == 128 ? unrotate_kernel<128> : unrotate_kernel<64>,
                           dim3(n_ctas), block, 0, *args);
 }

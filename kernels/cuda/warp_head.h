@@ -31,12 +31,18 @@ template <typename T> static __device__ __forceinline__ T bs_cuda_sum_warp(T x)
     return x;
 }
 
+/* The f32 nearest 1/√D. */
+template <int D> static __device__ __forceinline__ constexpr float bs_cuda_hadamard_scale()
+{
+    static_assert(D == 64 || D == 128, "the scale");
+    return D == 64 ? 0.125f : 0.08838834764831845f;
+}
+
 /* x ← H x / √D. All lanes of the warp. */
 template <int D> static __device__ __forceinline__ void bs_cuda_hadamard(float x[D / 32])
 {
     const int lane = threadIdx.x % 32;
-    const float scale = D == 64 ? 0.125f : 0.08838834764831845f; /* the f32 nearest 1/√D */
-    static_assert(D == 64 || D == 128, "the scale");
+    const float scale = bs_cuda_hadamard_scale<D>();
 #pragma unroll
     for (int stride = 1; stride < 32; stride *= 2) {
 #pragma unroll

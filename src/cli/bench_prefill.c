@@ -320,53 +320,56 @@ static bs_prefill_part part_of(const bs_prefill_bench *p, bs_phase phase)
     }
 }
 
-/* The chunk from r->first on behind noise, op by op; all ranks make the same plans. */
-static bs_status run_phases(bs_prefill_bench *p, run *r, bs_plan *plan, bs_bench_marks *m,
+/* A chunk op by op, behind noise and, where there is room, the chunk before it: so it quantizes what it would. All ranks
+ * make the same plans. */
+static bs_status run_phases(bs_prefill_bench *p, run *r, int64_t first, bs_plan *plan, bs_bench_marks *m,
                             double phase_ms[BS_BENCH_N_PHASES])
 {
     for (int64_t step = 0; r->planned < r->end; step++) {
         double one_ms[BS_BENCH_N_PHASES];
         bs_step_result result;
+        const bool counts = r->planned >= first;
         bs_plan_clear(plan, bs_engine_limits(p->engine), step);
         if (step == 0) start_sequence(r, plan);
         r->planned = add_step(r, plan, r->planned);
         bs_bench_marks_begin(m);
         BS_TRY(bs_engine_step(p->engine, plan, &result));
         BS_TRY(bs_bench_marks_read(m, one_ms));
-        for (int phase = 0; phase < BS_BENCH_N_PHASES; phase++) phase_ms[phase] += one_ms[phase];
+        for (int phase = 0; phase < BS_BENCH_N_PHASES && counts; phase++) phase_ms[phase] += one_ms[phase];
     }
     return BS_STATUS_OK;
 }
 
-static bs_status run_parts(bs_prefill_bench *p, run *r, bs_plan *plan, bs_bench_marks *m,
+static bs_status run_parts(bs_prefill_bench *p, run *r, int64_t first, bs_plan *plan, bs_bench_marks *m,
                            double part_ms[BS_PREFILL_N_PARTS])
 {
     double phase_ms[BS_BENCH_N_PHASES] = {0};
     char text[512] = "";
     size_t n = 0;
     memset(part_ms, 0, BS_PREFILL_N_PARTS * sizeof *part_ms);
-    BS_TRY(run_phases(p, r, plan, m, phase_ms));
+    BS_TRY(run_phases(p, r, first, plan, m, phase_ms));
     for (int phase = 0; phase < BS_BENCH_N_PHASES; phase++) {
         part_ms[part_of(p, (bs_phase)phase)] += phase_ms[phase];
         if (phase_ms[phase] > 0 && n < sizeof text)
             n += (size_t)snprintf(text + n, sizeof text - n, " %s %.3f", bs_phase_name((bs_phase)phase),
                                   phase_ms[phase]);
     }
-    if (p->leader) bs_log_debug("chunk at %lld, ms by phase:%s", (long long)r->first, text);
+    if (p->leader) bs_log_debug("chunk at %lld, ms by phase:%s", (long long)first, text);
     return BS_STATUS_OK;
 }
 
 static bs_status take_apart(bs_prefill_bench *p, int64_t first, int64_t end,
                             double part_ms[BS_PREFILL_N_PARTS])
 {
-    run r = {.p = p, .first = first, .end = end, .planned = first};
+    const int64_t warm = bs_max_i64(p->n_fill, first - p->config.chunk_tokens);
+    run r = {.p = p, .first = warm, .end = end, .planned = warm};
     bs_bench_marks m = {0};
     bs_plan *plan = malloc(bs_plan_bytes(bs_engine_limits(p->engine)));
     bs_status status = bs_bench_marks_open(p->bench.device, bs_model_get_desc(p->model)->n_layers, &m);
     if (status == BS_STATUS_OK && !plan) status = bs_fail(BS_STATUS_NOMEM, "bench: no memory for a plan");
     BS_TRY_GOTO(bs_comm_agree(p->comm, status), err_free);
     bs_engine_set_mark(p->engine, bs_bench_marks_take, &m);
-    status = run_parts(p, &r, plan, &m, part_ms);
+    status = run_parts(p, &r, first, plan, &m, part_ms);
     bs_engine_set_mark(p->engine, NULL, NULL);
     bs_comm_progress_idle(p->comm);
     if (status != BS_STATUS_OK) status = bs_cli_end_job(p->comm, status);

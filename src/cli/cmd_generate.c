@@ -254,6 +254,7 @@ static bs_status open_engine(generate *g)
 {
     double start = bs_now_s();
     BS_TRY(bs_comm_agree(g->comm, bs_cli_use_transport(g->options, g->comm, g->device)));
+    g->left_bytes = bs_device_memory_left(g->device);
     BS_TRY(bs_engine_open(g->model, g->device, g->comm, &g->config, on_load, g, &g->engine));
     g->load_ms += (bs_now_s() - start) * 1e3;
     return BS_STATUS_OK;
@@ -336,6 +337,17 @@ static bs_status finish_answer(generate *g)
                    (long long)bs_request_get_stats(g->request)->n_answer);
 }
 
+/* Whether --dry-run is right: what a GPU's driver has given away since the engine was opened, libraries' own and kernels'
+ * code included. */
+static void compare_memory(const generate *g)
+{
+    bs_engine_memory planned;
+    if (bs_device_get_info(g->device)->kind == BS_DEVICE_CPU) return;
+    if (bs_engine_plan_memory(g->model, g->device, &g->grid, &g->config, &planned) != BS_STATUS_OK) return;
+    bs_log_debug("device memory: %llu bytes planned, %llu taken", (unsigned long long)planned.device_bytes,
+                 (unsigned long long)(g->left_bytes - bs_device_memory_left(g->device)));
+}
+
 static bs_status sum_cache_bytes(generate *g)
 {
     uint64_t mine[2];
@@ -367,6 +379,7 @@ static bs_status run(generate *g)
     bs_status status = bs_engine_run(g->engine, g->leader ? &driver : NULL);
     if (status != BS_STATUS_OK) return bs_cli_end_job(g->comm, status);
     g->signal = caught_signal;
+    compare_memory(g);
     if (!g->is_batch) BS_TRY(bs_comm_agree(g->comm, sum_cache_bytes(g)));
     return bs_comm_agree(g->comm, g->leader ? finish(g) : BS_STATUS_OK);
 }

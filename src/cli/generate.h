@@ -27,6 +27,7 @@ typedef struct generate {
     bool json, ids_shown; /* ids_shown: an answer without a tokenizer has begun */
     bs_progress load, prefill;
     uint64_t n_prefilled;
+    size_t left_bytes; /* of the device, before the engine was opened */
     double load_ms;
     bs_status output; /* of writing the answer */
     int signal;       /* that ended it, or 0 */

@@ -23,6 +23,7 @@ static struct {
     int stop_at;      /* step before whose result bs_sched_stop is called; −1: never */
     int64_t cuts[64]; /* first positions of the prefill chunks of sequence slot 0 */
     int n_cuts;
+    int n_prefill_steps, n_mixed_steps; /* with a chunk; with a chunk and decode tokens before it */
 } world;
 
 /* What a request's callbacks have seen. */
@@ -104,6 +105,15 @@ static void look_at_plan(const bs_plan *plan)
     const bs_plan_seq *seqs = bs_plan_seqs(plan);
     assert_ok(bs_plan_check(plan, bs_engine_limits(f.engine), f.n_vocab, 1024));
     if (plan->n_seqs > world.most_seqs) world.most_seqs = plan->n_seqs;
+    bool decodes = false, prefills = false;
+    for (int i = 0; i < plan->n_seqs; i++) {
+        const bool prefill = seqs[i].flags & BS_PLAN_SEQ_PREFILL;
+        assert_true(prefill || !prefills); /* decode tokens come first: they share a call of attention */
+        decodes |= !prefill;
+        prefills |= prefill;
+    }
+    world.n_prefill_steps += prefills;
+    world.n_mixed_steps += prefills && decodes;
     for (int i = 0; i < plan->n_seqs; i++) {
         assert_int_equal(seqs[i].pos0 / CHUNK, (seqs[i].pos0 + seqs[i].n_tokens - 1) / CHUNK);
         if (!(seqs[i].flags & BS_PLAN_SEQ_PREFILL) || seqs[i].seq != 0) continue;
@@ -319,6 +329,28 @@ static void together_is_as_alone(void **state)
     assert_memory_equal(alone, together, sizeof alone);
 }
 
+/* A prompt that takes many steps beside an answer under way: every step has a chunk of the one and a token of the other. */
+static void neither_prompt_nor_answer_starves(void **state)
+{
+    int32_t prompt[900];
+    seen s[2];
+    open_sched("int4", 4096);
+    bs_sched_close(sched);
+    assert_ok(bs_sched_open(f.engine, tokenizer, 2, &sched)); /* ms: chunks of few tokens */
+    make_ids(&f, 1, prompt, 900);
+    const bs_request_config config = {.sampling = greedy, .ignore_end = true};
+    submit(&s[0], prompt, 3, 500, &config);
+    submit(&s[1], prompt, 900, 4, &config);
+    drive();
+    assert_true(world.n_prefill_steps > 10);
+    /* In the first step both read; the first answer has its first token behind it. */
+    assert_int_equal(world.n_mixed_steps, world.n_prefill_steps - 1);
+    assert_int_equal(bs_request_get_stats(s[0].request)->n_answer, 500);
+    assert_int_equal(bs_request_get_stats(s[1].request)->n_answer, 4);
+    for (int i = 0; i < 2; i++) bs_request_free(s[i].request);
+    close_sched();
+}
+
 /* Two requests of which the cache holds one: the second waits for the first. */
 static void what_does_not_fit_waits(void **state)
 {
@@ -433,13 +465,53 @@ static void cuts_follow_positions(void **state)
     }
 }
 
+/* The table's GPU, an 8B model: what was measured on an H200 is what is predicted, within a third, and no step is predicted
+ * to be longer than asked. */
+static void a_gpu_is_predicted(void **state)
+{
+    const bs_model_desc desc = {.n_layers = 32,
+                                .n_heads = 32,
+                                .n_kv_heads = 8,
+                                .head_dim = 128,
+                                .n_params = 8030261248,
+                                .file_bytes = 16060522496};
+    const bs_device_info device = {.kind = BS_DEVICE_CUDA};
+    const bs_cost cost = bs_cost_of(&desc, &device, 1), two = bs_cost_of(&desc, &device, 2);
+    const struct {
+        int64_t n;
+        double ms;
+    } measured[] = {{8192, 235}, {131072, 11450}};
+    for (int i = 0; i < 2; i++) {
+        double ms = 0;
+        for (int64_t pos = 0, n; pos < measured[i].n; pos += n) {
+            n = bs_cost_cut(&cost, pos, 2048, 2048, 500);
+            const double step_ms = cost.step_ms + bs_cost_tokens_ms(&cost, (int)n, pos + n);
+            assert_int_equal(n, 2048);
+            assert_true(step_ms <= 500);
+            ms += step_ms;
+        }
+        if (!(ms > measured[i].ms && ms < measured[i].ms * 4 / 3 + 80))
+            fail_msg("%lld tokens: %.0f ms", (long long)measured[i].n, ms);
+    }
+    const int at_1m = bs_cost_cut(&cost, (1 << 20) - 2048, 2048, 2048, 500);
+    assert_int_equal(at_1m, 256);
+    assert_true(cost.step_ms + bs_cost_tokens_ms(&cost, at_1m, 1 << 20) <= 500);
+    assert_int_equal(bs_cost_cut(&two, (1 << 20) - 2048, 2048, 2048, 500), 512);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(answers_end_as_asked),         cmocka_unit_test(no_tokens_is_prefill_only),
-        cmocka_unit_test(together_is_as_alone),         cmocka_unit_test(what_does_not_fit_waits),
-        cmocka_unit_test(cancelled_requests_give_back), cmocka_unit_test(stopping_leaves_the_rest),
-        cmocka_unit_test(bad_requests_are_named),       cmocka_unit_test(cuts_follow_positions),
+        cmocka_unit_test(answers_end_as_asked),
+        cmocka_unit_test(no_tokens_is_prefill_only),
+        cmocka_unit_test(together_is_as_alone),
+        cmocka_unit_test(what_does_not_fit_waits),
+        cmocka_unit_test(cancelled_requests_give_back),
+        cmocka_unit_test(stopping_leaves_the_rest),
+        cmocka_unit_test(bad_requests_are_named),
+        cmocka_unit_test(cuts_follow_positions),
+        cmocka_unit_test(neither_prompt_nor_answer_starves),
+        cmocka_unit_test(a_gpu_is_predicted),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
