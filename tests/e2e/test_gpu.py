@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -308,6 +309,17 @@ def test_errors(model):
             c.check(done.returncode == 1 and len(lines) == 1 and part in lines[0] and not done.stdout, f"{ranks} ranks, {words}: exit {done.returncode}, {lines}")
 
 
+def test_memory(model):
+    """What --dry-run prints is what the driver gives away, libraries and kernels' code included: within 2 %. On a model of 2 GB."""
+    if model.name != "tiny":
+        return
+    for context, kv in (("64K", "int4"), ("8K", "f16")):
+        done = c.run(0, [c.BITSHARD, "generate", "--model", "random:tinyllama-1.1b", "--prompt-ids", " ".join(map(str, range(3000))), "-n", "4", "--ignore-eos",
+                         "--kv", kv, "--context", context, "--device", GPU, "-v"])
+        found = re.search(r"device memory: (\d+) bytes planned, (\d+) taken", done.stderr)
+        c.check(done.returncode == 0 and found and abs(int(found[2]) / int(found[1]) - 1) <= 0.02, f"{kv}, {context}: {found and found[0]}; exit {done.returncode}")
+
+
 def tiny():
     path, ids = os.path.join(c.WORK, "gpu.tiny.gguf"), os.path.join(c.WORK, "gpu.tiny.i32")
     done = c.run(0, [c.BITSHARD, "make-model", "tiny", path])
@@ -321,7 +333,7 @@ def tiny():
 def main():
     if c.run(0, [c.MODEL_RUN, "gpus"]).returncode != 0:
         c.skip("this process sees no GPU")
-    parts = [test_errors, test_logits, test_greedy, test_pages, test_bits, test_batch, test_chunks, test_ranks, test_forced]
+    parts = [test_errors, test_memory, test_logits, test_greedy, test_pages, test_bits, test_batch, test_chunks, test_ranks, test_forced]
     models = [tiny()]
     real = os.environ.get("BITSHARD_TEST_MODEL", "")
     if os.path.exists(real):
