@@ -18,7 +18,7 @@ typedef enum bs_prefill_part {
 } bs_prefill_part;
 
 typedef struct bs_prefill_bench {
-    bs_bench bench; /* device, stream, report (rank 0) */
+    bs_bench bench; /* device, stream, the yardstick of a format, report (rank 0) */
     bs_comm *comm;
     bool leader;
     bs_model *model;
@@ -30,7 +30,6 @@ typedef struct bs_prefill_bench {
     int n_samples, n_contexts, n_formats; /* 0 samples: prompts are read whole */
     int64_t contexts[BS_BENCH_MAX_ITEMS]; /* lengths of prompts, ascending */
     bs_kv_format kv[BS_BENCH_MAX_ITEMS];
-    double gemm_tflop_s; /* the yardstick, of one rank's device */
     /* Of the format at hand; rank 0 fills them. */
     bs_prefill_point *points;            /* [n_points] chunks that were timed, ascending */
     int *point_steps;                    /* steps of each */
@@ -53,6 +52,8 @@ typedef struct bs_prefill_row {
 
 /* Rank 0. */
 bs_status bs_prefill_begin_table(bs_prefill_bench *p);
+/* The yardstick is known. */
+bs_status bs_prefill_begin_format(bs_prefill_bench *p, const bs_kv_format *format);
 bs_status bs_prefill_report(bs_prefill_bench *p, const bs_prefill_row *row);
 
 #endif

@@ -11,15 +11,22 @@ bs_status bs_prefill_begin_table(bs_prefill_bench *p)
 {
     const bs_model_desc *desc = bs_model_get_desc(p->model);
     BS_TRY(bs_cli_print_table(
-        p->bench.table,
-        "%s; %s, %d rank%s, grid %dx%d, merge %s, transport %s; chunks of %d; GEMM %.4g TFLOP/s a rank\n",
-        desc->name, bs_device_get_info(p->bench.device)->name, p->grid.size, p->grid.size > 1 ? "s" : "",
-        p->grid.heads, p->grid.seq, bs_merge_method_name(p->config.merge), bs_comm_transport(p->comm),
-        p->config.chunk_tokens, p->gemm_tflop_s));
+        p->bench.table, "%s; %s, %d rank%s, grid %dx%d, merge %s, transport %s; chunks of %d\n", desc->name,
+        bs_device_get_info(p->bench.device)->name, p->grid.size, p->grid.size > 1 ? "s" : "", p->grid.heads,
+        p->grid.seq, bs_merge_method_name(p->config.merge), bs_comm_transport(p->comm),
+        p->config.chunk_tokens));
     return bs_cli_print_table(p->bench.table,
                               "%-31s %-6s %9s %9s %5s %11s %10s %8s %6s %8s %8s %8s %8s %8s %7s\n", "kv",
                               "what", "from", "tokens", "steps", "ms", "tokens/s", "TFLOP/s", "%GEMM", "gemm",
                               "attend", "quantize", "comm", "other", "attend%");
+}
+
+bs_status bs_prefill_begin_format(bs_prefill_bench *p, const bs_kv_format *format)
+{
+    char kv[BS_KV_FORMAT_NAME];
+    bs_kv_format_name(format, kv);
+    return bs_cli_print_table(p->bench.table, "%-31s a large GEMM: %.4g TFLOP/s a rank\n", kv,
+                              p->bench.gemm_tflop_s);
 }
 
 /* Floating-point operations of a row. */
@@ -41,7 +48,7 @@ static double tflop_s(double flop, double ms)
 
 static double percent(const bs_prefill_bench *p, double rate)
 {
-    return 100 * rate / (p->gemm_tflop_s * p->grid.size);
+    return 100 * rate / (p->bench.gemm_tflop_s * p->grid.size);
 }
 
 static void set_real(json_t *row, const char *name, bool applies, double x)
@@ -71,7 +78,7 @@ static json_t *make_row(const bs_prefill_bench *p, const bs_prefill_row *r, cons
     set_real(row, "tokens_s", measured, measured ? 1e3 * (double)r->n_tokens / r->ms : 0);
     set_real(row, "tflop", true, total_flop(p, r) * 1e-12);
     set_real(row, "tflop_s", measured, rate);
-    set_real(row, "gemm_tflop_s", true, p->gemm_tflop_s);
+    set_real(row, "gemm_tflop_s", true, p->bench.gemm_tflop_s);
     set_real(row, "percent", measured, percent(p, rate));
     for (int part = 0; part < BS_PREFILL_N_PARTS; part++)
         set_real(row, part_names[part], r->parts != NULL, r->parts ? r->parts[part] : 0);

@@ -105,8 +105,8 @@ def test_ranks():
 def test_table_and_refusals():
     done = c.run(0, [c.BITSHARD, *BENCH, "--contexts", "512"])
     lines = done.stdout.splitlines()
-    c.check(done.returncode == 0 and len(lines) == 5 and "GEMM" in lines[0] and "chunks of 256" in lines[0] and lines[1].split()[:3] == ["kv", "what", "from"]
-            and [line.split()[1] for line in lines[2:]] == ["chunk", "chunk", "prompt"], f"the table: {done.stdout}")
+    c.check(done.returncode == 0 and len(lines) == 6 and "GEMM" in lines[2] and "chunks of 256" in lines[0] and lines[1].split()[:3] == ["kv", "what", "from"]
+            and [line.split()[1] for line in lines[3:]] == ["chunk", "chunk", "prompt"], f"the table: {done.stdout}")
     for part, *more in (("--contexts 1K,x", "--contexts", "1K,x"), ("int3", "--kv", "int3"), ("takes no operand", "attend"), ("--grid 3x1", "--grid", "3x1"),
                         ("--dry-run: not of bench prefill", "--dry-run"), ("--case: not of bench prefill", "--case", "1"), ("--samples 1", "--samples", "1"),
                         ("--kv-fill 100: with --samples", "--kv-fill", "100", "--samples", "2"),
