@@ -114,6 +114,17 @@ bs_status bs_comm_bcast_end(bs_comm *comm);
 bs_status bs_comm_gather_host(bs_comm *comm, const void *send, size_t bytes, void *recv, int root);
 bs_status bs_comm_barrier(bs_comm *comm);
 
+/* Everybody's bytes to everybody, and rank 0's message to all, without waiting: for what goes on beside the steps. all
+ * (size × bytes) gets every rank's `mine` in rank order; message (message_bytes, the same on all ranks; may be 0) is read
+ * on rank 0 and written on the others. On a communicator of its own; one is open at most; ranks may begin and test at
+ * different times. The memory must stay untouched until *done. Not blocking; begun by every rank, in the same order. */
+bs_status bs_comm_exchange_begin(bs_comm *comm, const void *mine, void *all, size_t bytes, void *message,
+                                 size_t message_bytes);
+/* *done: all have begun it and the bytes are here; then it is no longer open. */
+bs_status bs_comm_exchange_test(bs_comm *comm, bool *done);
+/* The batch system's name for this job and how often it was restarted, "1234.0"; "" without one. */
+const char *bs_comm_job(const bs_comm *comm);
+
 /* Device collectives, stream-ordered. f32. In place for the reduces; the same bits on every rank of the
  * group, and with nccl the same in a graph and out of it. With mpi on a GPU they wait for what is on the
  * stream, and another stream may follow only when the one before has nothing left to do. */

@@ -76,9 +76,12 @@ struct bs_comm {
     bs_grid grid;
     MPI_Comm all, seq;   /* device collectives; seq is MPI_COMM_NULL before the grid is set */
     MPI_Comm host, plan; /* host messages; the plan that travels while a step runs */
+    MPI_Comm exchange;   /* what goes on beside the steps: comm/exchange.c */
     MPI_Comm local;      /* ranks of this machine */
     MPI_Request plan_request;
-    bool plan_open;
+    bool plan_open, exchange_open;
+    MPI_Request exchange_request[2];
+    char job[64];  /* "" or the batch system's "1234.0" */
     void *staging; /* host copy of device data when the device is a GPU; grows on first use */
     size_t staging_bytes;
     bs_device *staging_device;

@@ -26,6 +26,18 @@ static bool started_by_launcher(void)
     return false;
 }
 
+/* Also without a launcher: a batch script's own shell has them. */
+static void read_job(bs_comm *comm)
+{
+    const char *id = getenv("SLURM_JOB_ID"), *restarts = getenv("SLURM_RESTART_COUNT");
+    if (id && *id) snprintf(comm->job, sizeof comm->job, "%.40s.%.16s", id, restarts ? restarts : "0");
+}
+
+const char *bs_comm_job(const bs_comm *comm)
+{
+    return comm->job;
+}
+
 bs_status bs_comm_mpi_status(int code, const char *what)
 {
     if (code == MPI_SUCCESS) return BS_STATUS_OK;
@@ -55,6 +67,7 @@ static bs_status start_mpi(bs_comm *comm, int *argc, char ***argv)
     BS_TRY(duplicate(MPI_COMM_WORLD, &comm->all));
     BS_TRY(duplicate(MPI_COMM_WORLD, &comm->host));
     BS_TRY(duplicate(MPI_COMM_WORLD, &comm->plan));
+    BS_TRY(duplicate(MPI_COMM_WORLD, &comm->exchange));
     BS_TRY(bs_comm_mpi_status(
         MPI_Comm_split_type(comm->host, MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &comm->local),
         "MPI_Comm_split_type"));
@@ -68,7 +81,8 @@ bs_status bs_comm_init(int *argc, char ***argv, bs_comm **out)
     bs_comm *comm = calloc(1, sizeof *comm);
     if (!comm) return bs_fail(BS_STATUS_NOMEM, "communicator: %zu bytes", sizeof *comm);
     comm->size = comm->local_size = 1;
-    comm->all = comm->seq = comm->host = comm->plan = comm->local = MPI_COMM_NULL;
+    comm->all = comm->seq = comm->host = comm->plan = comm->exchange = comm->local = MPI_COMM_NULL;
+    read_job(comm);
     bs_status status = started_by_launcher() ? start_mpi(comm, argc, argv) : BS_STATUS_OK;
     if (status != BS_STATUS_OK) {
         free(comm);
@@ -86,7 +100,7 @@ void bs_comm_finalize(bs_comm *comm)
     if (!comm) return;
     bs_watchdog_stop(comm);
     bs_comm_leave_device(comm);
-    MPI_Comm *all[] = {&comm->all, &comm->seq, &comm->host, &comm->plan, &comm->local};
+    MPI_Comm *all[] = {&comm->all, &comm->seq, &comm->host, &comm->plan, &comm->exchange, &comm->local};
     if (comm->mpi) {
         bs_shared_close(comm);
         for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)

@@ -64,6 +64,7 @@ typedef struct bs_backend {
     bs_status (*stream_sync)(bs_stream *stream);
     bs_status (*stream_fault)(bs_stream *stream);    /* takes what kernels recorded into stream->fault */
     void *(*stream_native)(const bs_stream *stream); /* or NULL */
+    bs_status (*device_enter)(bs_device *device);    /* NULL: any thread may */
     void (*device_close)(bs_device *device);
 
     /* Graphs; all NULL where there are none. *graph is the backend's own. */
@@ -91,6 +92,7 @@ struct bs_device {
     bs_device_info info;
     size_t allocated_bytes;
     uint64_t allocation_count;
+    int ordinal; /* of the configuration */
     void *state; /* the backend's own: thread pool, cuBLAS handle */
 };
 

@@ -33,6 +33,7 @@ bs_status bs_device_open(const bs_device_config *config, bs_device **out)
         return status;
     }
     device->info.memory_cap = config->memory_cap;
+    device->ordinal = config->ordinal;
     *out = device;
     return BS_STATUS_OK;
 }
@@ -42,6 +43,11 @@ void bs_device_close(bs_device *device)
     if (!device) return;
     device->backend->device_close(device);
     free(device);
+}
+
+bs_status bs_device_enter(bs_device *device)
+{
+    return device->backend->device_enter ? device->backend->device_enter(device) : BS_STATUS_OK;
 }
 
 const bs_device_info *bs_device_get_info(const bs_device *device)

@@ -88,6 +88,9 @@ bs_status bs_device_open(const bs_device_config *config, bs_device **out);
 /* All its streams and buffers must be gone. NULL is fine. */
 void bs_device_close(bs_device *device);
 const bs_device_info *bs_device_get_info(const bs_device *device);
+/* A thread other than the one that opened it calls this before it uses the device; then streams of its own are its to
+ * use, one thread a stream. Nothing to do on a CPU. */
+bs_status bs_device_enter(bs_device *device);
 /* GPUs in this machine that this process sees; 0 in a build without CUDA. */
 int bs_device_count_gpus(void);
 

@@ -114,6 +114,12 @@ static void *stream_native(const bs_stream *stream)
     return bs_cuda_stream(stream);
 }
 
+/* A thread begins with GPU 0. */
+static bs_status device_enter(bs_device *device)
+{
+    return bs_cuda_status(cudaSetDevice(device->ordinal), "GPU");
+}
+
 static void device_close(bs_device *device)
 {
     bs_cuda_dense *dense = (bs_cuda_dense *)device->state;
@@ -191,6 +197,7 @@ static bs_backend make_backend()
     table.keep_tokens = bs_cuda_keep_tokens;
     table.feed_tokens = bs_cuda_feed_tokens;
     table.stream_native = stream_native;
+    table.device_enter = device_enter;
     table.device_close = device_close;
     return table;
 }

@@ -8,6 +8,8 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char kept[1024];
+static _Thread_local char *diverted;
+static _Thread_local int diverted_bytes;
 
 const char *bs_status_text(bs_status status)
 {
@@ -31,20 +33,35 @@ int bs_status_exit_code(bs_status status)
     return 1;
 }
 
+/* One line, whatever a file or a user put into it. The first one wins. */
+static void keep(char *text, size_t bytes, const char *format, va_list arguments)
+{
+    if (text[0] != 0) return;
+    vsnprintf(text, bytes, format, arguments);
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < 32 || *c == 127) *c = '?';
+}
+
 bs_status bs_fail(bs_status status, const char *format, ...)
 {
-    pthread_mutex_lock(&lock);
-    if (kept[0] == 0) {
-        va_list arguments;
-        va_start(arguments, format);
-        vsnprintf(kept, sizeof kept, format, arguments);
-        va_end(arguments);
-        /* One line, whatever a file or a user put into it. */
-        for (char *c = kept; *c; c++)
-            if ((unsigned char)*c < 32 || *c == 127) *c = '?';
+    va_list arguments;
+    va_start(arguments, format);
+    if (diverted) {
+        keep(diverted, (size_t)diverted_bytes, format, arguments);
+    } else {
+        pthread_mutex_lock(&lock);
+        keep(kept, sizeof kept, format, arguments);
+        pthread_mutex_unlock(&lock);
     }
-    pthread_mutex_unlock(&lock);
+    va_end(arguments);
     return status;
+}
+
+void bs_error_divert(char *text, int bytes)
+{
+    diverted = text;
+    diverted_bytes = bytes;
+    if (text) text[0] = 0;
 }
 
 const char *bs_error_message(void)

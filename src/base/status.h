@@ -53,6 +53,10 @@ void bs_error_flush(void);
 /* Forgets the kept line (another rank speaks for all, or the caller deals with the error). */
 void bs_error_clear(void);
 
+/* From now on this thread's lines are kept in `text` (the first one; "" at once), not in the process's: for threads whose
+ * errors another thread deals with later. NULL: no longer. */
+void bs_error_divert(char *text, int bytes);
+
 /* Passes an error on: BS_TRY(bs_foo(…)); */
 #define BS_TRY(call)                                                                                         \
     do {                                                                                                     \

@@ -144,4 +144,43 @@ uint32_t bs_cache_free_slots(const bs_cache *cache, bool quantized);
  * once). Between steps. */
 uint64_t bs_cache_used_bytes(const bs_cache *cache, uint64_t *as_f16);
 
+/* ---- snapshots -------------------------------------------------------------------------------------------- */
+
+/* What a sequence's bookkeeping is, the same on every rank; with the bytes of its pages it is the whole sequence. */
+typedef struct bs_cache_seq_state {
+    int64_t length;      /* tokens written */
+    int64_t quant_end;   /* pages sink … quant_end − 1 are quantized; ≥ sink. 0 for an f16 format */
+    int64_t prompt_base; /* least base of this prompt's steps, while in_prompt */
+    int start_s;
+    bool in_prompt;  /* in a prompt, or behind it with no decode step yet */
+    bool prefilling; /* may hold f16 pages of a chunk */
+} bs_cache_seq_state;
+/* RANGE when the slot is not in use, or a step is open. */
+bs_status bs_cache_seq_get_state(const bs_cache *cache, int seq, bs_cache_seq_state *out);
+/* Pages 0 … n − 1 are sealed: never written again (complete sink pages and quantized ones; of an f16 format all complete
+ * ones). −1: slot not in use. */
+int64_t bs_cache_sealed_pages(const bs_cache *cache, int seq);
+
+typedef struct bs_cache_page_ref {
+    int64_t page;
+    bs_page_kind kind;
+    uint32_t slot; /* in the pool of its kind */
+} bs_cache_page_ref;
+/* This shard's pages among first … end − 1, ascending; gives how many. out: room for all of them (end − first is
+ * enough). Beyond the sequence's end there are none. */
+int64_t bs_cache_list_pages(const bs_cache *cache, int seq, int64_t first, int64_t end,
+                            bs_cache_page_ref *out);
+/* One more owner of sealed pages, so that they stay as they are whatever becomes of the sequence; and one fewer. The pool
+ * counts on sequences alone: one with pinned pages is not freed before they are unpinned (a restart could find no slot).
+ * Local. */
+void bs_cache_pin(bs_cache *cache, const bs_cache_page_ref *pages, int64_t n);
+void bs_cache_unpin(bs_cache *cache, const bs_cache_page_ref *pages, int64_t n);
+
+/* A sequence that comes from elsewhere: takes the slot, reserves n_tokens, and takes fresh slots for all of this shard's
+ * pages of the state; the caller fills them (bs_cache_list_pages, bs_op_unpack), each whole. Until it is published no
+ * step, fork or reuse may use it; bs_cache_seq_free drops it. Same arguments on all ranks. RANGE for a state that this
+ * cache could not be in, FULL as bs_cache_seq_start or when it would be one more than max_prefill_seqs in prefill. */
+bs_status bs_cache_seq_stage(bs_cache *cache, int seq, int64_t n_tokens, const bs_cache_seq_state *state);
+void bs_cache_seq_publish(bs_cache *cache, int seq);
+
 #endif

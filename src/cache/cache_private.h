@@ -7,6 +7,7 @@
  *   step.c         what a step quantizes and which slots it takes
  *   tables.c       the device tables
  *   fill.c         sequences that begin with noise
+ *   stage.c        what snapshots ask: states, lists of pages, pins, sequences that come from elsewhere
  *
  * A sequence keeps the slots of this shard's pages only, in page order: its list has one entry a page that is
  * owned. Where the kind of a page changes is three numbers (sink, quant_end, end), so a page's kind is never
@@ -71,6 +72,7 @@ typedef enum bs_cache_table {
 
 typedef struct bs_cache_seq {
     bool used;
+    bool staged;     /* its pages are being filled: not to be used yet */
     bool in_prompt;  /* prompt_base holds: since the first prefill step (or a reuse), until a decode step */
     bool prefilling; /* may hold f16 pages of a chunk: since the first prefill step, until a decode step */
     int start_s;
@@ -119,6 +121,8 @@ size_t bs_cache_layout_tables(const bs_cache_config *config, const bs_cache_memo
                               size_t table_at[BS_TABLE_COUNT + 1]);
 /* Points cache->tables at the device buffer. */
 void bs_cache_bind_tables(bs_cache *cache);
+/* Pages 0 … n − 1 are never written again (sequence.c). */
+int64_t bs_cache_sealed_end(const bs_cache *cache, const bs_cache_seq *s);
 /* Moves this shard's pages of quant_end … new_end − 1 to quantized slots, and notes in the staging what is to be quantized
  * from where to where, and which slots are to be cleared (step.c). They are complete and nobody else's. */
 void bs_cache_quantize_pages(bs_cache *cache, bs_cache_seq *s, int64_t new_end);

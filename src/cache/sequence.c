@@ -119,7 +119,7 @@ void bs_cache_seq_free(bs_cache *cache, int seq)
 
 /* Pages 0 … end − 1 that are never written again: complete sink pages and quantized ones; of an f16 format,
  * which has no other state to come, all complete pages. */
-static int64_t sealed_end(const bs_cache *cache, const bs_cache_seq *s)
+int64_t bs_cache_sealed_end(const bs_cache *cache, const bs_cache_seq *s)
 {
     int64_t complete = s->length / BS_PAGE_TOKENS;
     if (bs_cache_is_f16(&cache->config)) return complete;
@@ -161,6 +161,8 @@ static bs_status copy_pages(bs_cache *cache, const bs_cache_seq *src, bs_cache_s
 static bs_status find_source(const bs_cache *cache, int src, const bs_cache_seq **out)
 {
     *out = bs_cache_used_seq(cache, src);
+    if (*out && (*out)->staged)
+        return bs_fail(BS_STATUS_RANGE, "cache: sequence %d: is not restored yet", src);
     return *out ? BS_STATUS_OK : bs_fail(BS_STATUS_RANGE, "cache: sequence %d: is not in use", src);
 }
 
@@ -183,7 +185,7 @@ bs_status bs_cache_seq_fork(bs_cache *cache, int src, int dst, int64_t n_tokens)
     to->prompt_base = from->prompt_base;
     to->prefilling = from->prefilling;
     cache->n_prefilling += to->prefilling;
-    share_pages(cache, from, to, sealed_end(cache, from));
+    share_pages(cache, from, to, bs_cache_sealed_end(cache, from));
     bs_status status = copy_pages(cache, from, to);
     if (status != BS_STATUS_OK) bs_cache_seq_free(cache, dst);
     return status;
@@ -192,9 +194,9 @@ bs_status bs_cache_seq_fork(bs_cache *cache, int src, int dst, int64_t n_tokens)
 int64_t bs_cache_reusable(const bs_cache *cache, int src, int64_t n)
 {
     const bs_cache_seq *s = bs_cache_used_seq(cache, src);
-    if (!s) return 0;
+    if (!s || s->staged) return 0;
     int64_t kept = bs_min_i64(n, s->length) / BS_PAGE_TOKENS - cache->n_recent;
-    return bs_max_i64(0, bs_min_i64(kept, sealed_end(cache, s))) * BS_PAGE_TOKENS;
+    return bs_max_i64(0, bs_min_i64(kept, bs_cache_sealed_end(cache, s))) * BS_PAGE_TOKENS;
 }
 
 bs_status bs_cache_seq_reuse(bs_cache *cache, int src, int dst, int64_t n, int64_t n_tokens,

@@ -50,7 +50,9 @@ static bs_status check_step(bs_cache *cache, const bs_cache_step_seq *seqs, int 
     cache->step++; /* a number no sequence bears yet */
     for (int i = 0; i < n_seqs; i++) {
         bs_cache_seq *s = bs_cache_used_seq(cache, seqs[i].seq);
-        if (!s) return bs_fail(BS_STATUS_RANGE, "cache step: sequence %d: is not in use", seqs[i].seq);
+        if (!s || s->staged)
+            return bs_fail(BS_STATUS_RANGE, "cache step: sequence %d: is not %s", seqs[i].seq,
+                           s ? "restored yet" : "in use");
         if (s->step == cache->step)
             return bs_fail(BS_STATUS_RANGE, "cache step: sequence %d: twice", seqs[i].seq);
         s->step = cache->step;
