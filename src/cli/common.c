@@ -2,7 +2,9 @@
 #include "config.h"
 
 #include "src/cli/common.h"
+#include "src/base/crc32c.h"
 #include "src/base/progress.h"
+#include "src/base/sha256.h"
 #include "src/cache/format.h"
 
 #include <errno.h>
@@ -56,6 +58,8 @@ bs_status bs_cli_open_device(const bs_options *options, const bs_comm *comm, bs_
                                .memory_cap = (size_t)bs_options_int(options, "device-mem")};
     BS_TRY(read_device(bs_options_string(options, "device"), bs_device_count_gpus(),
                        comm ? bs_comm_local_rank(comm) : 0, &config));
+    bs_crc32c_set_plain(config.isa == BS_ISA_SCALAR);
+    bs_sha256_set_plain(config.isa == BS_ISA_SCALAR);
     return bs_device_open(&config, out);
 }
 
