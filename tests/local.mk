@@ -13,6 +13,7 @@ include tests/kernels/cache.mk
 endif
 include tests/comm/comm.mk
 include tests/kernels/gpu.mk
+include tests/snapshot/snapshot.mk
 include tests/e2e/e2e.mk
 include tests/fuzz/fuzz.mk
 include tests/lint/lint.mk

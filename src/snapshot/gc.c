@@ -1,0 +1,113 @@
+/* gc.c: which files may go.
+ *
+ * Kept are the newest manifests that are whole, and every file that one of these names. All else with a name of ours goes:
+ * older manifests, damaged ones, data that no kept manifest names, temporary files. Files with other names are not ours and
+ * stay. Called by who holds the directory's lock, after the newest manifest is durable. Manifests go before the files that
+ * they name, so that a crash in between leaves files without a manifest and never the other way round.
+ */
+#include "src/snapshot/snapshot_private.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct sweep {
+    const bs_snap_fs *fs;
+    bool dry;
+    int n_removed;
+    uint64_t bytes_removed;
+    bs_status status;
+} sweep;
+
+static void drop(sweep *s, const char *name)
+{
+    uint64_t bytes;
+    if (!bs_snap_fs_file_bytes(s->fs, name, &bytes)) return;
+    if (!s->dry) {
+        bs_status status = bs_snap_fs_unlink(s->fs, name);
+        if (status != BS_STATUS_OK) {
+            s->status = status;
+            return;
+        }
+    }
+    s->n_removed++;
+    s->bytes_removed += bytes;
+}
+
+/* Marks the files that a manifest names. *whole false: its digest is wrong. One that is whole and cannot be read is a
+ * newer program's: an error, so that nothing of it goes. */
+static bs_status mark(const bs_snap_fs *fs, const char *name, const uint8_t sha256[32], char **names, int n,
+                      bool *keep, bool *whole)
+{
+    char *text, line[256];
+    size_t bytes;
+    uint8_t digest[32];
+    bs_snap_manifest m;
+    *whole = false;
+    bs_error_divert(line, sizeof line);
+    bs_status status = bs_snap_fs_read_file(fs, name, BS_SNAP_MAX_MANIFEST, &text, &bytes);
+    bs_error_divert(NULL, 0);
+    if (status != BS_STATUS_OK) return BS_STATUS_OK;
+    bs_sha256(text, bytes, digest);
+    *whole = memcmp(digest, sha256, 32) == 0;
+    status = *whole ? bs_snap_manifest_read(text, bytes, name, &m) : BS_STATUS_OK;
+    free(text);
+    if (status != BS_STATUS_OK || !*whole) return status;
+    for (int f = 0; f < m.n_files; f++)
+        for (int i = 0; i < n; i++)
+            if (strcmp(names[i], m.files[f].name) == 0) keep[i] = true;
+    bs_snap_manifest_free(&m);
+    return BS_STATUS_OK;
+}
+
+/* Marks what stays: the newest manifests and their files. */
+static bs_status mark_kept(const bs_snap_fs *fs, int keep_manifests, char **names, int n, bool *keep,
+                           int *n_kept)
+{
+    for (int i = n - 1; i >= 0 && *n_kept < keep_manifests; i--) {
+        int64_t number;
+        uint8_t sha256[32];
+        if (!bs_snap_manifest_parse_name(names[i], &number, sha256)) continue;
+        BS_TRY(mark(fs, names[i], sha256, names, n, keep, &keep[i]));
+        *n_kept += keep[i];
+    }
+    return BS_STATUS_OK;
+}
+
+static bool is_manifest(const char *name)
+{
+    int64_t number;
+    uint8_t sha256[32];
+    return bs_snap_manifest_parse_name(name, &number, sha256);
+}
+
+static bool is_temporary(const char *name)
+{
+    return strncmp(name, BS_SNAP_TMP, sizeof BS_SNAP_TMP - 1) == 0;
+}
+
+bs_status bs_snap_collect(const bs_snap_fs *fs, int keep_manifests, bool dry, int *n_removed,
+                          uint64_t *bytes_removed)
+{
+    char **names;
+    int n, n_kept = 0;
+    BS_TRY(bs_snap_fs_list(fs, &names, &n));
+    sweep s = {.fs = fs, .dry = dry};
+    bool *keep = calloc((size_t)n + 1, sizeof *keep);
+    if (!keep) {
+        bs_snap_fs_free_list(names, n);
+        return bs_fail(BS_STATUS_NOMEM, "%s: no memory for %d names", fs->path, n);
+    }
+    s.status = mark_kept(fs, keep_manifests, names, n, keep, &n_kept);
+    if (s.status != BS_STATUS_OK) goto done;
+    if (n_kept == 0) goto done; /* nothing is known to be of no use */
+    for (int i = 0; i < n; i++)
+        if (!keep[i] && is_manifest(names[i])) drop(&s, names[i]);
+    for (int i = 0; i < n; i++)
+        if (!keep[i] && (bs_snap_is_data_name(names[i]) || is_temporary(names[i]))) drop(&s, names[i]);
+done:
+    free(keep);
+    bs_snap_fs_free_list(names, n);
+    if (n_removed) *n_removed = s.n_removed;
+    if (bytes_removed) *bytes_removed = s.bytes_removed;
+    return s.status;
+}

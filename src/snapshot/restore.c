@@ -1,0 +1,143 @@
+/* restore.c: back into a cache: read, verified, staged in fresh pages, published when all ranks are done.
+ *
+ * Every rank verifies what it uses by itself, manifest and headers included. Pages go into slots that no sequence has yet;
+ * a rank that finds damage says so when all agree, everybody drops what was staged, and nothing has changed. Bytes are
+ * canonical, so which grid wrote them does not matter: a head shard's part of a block is one run whatever the shards.
+ */
+#include "src/base/checked.h"
+#include "src/base/progress.h"
+#include "src/snapshot/job.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* ---- what is to be restored -------------------------------------------------------------------------------- */
+
+/* The state that the rules of sharing leave of a prefix (DESIGN §4); length 0: nothing. */
+static bs_cache_seq_state prefix_state(const bs_snap_shape *shape, const bs_cache_seq_state *from,
+                                       int64_t n_common)
+{
+    const int64_t recent = shape->is_f16 ? 0 : shape->format.n_recent;
+    int64_t kept = bs_min_i64(n_common, from->length) / BS_PAGE_TOKENS - recent;
+    kept = bs_max_i64(0, bs_min_i64(kept, bs_snap_sealed_pages(shape, from)));
+    if (kept == 0) return (bs_cache_seq_state){.quant_end = shape->n_sink, .start_s = from->start_s};
+    return (bs_cache_seq_state){.length = kept * BS_PAGE_TOKENS,
+                                .quant_end = shape->is_f16 ? 0 : bs_max_i64(kept, shape->n_sink),
+                                .prompt_base = (kept + recent) * BS_PAGE_TOKENS,
+                                .start_s = from->start_s,
+                                .in_prompt = true};
+}
+
+static bs_status choose_state(const bs_snapshot_dir *dir, const bs_snapshot_restore_args *args,
+                              bs_cache_seq_state *out)
+{
+    const bs_snapshots *s = dir->snapshots;
+    const bs_snap_manifest *m = &dir->manifest;
+    if (!dir->has_info) return bs_fail(BS_STATUS_RANGE, "%s: holds no snapshot", dir->fs.path);
+    if (args->exact) {
+        *out = m->cache;
+        if (m->cache.in_prompt && m->chunk_tokens != s->config.cache_config.chunk_tokens)
+            return bs_fail(
+                BS_STATUS_MISMATCH,
+                "%s: chunk_tokens: the snapshot's is %d, this run's is %d, and it is within a prompt",
+                dir->fs.path, m->chunk_tokens, s->config.cache_config.chunk_tokens);
+    } else {
+        if (args->n_common < 0)
+            return bs_fail(BS_STATUS_RANGE, "%s: n_common %" PRId64 ": must be 0 or more", dir->fs.path,
+                           args->n_common);
+        *out = prefix_state(&s->shape, &m->cache, args->n_common);
+    }
+    if (!dir->info.same_grid) out->start_s = args->start_s;
+    return BS_STATUS_OK;
+}
+
+/* ---- one file ---------------------------------------------------------------------------------------------- */
+
+/* While a chunk is unpacked the next one is read: two buffers in turn. */
+static bs_status restore_pages(bs_snapshot_dir *dir, int fd, const bs_snap_file *f,
+                               const bs_snap_source *source, const uint32_t *sums, int *buffer)
+{
+    bs_snapshots *s = dir->snapshots;
+    bs_snap_staging *staging = &s->staging;
+    bs_snap_walk walk = {
+        .shape = &s->shape, .file = f, .heads = s->heads, .chunk_bytes = staging->chunk_bytes};
+    bs_snap_chunk chunk;
+    while (bs_snap_walk_next(&walk, source, &chunk)) {
+        char *data = staging->host[*buffer];
+        const double start = bs_now_s();
+        BS_TRY(bs_snap_read_chunk(fd, &s->shape, f, s->heads, &chunk, data));
+        dir->restore.read_s += bs_now_s() - start;
+        dir->restore.bytes += bs_snap_chunk_size(&s->shape, f, &chunk);
+        BS_TRY(bs_snap_check_chunk(&s->shape, f, s->heads, &chunk, data, sums));
+        BS_TRY(bs_stream_sync(staging->stream)); /* the other buffer is free */
+        BS_TRY(bs_snap_unpack_chunk(staging, &s->shape, f, s->heads, &chunk, *buffer));
+        *buffer = !*buffer;
+    }
+    return BS_STATUS_OK;
+}
+
+static bs_status restore_file(bs_snapshot_dir *dir, int i, const bs_snap_source *source, int *buffer)
+{
+    bs_snapshots *s = dir->snapshots;
+    const bs_snap_file *f = &dir->manifest.files[i];
+    int fd;
+    uint32_t *sums;
+    BS_TRY(bs_snap_open_verified(&dir->fs, &dir->manifest, i, bs_snap_leader(s), &fd, &sums, NULL));
+    bs_snap_fs_will_read(fd, 0, 0);
+    bs_status status = restore_pages(dir, fd, f, source, sums, buffer);
+    bs_status synced = bs_stream_sync(s->staging.stream);
+    free(sums);
+    close(fd);
+    return status != BS_STATUS_OK ? status : synced;
+}
+
+static bs_status restore_files(bs_snapshot_dir *dir, int seq, int64_t length)
+{
+    bs_snapshots *s = dir->snapshots;
+    const int64_t end = bs_ceil_div(length, BS_PAGE_TOKENS);
+    bs_snap_source source = {.pages = s->job.pinned}; /* no snapshot is under way */
+    int buffer = 0;
+    source.n = bs_cache_list_pages(s->config.cache, seq, 0, end, s->job.pinned);
+    for (int i = 0; i < dir->manifest.n_files; i++) {
+        const bs_snap_file *f = &dir->manifest.files[i];
+        if (f->first_page >= end || f->end_page == f->first_page) continue;
+        BS_TRY(restore_file(dir, i, &source, &buffer));
+    }
+    return BS_STATUS_OK;
+}
+
+/* ---- the restore ------------------------------------------------------------------------------------------- */
+
+bs_status bs_snapshot_restore(bs_snapshot_dir *dir, bs_stream *stream, const bs_snapshot_restore_args *args,
+                              int64_t *first_pos)
+{
+    bs_snapshots *s = dir->snapshots;
+    bs_comm *comm = s->config.comm;
+    bs_cache *cache = s->config.cache;
+    bs_cache_seq_state state;
+    const double start = bs_now_s();
+    bs_status status = bs_snapshots_busy(s)
+                           ? bs_fail(BS_STATUS_RANGE, "%s: a snapshot is under way", dir->fs.path)
+                           : BS_STATUS_OK;
+    BS_TRY(bs_comm_agree(comm, status));
+    if (dir->committed_here) BS_TRY(bs_snap_dir_load(dir));
+    dir->restore = (bs_snapshot_restore_stats){0};
+    status = choose_state(dir, args, &state);
+    if (status == BS_STATUS_OK) status = bs_cache_seq_stage(cache, args->seq, args->n_reserved, &state);
+    const bool staged = status == BS_STATUS_OK;
+    status = bs_comm_agree(comm, status);
+    if (status == BS_STATUS_OK) {
+        status = bs_stream_sync(stream); /* what used the slots before */
+        if (status == BS_STATUS_OK) status = restore_files(dir, args->seq, state.length);
+        status = bs_comm_agree(comm, status);
+    }
+    if (status != BS_STATUS_OK) {
+        if (staged) bs_cache_seq_free(cache, args->seq);
+        return status;
+    }
+    bs_cache_seq_publish(cache, args->seq);
+    dir->restore.total_s = bs_now_s() - start;
+    *first_pos = state.length;
+    return BS_STATUS_OK;
+}
