@@ -11,7 +11,8 @@
 #define INFO       (1u << BS_CLI_INFO)
 #define BENCH      (1u << BS_CLI_BENCH)
 #define EVAL       (1u << BS_CLI_EVAL)
-#define ALL        (GENERATE | TOKENIZE | MAKE_MODEL | INFO | BENCH | EVAL)
+#define SNAPSHOT   (1u << BS_CLI_SNAPSHOT)
+#define ALL        (GENERATE | TOKENIZE | MAKE_MODEL | INFO | BENCH | EVAL | SNAPSHOT)
 
 const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
     [BS_CLI_GENERATE] =
@@ -70,6 +71,14 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "cached element, parameters counted, at the model's head size and at 128.\n\n"
          "The text is one sequence, or with --context windows that overlap: each token is counted once.\n\n"
          "SIGINT and SIGTERM end the run after the step that runs."},
+    [BS_CLI_SNAPSHOT] =
+        {"snapshot", "ls|show|verify|export|gc DIR [FILE.h5]", 2, 3, "Lists, checks and exports snapshots of a directory",
+         "ls has a line for each snapshot: how many tokens it has cached, its size, its KV format, and whether its manifest, "
+         "headers, checksum tables and token ids are right. show prints all that the manifest says of one. verify reads every "
+         "byte of one and checks it. export writes one as a single HDF5 file (docs/snapshot-format.md), checked on the way. gc "
+         "removes what the newest --snapshot-keep snapshots do not need, and what jobs that were killed left behind.\n\n"
+         "verify, show and export take the newest snapshot that is whole, or --number. None of these needs a model or ranks; "
+         "all but gc may be run while a job writes to the directory."},
 };
 
 const bs_cli_entry bs_cli_entries[BS_CLI_N_COMMANDS] = {
@@ -79,6 +88,7 @@ const bs_cli_entry bs_cli_entries[BS_CLI_N_COMMANDS] = {
     [BS_CLI_INFO] = {bs_cli_info, true},
     [BS_CLI_BENCH] = {bs_cli_bench, true},
     [BS_CLI_EVAL] = {bs_cli_eval, true},
+    [BS_CLI_SNAPSHOT] = {bs_cli_snapshot, false},
 };
 
 #define FLAG(name, group, help, commands)                                                                    \
@@ -197,9 +207,13 @@ const bs_option bs_cli_options[] = {
     FLAG("rope-freqs", "Shape", "write rope_freqs.weight, as Llama 3.1 has it", MAKE_MODEL),
     FLOAT("rope-theta", "X", NULL, 1, 1e12, "Shape", "base of RoPE's frequencies", MAKE_MODEL),
 
+    SCALED("number", 0, "N", NULL, 1, MOST, "Snapshots", "this snapshot; without it the newest that is whole", SNAPSHOT),
+    INT("snapshot-keep", 0, "N", "2", 1, 1000, "Snapshots", "newest snapshots that stay", SNAPSHOT),
+    FLAG("dry-run", "Snapshots", "gc: say what would go, and remove nothing", SNAPSHOT),
+
     INT("seed", 's', "N", "1", 0, MOST, "Random numbers", "the same seed gives the same answer, the same model", GENERATE | MAKE_MODEL),
 
-    FLAG("json", "Output", "print one line of JSON (docs/cli.md)", GENERATE | TOKENIZE | BENCH | EVAL),
+    FLAG("json", "Output", "print one line of JSON (docs/cli.md)", GENERATE | TOKENIZE | BENCH | EVAL | SNAPSHOT),
     STRING("csv", 0, "FILE", NULL, "Output", "write the rows to this file, too; - is standard output", BENCH | EVAL),
     SCALED("every", 0, "N", NULL, 1, MOST, "Output", "rows of --csv also for the first N, 2N, 3N … tokens of the text", EVAL),
     FLAG("dry-run", "Output", "print the memory that each rank would take, and stop", GENERATE),

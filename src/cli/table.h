@@ -17,6 +17,7 @@ typedef enum bs_cli_id {
     BS_CLI_INFO,
     BS_CLI_BENCH,
     BS_CLI_EVAL,
+    BS_CLI_SNAPSHOT,
     BS_CLI_N_COMMANDS
 } bs_cli_id;
 
@@ -40,5 +41,6 @@ bs_status bs_cli_make_model(const bs_options *options, bs_comm *comm);
 bs_status bs_cli_info(const bs_options *options, bs_comm *comm);
 bs_status bs_cli_bench(const bs_options *options, bs_comm *comm);
 bs_status bs_cli_eval(const bs_options *options, bs_comm *comm);
+bs_status bs_cli_snapshot(const bs_options *options, bs_comm *comm);
 
 #endif

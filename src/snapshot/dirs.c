@@ -78,6 +78,12 @@ bs_status bs_snap_fs_open(const char *path, bool create, bs_snap_fs *out, bool *
     return BS_STATUS_OK;
 }
 
+bs_status bs_snap_fs_open_any(bs_snap_fs *fs)
+{
+    fs->fd = open(fs->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fs->fd >= 0 ? BS_STATUS_OK : fail_errno(fs->path, "open");
+}
+
 void bs_snap_fs_close(bs_snap_fs *fs)
 {
     if (fs->fd >= 0) close(fs->fd);

@@ -120,9 +120,6 @@ bs_status bs_snap_run_phase(bs_snapshots *s, bs_snap_phase phase);
 bs_status bs_snap_job_manifest(const bs_snapshots *s, bs_snap_manifest *out);
 /* Finds the snapshot in force, on all ranks. Collective, agreed. */
 bs_status bs_snap_dir_load(bs_snapshot_dir *dir);
-/* Which of these pages a shard owns. Pure. */
-int64_t bs_snap_list_owned(int64_t first, int64_t end, int start_s, int stripe_pages, int seq, int seq_shard,
-                           bs_cache_page_ref *out);
 static inline bool bs_snap_leader(const bs_snapshots *s)
 {
     return s->rank == 0;

@@ -136,9 +136,8 @@ bs_status bs_snap_open_verified(const bs_snap_fs *fs, const bs_snap_manifest *m,
 
 /* ---- the newest that is whole ------------------------------------------------------------------------------ */
 
-/* Everything of one snapshot but its pages. */
-static bs_status read_snapshot(const bs_snap_fs *fs, const char *name, const bs_snap_fingerprint *ours,
-                               bs_snap_found *out)
+bs_status bs_snap_read_snapshot(const bs_snap_fs *fs, const char *name, const bs_snap_fingerprint *ours,
+                                bs_snap_found *out)
 {
     bs_snap_found f;
     BS_TRY(bs_snap_read_manifest(fs, name, &f));
@@ -175,7 +174,7 @@ static bs_status find_in(const bs_snap_fs *fs, char **names, int n, const bs_sna
         if (!bs_snap_manifest_parse_name(names[i], &number, sha256)) continue;
         if (number > *last_number) *last_number = number;
         bs_error_divert(line, sizeof line);
-        bs_status one = read_snapshot(fs, names[i], ours, out);
+        bs_status one = bs_snap_read_snapshot(fs, names[i], ours, out);
         bs_error_divert(NULL, 0);
         if (one == BS_STATUS_OK) {
             if (first[0]) bs_log_warn("%s; going back to snapshot %" PRId64, first, number);

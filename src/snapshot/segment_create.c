@@ -140,7 +140,10 @@ static bool write_attributes(hid_t file, const bs_snap_shape *shape, const bs_sn
 {
     char kv[BS_KV_FORMAT_NAME];
     bs_kv_format_name(&shape->format, kv);
-    return write_text(file, "bitshard", f->is_tail ? "snapshot tail" : "snapshot segment") &&
+    return write_text(file, "bitshard",
+                      f->is_export ? "snapshot export"
+                      : f->is_tail ? "snapshot tail"
+                                   : "snapshot segment") &&
            write_int(file, "version", BS_SNAP_VERSION) && write_text(file, "kv", kv) &&
            write_int(file, "head_dim", shape->head_dim) && write_int(file, "first_page", f->first_page) &&
            write_int(file, "end_page", f->end_page) &&

@@ -18,6 +18,7 @@
 
 #include "src/base/sha256.h"
 #include "src/cache/format.h"
+#include "src/snapshot/inspect.h"
 #include "src/snapshot/snapshot.h"
 
 /* ---- the format's numbers ---------------------------------------------------------------------------------- */
@@ -76,7 +77,7 @@ typedef struct bs_snap_extent {
  * sealed pages of the last partial block, in groups of one page instead of eight. */
 typedef struct bs_snap_file {
     char name[BS_SNAP_NAME_BYTES];
-    bool is_tail;
+    bool is_tail, is_export;
     int64_t first_page, end_page; /* of the sequence: that this file covers */
     int64_t first_quant, n_quant; /* pages in K … V_META; a segment: all of its pages */
     int64_t n_f16_sink, first_f16,
@@ -203,6 +204,8 @@ typedef struct bs_snap_fs {
 } bs_snap_fs;
 /* create: with its parents, 0700. *found false: there is none (and create is false). */
 bs_status bs_snap_fs_open(const char *path, bool create, bs_snap_fs *out, bool *found);
+/* fs->path, whoever else may write there: for a file that goes elsewhere. */
+bs_status bs_snap_fs_open_any(bs_snap_fs *fs);
 void bs_snap_fs_close(bs_snap_fs *fs);
 /* Names in it, sorted, malloc'ed one by one and the array too; n of them. Not . and .. */
 bs_status bs_snap_fs_list(const bs_snap_fs *fs, char ***names, int *n);
@@ -357,6 +360,23 @@ bs_status bs_snap_find(const bs_snap_fs *fs, const bs_snap_fingerprint *ours, bs
 void bs_snap_found_free(bs_snap_found *found);
 /* One manifest by its name; FORMAT when its bytes are not those of the name. */
 bs_status bs_snap_read_manifest(const bs_snap_fs *fs, const char *name, bs_snap_found *out);
+
+/* The same with its files, up to their pages, and its ids. */
+bs_status bs_snap_read_snapshot(const bs_snap_fs *fs, const char *name, const bs_snap_fingerprint *ours,
+                                bs_snap_found *out);
+/* That of this number; 0: the newest that is whole. IO when there is none. */
+bs_status bs_snap_find_number(const bs_snap_fs *fs, int64_t number, bs_snap_found *out);
+
+/* Reads all pages of all heads, checked, chunk by chunk (inspect.c). sums: the file's, CRC then F16_CRC. */
+typedef bs_status bs_snap_chunk_visit(void *context, const bs_snap_file *file, const bs_snap_chunk *chunk,
+                                      const char *data, const uint32_t *sums);
+bs_status bs_snap_each_chunk(const bs_snap_fs *fs, const bs_snap_manifest *manifest,
+                             bs_snap_chunk_visit *visit, void *context);
+uint64_t bs_snap_manifest_bytes(const bs_snap_manifest *manifest);
+bs_snapshot_checked bs_snap_checked_of(const bs_snap_manifest *manifest);
+/* Which of these pages a shard owns. Pure. */
+int64_t bs_snap_list_owned(int64_t first, int64_t end, int start_s, int stripe_pages, int seq, int seq_shard,
+                           bs_cache_page_ref *out);
 
 /* ---- collection -------------------------------------------------------------------------------------------- */
 

@@ -1,0 +1,254 @@
+/* inspect.c: listing, showing, verifying and collecting whole directories, without a model or other ranks. */
+#include "src/snapshot/inspect.h"
+
+#include "src/base/checked.h"
+#include "src/snapshot/snapshot_private.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static bs_status open_dir(const char *path, bs_snap_fs *fs)
+{
+    bool found;
+    BS_TRY(bs_snap_fs_open(path, false, fs, &found));
+    return found ? BS_STATUS_OK : bs_fail(BS_STATUS_IO, "%s: there is no such directory", path);
+}
+
+/* ---- listing ----------------------------------------------------------------------------------------------- */
+
+static bs_status check_headers(const bs_snap_fs *fs, const bs_snap_manifest *m)
+{
+    for (int i = 0; i < m->n_files; i++) {
+        int fd;
+        uint32_t *sums;
+        BS_TRY(bs_snap_open_verified(fs, m, i, true, &fd, &sums, NULL));
+        close(fd);
+        free(sums);
+    }
+    return BS_STATUS_OK;
+}
+
+static void fill_item(const bs_snap_manifest *m, bs_snapshot_item *item)
+{
+    item->readable = true;
+    item->created_s = m->created_s;
+    item->n_cached = m->cache.length;
+    item->n_tokens = m->n_tokens;
+    item->n_prompt = m->state.n_prompt;
+    item->finished = m->state.finished;
+    item->n_segments = m->n_files - 1;
+    item->heads = m->heads;
+    item->seq = m->seq;
+    for (int i = 0; i < m->n_files; i++) item->bytes += m->files[i].bytes;
+    snprintf(item->id, sizeof item->id, "%s", m->state.id);
+    snprintf(item->kv, sizeof item->kv, "%s", m->fingerprint.value[BS_SNAP_FIELD_kv]);
+    snprintf(item->architecture, sizeof item->architecture, "%s",
+             m->fingerprint.value[BS_SNAP_FIELD_architecture]);
+}
+
+static void look_at(const bs_snap_fs *fs, const char *name, bs_snapshot_item *item)
+{
+    bs_snap_found found;
+    bs_error_divert(item->line, sizeof item->line);
+    item->status = bs_snap_read_manifest(fs, name, &found);
+    if (item->status == BS_STATUS_OK) {
+        fill_item(&found.manifest, item);
+        item->status = check_headers(fs, &found.manifest);
+        bs_snap_found_free(&found);
+    }
+    bs_error_divert(NULL, 0);
+}
+
+bs_status bs_snapshot_list(const char *path, bs_snapshot_item **items, int *n)
+{
+    bs_snap_fs fs;
+    char **names;
+    int n_names, count = 0;
+    BS_TRY(open_dir(path, &fs));
+    bs_status status = bs_snap_fs_list(&fs, &names, &n_names);
+    if (status == BS_STATUS_OK) {
+        bs_snapshot_item *list = calloc((size_t)n_names + 1, sizeof *list);
+        for (int i = 0; list && i < n_names; i++) {
+            uint8_t sha256[32];
+            int64_t number;
+            if (!bs_snap_manifest_parse_name(names[i], &number, sha256)) continue;
+            list[count].number = number;
+            look_at(&fs, names[i], &list[count++]);
+        }
+        bs_snap_fs_free_list(names, n_names);
+        if (list) *items = list;
+        else status = bs_fail(BS_STATUS_NOMEM, "%s: no memory for its list", path);
+        *n = count;
+    }
+    bs_snap_fs_close(&fs);
+    return status;
+}
+
+/* ---- one of them ------------------------------------------------------------------------------------------- */
+
+bs_status bs_snap_find_number(const bs_snap_fs *fs, int64_t number, bs_snap_found *out)
+{
+    char **names, name[BS_SNAP_MANIFEST_NAME] = "";
+    int n;
+    if (number == 0) {
+        bool found;
+        int64_t last;
+        BS_TRY(bs_snap_find(fs, NULL, out, &found, &last));
+        return found ? BS_STATUS_OK : bs_fail(BS_STATUS_IO, "%s: holds no snapshot", fs->path);
+    }
+    BS_TRY(bs_snap_fs_list(fs, &names, &n));
+    for (int i = 0; i < n; i++) {
+        uint8_t sha256[32];
+        int64_t its;
+        if (bs_snap_manifest_parse_name(names[i], &its, sha256) && its == number)
+            snprintf(name, sizeof name, "%s", names[i]);
+    }
+    bs_snap_fs_free_list(names, n);
+    if (!name[0]) return bs_fail(BS_STATUS_IO, "%s: holds no snapshot %" PRId64, fs->path, number);
+    return bs_snap_read_snapshot(fs, name, NULL, out);
+}
+
+bs_status bs_snapshot_show(const char *path, int64_t number, char **json)
+{
+    bs_snap_fs fs;
+    bs_snap_found found;
+    BS_TRY(open_dir(path, &fs));
+    bs_status status = bs_snap_find_number(&fs, number, &found);
+    if (status == BS_STATUS_OK) {
+        *json = found.text;
+        found.text = NULL;
+        bs_snap_found_free(&found);
+    }
+    bs_snap_fs_close(&fs);
+    return status;
+}
+
+/* ---- every byte -------------------------------------------------------------------------------------------- */
+
+bs_status bs_snap_each_chunk(const bs_snap_fs *fs, const bs_snap_manifest *m, bs_snap_chunk_visit *visit,
+                             void *context)
+{
+    const bs_snap_heads all = {0, m->shape.n_kv_heads};
+    const uint64_t unit = BS_SNAP_BLOCK_PAGES *
+                          (m->shape.page[0] + m->shape.page[1] + m->shape.page[2] + m->shape.page[3]);
+    const size_t chunk_bytes = (size_t)bs_max_i64(16 << 20,
+                                                  bs_max_i64((int64_t)unit, (int64_t)m->shape.f16_page));
+    const int64_t n_pages = bs_ceil_div(m->cache.length, BS_PAGE_TOKENS);
+    char *buffer = malloc(chunk_bytes);
+    bs_cache_page_ref *pages = malloc((size_t)(n_pages + 1) * sizeof *pages);
+    bs_status status = buffer && pages ? BS_STATUS_OK
+                                       : bs_fail(BS_STATUS_NOMEM, "%s: no memory to read it", fs->path);
+    const bs_snap_source source = {.pages = pages, .n = n_pages};
+    if (pages) bs_snap_list_owned(0, n_pages, 0, 1, 1, 0, pages);
+    for (int i = 0; status == BS_STATUS_OK && i < m->n_files; i++) {
+        const bs_snap_file *f = &m->files[i];
+        bs_snap_walk walk = {.shape = &m->shape, .file = f, .heads = all, .chunk_bytes = chunk_bytes};
+        bs_snap_chunk chunk;
+        int fd;
+        uint32_t *sums;
+        status = bs_snap_open_verified(fs, m, i, true, &fd, &sums, NULL);
+        if (status != BS_STATUS_OK) break;
+        while (status == BS_STATUS_OK && bs_snap_walk_next(&walk, &source, &chunk)) {
+            status = bs_snap_read_chunk(fd, &m->shape, f, all, &chunk, buffer);
+            if (status == BS_STATUS_OK) status = bs_snap_check_chunk(&m->shape, f, all, &chunk, buffer, sums);
+            if (status == BS_STATUS_OK) status = visit(context, f, &chunk, buffer, sums);
+        }
+        free(sums);
+        close(fd);
+    }
+    free(pages);
+    free(buffer);
+    return status;
+}
+
+typedef struct check {
+    const bs_snap_manifest *manifest;
+    void (*progress)(void *context, uint64_t done, uint64_t total);
+    void *context;
+    uint64_t done, total;
+} check;
+
+static bs_status count_chunk(void *context, const bs_snap_file *file, const bs_snap_chunk *chunk,
+                             const char *data, const uint32_t *sums)
+{
+    check *c = context;
+    c->done += bs_snap_chunk_size(&c->manifest->shape, file, chunk);
+    if (c->progress) c->progress(c->context, c->done < c->total ? c->done : c->total, c->total);
+    return BS_STATUS_OK;
+}
+
+uint64_t bs_snap_manifest_bytes(const bs_snap_manifest *m)
+{
+    uint64_t bytes = 0;
+    for (int i = 0; i < m->n_files; i++) bytes += m->files[i].bytes;
+    return bytes;
+}
+
+bs_snapshot_checked bs_snap_checked_of(const bs_snap_manifest *m)
+{
+    return (bs_snapshot_checked){.number = m->number,
+                                 .n_pages = bs_ceil_div(m->cache.length, BS_PAGE_TOKENS) *
+                                            m->shape.n_kv_heads * m->shape.n_layers,
+                                 .n_cached = m->cache.length,
+                                 .bytes = bs_snap_manifest_bytes(m)};
+}
+
+bs_status bs_snapshot_check(const char *path, int64_t number,
+                            void (*progress)(void *context, uint64_t done, uint64_t total), void *context,
+                            bs_snapshot_checked *out)
+{
+    bs_snap_fs fs;
+    bs_snap_found found;
+    BS_TRY(open_dir(path, &fs));
+    bs_status status = bs_snap_find_number(&fs, number, &found);
+    if (status == BS_STATUS_OK) {
+        check c = {.manifest = &found.manifest,
+                   .progress = progress,
+                   .context = context,
+                   .total = bs_snap_manifest_bytes(&found.manifest)};
+        status = bs_snap_each_chunk(&fs, &found.manifest, count_chunk, &c);
+        if (progress) progress(context, c.total, c.total);
+        if (status == BS_STATUS_OK) *out = bs_snap_checked_of(&found.manifest);
+        bs_snap_found_free(&found);
+    }
+    bs_snap_fs_close(&fs);
+    return status;
+}
+
+/* ---- the rest ---------------------------------------------------------------------------------------------- */
+
+bs_status bs_snapshot_gc(const char *path, int keep, bool dry, const char *job, int *n_removed,
+                         uint64_t *bytes_removed)
+{
+    bs_snap_fs fs;
+    bs_snap_lock lock = {.fd = -1};
+    BS_TRY(open_dir(path, &fs));
+    bs_status status = dry ? BS_STATUS_OK : bs_snap_lock_take(&fs, job, &lock);
+    if (status == BS_STATUS_OK) status = bs_snap_collect(&fs, keep, dry, n_removed, bytes_removed);
+    bs_snap_lock_release(&fs, &lock);
+    bs_snap_fs_close(&fs);
+    return status;
+}
+
+bs_status bs_snapshot_drop_cache(const char *path)
+{
+    bs_snap_fs fs;
+    char **names;
+    int n;
+    BS_TRY(open_dir(path, &fs));
+    bs_status status = bs_snap_fs_list(&fs, &names, &n);
+    for (int i = 0; status == BS_STATUS_OK && i < n; i++) {
+        int fd;
+        if (!bs_snap_is_data_name(names[i])) continue;
+        status = bs_snap_fs_open_file(&fs, names[i], false, &fd, NULL);
+        if (status != BS_STATUS_OK) break;
+        bs_snap_fs_drop_cache(fd);
+        close(fd);
+    }
+    if (status == BS_STATUS_OK) bs_snap_fs_free_list(names, n);
+    bs_snap_fs_close(&fs);
+    return status;
+}
