@@ -12,6 +12,7 @@
  *   bench_prefill.c   `bench prefill`: a prompt's time, on all ranks
  *   bench_engine.c    what these two share
  *   bench_comm.c      `bench comm`: collectives and merges, on all ranks
+ *   bench_snapshot.c  `bench snapshot`: writing and restoring, on all ranks
  */
 #ifndef BS_CLI_BENCH_H
 #define BS_CLI_BENCH_H
@@ -150,6 +151,8 @@ bs_status bs_bench_decode(const bs_options *options, bs_comm *comm);
 bs_status bs_bench_prefill(const bs_options *options, bs_comm *comm);
 /* All of `bench comm`. Collective; the ranks agree on the status. */
 bs_status bs_bench_comm(const bs_options *options, bs_comm *comm);
+/* All of `bench snapshot`, likewise. */
+bs_status bs_bench_snapshot(const bs_options *options, bs_comm *comm);
 /* Sets read_gb_s. */
 bs_status bs_bench_read_ceiling(bs_bench *bench);
 /* Sets gemm_tflop_s: 8192³ in bf16 as bs_op_gemm does it, checked first. On a GPU only. */

@@ -59,6 +59,7 @@ bs_status bs_cli_bench(const bs_options *options, bs_comm *comm)
 {
     if (strcmp(bs_options_operand(options, 0), "decode") == 0) return bs_bench_decode(options, comm);
     if (strcmp(bs_options_operand(options, 0), "prefill") == 0) return bs_bench_prefill(options, comm);
+    if (strcmp(bs_options_operand(options, 0), "snapshot") == 0) return bs_bench_snapshot(options, comm);
     if (strcmp(bs_options_operand(options, 0), "comm") == 0) {
         if (bs_options_n_operands(options) == 1) return bs_bench_comm(options, comm);
         return bs_comm_agree(comm, bs_fail(BS_STATUS_USAGE, "bench comm %s: takes no operand",

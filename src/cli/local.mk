@@ -6,7 +6,7 @@ bitshard_SOURCES = src/cli/main.c src/cli/table.h src/cli/table.c src/cli/common
     src/cli/bench_cases.c src/cli/bench_data.c src/cli/bench_reference.c src/cli/bench_attend.c \
     src/cli/bench_quantize.c src/cli/bench_gemv.c src/cli/bench_gemm.c src/cli/bench_read.c src/cli/bench_time.c src/cli/bench_report.c \
     src/cli/bench_engine.h src/cli/bench_engine.c src/cli/bench_decode.h src/cli/bench_decode.c src/cli/bench_decode_report.c src/cli/bench_prefill.h \
-    src/cli/bench_prefill.c src/cli/prefill_model.h src/cli/prefill_model.c src/cli/bench_prefill_report.c src/cli/bench_comm.c \
+    src/cli/bench_prefill.c src/cli/prefill_model.h src/cli/prefill_model.c src/cli/bench_prefill_report.c src/cli/bench_comm.c src/cli/bench_snapshot.c \
     src/cli/eval.h src/cli/cmd_eval.c src/cli/eval_text.c src/cli/eval_report.c
 bitshard_CFLAGS = $(AM_CFLAGS) $(JANSSON_CFLAGS)
 bitshard_LDADD = $(BS_LIBS) $(BS_SYSLIBS)

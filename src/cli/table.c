@@ -42,7 +42,8 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "With --model it prints the shape, the types of the tensors, the size of a token in the cache, and "
          "for the ranks of this job the grid and the part of the model that each holds."},
     [BS_CLI_BENCH] =
-        {"bench", "kernel [attend|quantize|gemv|read|all] | decode | prefill | comm", 1, 2, "Times kernels, a token or a prompt of a model, or collectives",
+        {"bench", "kernel [attend|quantize|gemv|read|all] | decode | prefill | comm | snapshot DIR", 1, 2,
+         "Times kernels, a token or a prompt of a model, collectives, or snapshots",
          "Each case is checked first (attend: a few rows against fp64 over the dequantized cache; quantize: bit "
          "for bit against a CPU; gemv: rows against fp64), then timed, then a row of the table: bytes of a call, microseconds (median, "
          "10th and 90th percentile), GB/s, and the share of the bandwidth that a streaming read reached in the "
@@ -62,7 +63,10 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "bench comm runs on all ranks of the job: the all-reduce and each merge of a decode step for a model of 4096 "
          "channels and 32 heads of 128, 1, 4 and 16 tokens, over the transport that the ranks have or that --transport "
          "names; ten calls in a row, one by one and, where it can be, as a CUDA graph. Times are those of the slowest "
-         "rank: median, 10th, 90th and 99th percentile; bus bandwidth is nccl-tests'."},
+         "rank: median, 10th, 90th and 99th percentile; bus bandwidth is nccl-tests'.\n\n"
+         "bench snapshot DIR runs on all ranks of the job: a cache of --context tokens of --model's shape (without it "
+         "random:llama-3.1-8b) is written to DIR and restored, for each format of --kv; beside it plain files of as many "
+         "bytes, written with one fsync, and read cold and warm."},
     [BS_CLI_EVAL] =
         {"eval", "", 0, 0, "Measures what KV formats cost in quality, against f16, over a text",
          "All formats of --kv read the text in one run, side by side with an f16 cache, and each position sees "
@@ -209,6 +213,7 @@ const bs_option bs_cli_options[] = {
 
     SCALED("number", 0, "N", NULL, 1, MOST, "Snapshots", "this snapshot; without it the newest that is whole", SNAPSHOT),
     INT("snapshot-keep", 0, "N", "2", 1, 1000, "Snapshots", "newest snapshots that stay", SNAPSHOT),
+    CHOICE("snapshot-verify", "HOW", "full", "full|sample|none", "Snapshots", "what is read back before a snapshot counts", BENCH),
     FLAG("dry-run", "Snapshots", "gc: say what would go, and remove nothing", SNAPSHOT),
 
     INT("seed", 's', "N", "1", 0, MOST, "Random numbers", "the same seed gives the same answer, the same model", GENERATE | MAKE_MODEL),
