@@ -55,11 +55,30 @@ static bs_status create_file(bs_snapshots *s, bs_snap_file *f)
     return bs_snap_container_create(&s->job.dir->fs, temporary, &s->shape, f);
 }
 
+/* Segments stay only if they hold these ids: whoever calls us might write another sequence here. */
+static bs_status check_kept(const bs_snap_job *job)
+{
+    uint8_t chain[32] = {0};
+    for (int i = 0; i < job->n_kept; i++) {
+        const bs_snap_file *f = &job->dir->manifest.files[i];
+        bs_sha256_state state;
+        bs_sha256_init(&state);
+        bs_sha256_update(&state, chain, sizeof chain);
+        bs_sha256_update(&state, job->tokens + f->first_token, (size_t)f->part[BS_SNAP_TOKENS].bytes);
+        bs_sha256_final(&state, chain);
+        if (memcmp(chain, f->chain_sha256, sizeof chain) != 0)
+            return bs_fail(BS_STATUS_MISMATCH, "%s: %s holds other token ids than this sequence",
+                           job->dir->fs.path, f->name);
+    }
+    return BS_STATUS_OK;
+}
+
 static bs_status create(bs_snapshots *s)
 {
     bs_snap_job *job = &s->job;
     BS_TRY(bs_snap_fs_check_space(&job->dir->fs, bytes_needed(job)));
     if (!bs_snap_leader(s)) return BS_STATUS_OK;
+    BS_TRY(check_kept(job));
     for (int i = 0; i < job->n_files; i++) BS_TRY(create_file(s, &job->files[i]));
     return BS_STATUS_OK;
 }

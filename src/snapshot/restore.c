@@ -137,6 +137,7 @@ bs_status bs_snapshot_restore(bs_snapshot_dir *dir, bs_stream *stream, const bs_
         return status;
     }
     bs_cache_seq_publish(cache, args->seq);
+    dir->n_ours = args->exact ? INT64_MAX : state.length / BS_PAGE_TOKENS;
     dir->restore.total_s = bs_now_s() - start;
     *first_pos = state.length;
     return BS_STATUS_OK;

@@ -115,7 +115,8 @@ enum {
 };
 /* Opens a directory, verifies the newest manifest that is whole, and compares its fingerprint: MISMATCH when the snapshot
  * is of another model, RoPE, tokenizer, KV format, page size or version. An empty directory (or, without CREATE, none) is
- * fine: info is NULL then. FORMAT when there are manifests and none of them is whole. Collective, agreed. */
+ * fine: info is NULL then. What is captured afterwards is a sequence of its own, written from its beginning, unless this
+ * snapshot was restored: then it goes on from the pages that were kept. FORMAT when there are manifests and none of them is whole. Collective, agreed. */
 bs_status bs_snapshot_dir_open(bs_snapshots *snapshots, const char *path, int flags, bs_snapshot_dir **out);
 /* Not while a snapshot of it is under way. NULL is fine. Not collective. */
 void bs_snapshot_dir_close(bs_snapshot_dir *dir);

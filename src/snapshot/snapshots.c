@@ -320,6 +320,14 @@ static bs_status finish_before(bs_snapshots *s)
     return bs_fail(BS_STATUS_RANGE, "snapshot: one is under way");
 }
 
+/* Segments of the snapshot in force that hold pages of the sequence being written. */
+static int count_ours(const bs_snapshot_dir *dir)
+{
+    int n = 0;
+    while (n + 1 < dir->manifest.n_files && dir->manifest.files[n].end_page <= dir->n_ours) n++;
+    return n;
+}
+
 bs_status bs_snapshot_capture(bs_snapshot_dir *dir, bs_stream *stream, int seq)
 {
     bs_snapshots *s = dir->snapshots;
@@ -335,9 +343,8 @@ bs_status bs_snapshot_capture(bs_snapshot_dir *dir, bs_stream *stream, int seq)
     job->bytes = job->read_bytes = 0;
     job->write_s = job->check_s = 0;
     /* The number of ids is rank 0's to know: the tail is laid out again by commit and by the offer. */
-    bs_snap_plan_files(&s->shape, dir->manifest.files,
-                       dir->manifest.n_files > 0 ? dir->manifest.n_files - 1 : 0, &job->state,
-                       job->state.length, s->config.segment_tokens, &job->n_kept, job->files, &job->n_files);
+    bs_snap_plan_files(&s->shape, dir->manifest.files, count_ours(dir), &job->state, job->state.length,
+                       s->config.segment_tokens, &job->n_kept, job->files, &job->n_files);
     for (int i = 0; i < job->n_files; i++) job->files[i].name[0] = 0;
     BS_TRY(capture_pages(s, stream));
     job->holds = true;
@@ -516,6 +523,7 @@ static void take_over(bs_snapshots *s)
     }
     bs_error_divert(NULL, 0);
     dir->committed_here = true;
+    dir->n_ours = INT64_MAX;
 }
 
 static void fill_result(bs_snapshots *s, bs_status status, const char *line)

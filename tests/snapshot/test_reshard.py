@@ -1,0 +1,46 @@
+"""test_reshard.py: a snapshot of any grid is restored on any other, every page byte for byte; also formats, small stripes,
+several segments, and the pages that a common prefix leaves."""
+from snapdir import BIG, check, finish, n_ranks, path, restore, run, SNAP_RUN, write
+
+GRIDS = ["1x1", "1x2", "2x1", "1x3", "1x4", "4x1", "2x2", "2x3", "8x1"]
+LENGTHS = "1408,4300"  # two snapshots: the second adds blocks and rewrites the tail
+
+
+n_matrices = 0
+
+
+def matrix(kv, grids, stripe=8, lengths=LENGTHS, env=None):
+    global n_matrices
+    n_matrices += 1
+    last = lengths.split(",")[-1]
+    dirs = [path(f"{n_matrices}-{grid}") for grid in grids]
+    for grid, directory in zip(grids, dirs):
+        write(grid, kv, stripe, directory, lengths, env)
+    for grid in grids:
+        done = restore(grid, kv, stripe, last, dirs, env)
+        what = f"{kv}, stripes of {stripe}, {lengths} tokens {env or ''}: {', '.join(grids)} to {grid}"
+        check(done.returncode == 0, what + ("" if done.returncode == 0 else ": " + done.stderr.strip()[-400:]))
+    return dirs[-1]
+
+
+def prefixes(kv, directory, length, grid):
+    common = f"0,127,129,1000,3000,{length},{length + 50}"
+    ranks = n_ranks(grid)
+    done = run(ranks if ranks > 1 else 0, [SNAP_RUN, "prefix", grid, kv, 8, length, common, directory], timeout=120)
+    check(done.returncode == 0, f"{kv}: {common} of {length} tokens in common, on {grid} {done.stderr.strip()[-300:]}")
+
+
+prefixes("int4", matrix("int4", GRIDS), 4300, "2x2")
+for kv in ["f16", "int8", "k4v2", "int2", "int4:s9:r0", "int4:kt:g32"]:
+    directory = matrix(kv, GRIDS if BIG else ["1x1", "1x3"])
+    prefixes(kv, directory, 4300, "1x1")
+matrix("int4", GRIDS if BIG else ["1x1", "2x2"], stripe=1)
+matrix("int2", GRIDS if BIG else ["1x2"], stripe=3)
+# Segments of one block, and tails alone.
+matrix("int4", GRIDS if BIG else ["1x2"], lengths="128,1280,2560,3000", env={"SNAP_SEGMENT": "1024"})
+for length in ["1", "127", "128", "129", "1024", "1408"]:
+    matrix("int4", ["1x1"], lengths=length)
+    matrix("f16", ["1x1"], lengths=length)
+for verify in ["sample", "none"]:
+    matrix("int4", ["1x1"], env={"SNAP_VERIFY": verify})
+finish()
