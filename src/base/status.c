@@ -8,8 +8,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char kept[1024];
-static _Thread_local char *diverted;
-static _Thread_local int diverted_bytes;
+static _Thread_local bs_error_diversion diverted;
 
 const char *bs_status_text(bs_status status)
 {
@@ -46,8 +45,8 @@ bs_status bs_fail(bs_status status, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    if (diverted) {
-        keep(diverted, (size_t)diverted_bytes, format, arguments);
+    if (diverted.text) {
+        keep(diverted.text, (size_t)diverted.bytes, format, arguments);
     } else {
         pthread_mutex_lock(&lock);
         keep(kept, sizeof kept, format, arguments);
@@ -57,11 +56,17 @@ bs_status bs_fail(bs_status status, const char *format, ...)
     return status;
 }
 
-void bs_error_divert(char *text, int bytes)
+bs_error_diversion bs_error_divert(char *text, int bytes)
 {
-    diverted = text;
-    diverted_bytes = bytes;
+    const bs_error_diversion before = diverted;
+    diverted = (bs_error_diversion){text, bytes};
     if (text) text[0] = 0;
+    return before;
+}
+
+void bs_error_divert_back(bs_error_diversion before)
+{
+    diverted = before;
 }
 
 const char *bs_error_message(void)

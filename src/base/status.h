@@ -54,8 +54,14 @@ void bs_error_flush(void);
 void bs_error_clear(void);
 
 /* From now on this thread's lines are kept in `text` (the first one; "" at once), not in the process's: for threads whose
- * errors another thread deals with later. NULL: no longer. */
-void bs_error_divert(char *text, int bytes);
+ * errors another thread deals with later, and for what may fail. NULL: in the process's again. Gives what was before, for
+ * bs_error_divert_back. */
+typedef struct bs_error_diversion {
+    char *text; /* NULL: none */
+    int bytes;
+} bs_error_diversion;
+bs_error_diversion bs_error_divert(char *text, int bytes);
+void bs_error_divert_back(bs_error_diversion before);
 
 /* Passes an error on: BS_TRY(bs_foo(…)); */
 #define BS_TRY(call)                                                                                         \

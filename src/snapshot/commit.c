@@ -305,9 +305,9 @@ static bs_status seal(bs_snapshots *s)
     BS_TRY(write_manifest(s));
     /* The snapshot stands. What cannot be removed now is removed by the next one. */
     char line[256];
-    bs_error_divert(line, sizeof line);
+    const bs_error_diversion diverted = bs_error_divert(line, sizeof line);
     bs_snap_collect(&job->dir->fs, s->config.keep, false, NULL, NULL);
-    bs_error_divert(s->task_line, sizeof s->task_line);
+    bs_error_divert_back(diverted);
     return BS_STATUS_OK;
 }
 

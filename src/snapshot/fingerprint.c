@@ -117,12 +117,13 @@ bs_status bs_snap_fingerprint_shape(const bs_snap_fingerprint *f, const char *wh
     BS_TRY(read_int(f, BS_SNAP_FIELD_head_dim, where, 1, BS_MAX_HEAD_DIM, &head_dim));
     if (head_dim % 32 != 0)
         return bs_fail(BS_STATUS_FORMAT, "%s: head_dim \"%d\": must be a multiple of 32", where, head_dim);
-    bs_status status = bs_kv_format_parse(f->value[BS_SNAP_FIELD_kv], &format);
-    if (status != BS_STATUS_OK) {
-        bs_error_clear(); /* it spoke of an option */
+    char scratch[128]; /* it would speak of an option */
+    const bs_error_diversion before = bs_error_divert(scratch, sizeof scratch);
+    const bs_status status = bs_kv_format_parse(f->value[BS_SNAP_FIELD_kv], &format);
+    bs_error_divert_back(before);
+    if (status != BS_STATUS_OK)
         return bs_fail(BS_STATUS_FORMAT, "%s: kv \"%s\": is not a KV format", where,
                        f->value[BS_SNAP_FIELD_kv]);
-    }
     bs_kv_format_name(&format, name);
     if (strcmp(name, f->value[BS_SNAP_FIELD_kv]) != 0)
         return bs_fail(BS_STATUS_FORMAT, "%s: kv \"%s\": must be written \"%s\"", where,

@@ -43,9 +43,9 @@ static bs_status mark(const bs_snap_fs *fs, const char *name, const uint8_t sha2
     uint8_t digest[32];
     bs_snap_manifest m;
     *whole = false;
-    bs_error_divert(line, sizeof line);
+    const bs_error_diversion before = bs_error_divert(line, sizeof line);
     bs_status status = bs_snap_fs_read_file(fs, name, BS_SNAP_MAX_MANIFEST, &text, &bytes);
-    bs_error_divert(NULL, 0);
+    bs_error_divert_back(before);
     if (status != BS_STATUS_OK) return BS_STATUS_OK;
     bs_sha256(text, bytes, digest);
     *whole = memcmp(digest, sha256, 32) == 0;

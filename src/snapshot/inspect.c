@@ -52,14 +52,14 @@ static void fill_item(const bs_snap_manifest *m, bs_snapshot_item *item)
 static void look_at(const bs_snap_fs *fs, const char *name, bs_snapshot_item *item)
 {
     bs_snap_found found;
-    bs_error_divert(item->line, sizeof item->line);
+    const bs_error_diversion before = bs_error_divert(item->line, sizeof item->line);
     item->status = bs_snap_read_manifest(fs, name, &found);
     if (item->status == BS_STATUS_OK) {
         fill_item(&found.manifest, item);
         item->status = check_headers(fs, &found.manifest);
         bs_snap_found_free(&found);
     }
-    bs_error_divert(NULL, 0);
+    bs_error_divert_back(before);
 }
 
 bs_status bs_snapshot_list(const char *path, bs_snapshot_item **items, int *n)

@@ -103,7 +103,8 @@ struct bs_snapshot_dir {
     bs_snap_lock lock; /* rank 0's */
     bool may_write;
     bool committed_here; /* since it was read: of those files only rank 0 knows the digests */
-    int64_t n_ours;         /* pages 0 … n_ours − 1 of the snapshot in force are the sequence's that is written here */
+    int64_t
+        n_ours; /* pages 0 … n_ours − 1 of the snapshot in force are the sequence's that is written here */
     int64_t last_number; /* of any manifest here, and of any attempt */
     bs_snapshot_dir *next_locked;
     /* The snapshot in force; n_files 0: none. */

@@ -173,9 +173,9 @@ static bs_status find_in(const bs_snap_fs *fs, char **names, int n, const bs_sna
         char line[512];
         if (!bs_snap_manifest_parse_name(names[i], &number, sha256)) continue;
         if (number > *last_number) *last_number = number;
-        bs_error_divert(line, sizeof line);
+        const bs_error_diversion before = bs_error_divert(line, sizeof line);
         bs_status one = bs_snap_read_snapshot(fs, names[i], ours, out);
-        bs_error_divert(NULL, 0);
+        bs_error_divert_back(before);
         if (one == BS_STATUS_OK) {
             if (first[0]) bs_log_warn("%s; going back to snapshot %" PRId64, first, number);
             *found = true;

@@ -163,24 +163,27 @@ uint64_t bs_snap_page_at(const bs_snap_shape *shape, const bs_snap_file *file, b
 
 /* ---- the files of a commit --------------------------------------------------------------------------------- */
 
-/* Blocks of the largest segments for n blocks in all: 64 such would hold a third more. */
-static int64_t largest_segment(int64_t n_blocks, int64_t segment_tokens)
+static int64_t segment_pages(const bs_snap_file *segment)
 {
-    const int64_t even = bs_ceil_div(n_blocks, BS_SNAP_MAX_SEGMENTS * 3 / 4);
-    return bs_max_i64(segment_tokens / BS_BLOCK_TOKENS, even);
+    return segment->end_page - segment->first_page;
 }
 
 void bs_snap_plan_files(const bs_snap_shape *shape, const bs_snap_file *old, int n_old,
                         const bs_cache_seq_state *state, int64_t n_tokens, int64_t segment_tokens,
                         int *n_kept, bs_snap_file *files, int *n_new)
 {
-    const int64_t end = bs_snap_segments_end(shape, state);
-    const int64_t most = largest_segment(end / BS_SNAP_BLOCK_PAGES, segment_tokens) * BS_SNAP_BLOCK_PAGES;
+    const int64_t end = bs_snap_segments_end(shape, state), whole = segment_tokens / BS_PAGE_TOKENS;
     int64_t first = n_old > 0 ? old[n_old - 1].end_page : 0;
-    int kept = n_old, n = 0;
-    if (n_old + bs_ceil_div(end - first, most) > BS_SNAP_MAX_SEGMENTS)
-        while (kept > 0 && old[kept - 1].end_page - old[kept - 1].first_page < most)
-            first = old[--kept].first_page;
+    int kept = n_old, n_whole = 0, n = 0;
+    for (int i = 0; i < n_old; i++) n_whole += segment_pages(&old[i]) >= whole;
+    /* Too many: the small last ones are rewritten, with the new, as whole ones. Those stay as they are for good, and between
+     * two rewritings there are 32 others at least, so a token is written twice or so, however small the steps. */
+    const int64_t limit = bs_max_i64(BS_SNAP_MAX_SEGMENTS, n_whole + BS_SNAP_MAX_SEGMENTS / 2);
+    if (n_old + bs_ceil_div(end - first, whole) > limit)
+        while (kept > 0 && segment_pages(&old[kept - 1]) < whole) first = old[--kept].first_page;
+    /* One commit makes few files, whatever it holds. */
+    const int64_t blocks = bs_ceil_div((end - first) / BS_SNAP_BLOCK_PAGES, BS_SNAP_MAX_SEGMENTS / 2);
+    const int64_t most = bs_max_i64(whole, blocks * BS_SNAP_BLOCK_PAGES);
     while (first < end) {
         const int64_t to = bs_min_i64(end, first + most);
         bs_snap_segment_of(shape, first, to, &files[n++]);

@@ -26,13 +26,14 @@
 enum {
     BS_SNAP_VERSION = 1,
     BS_SNAP_BLOCK_PAGES = BS_BLOCK_TOKENS / BS_PAGE_TOKENS,
-    BS_SNAP_ALIGN = 1 << 20,      /* of large datasets: one Lustre stripe */
-    BS_SNAP_MAX_SEGMENTS = 64,    /* of a manifest; more are rewritten into fewer */
-    BS_SNAP_READ_SEGMENTS = 4096, /* the most that a reader accepts */
+    BS_SNAP_ALIGN = 1 << 20, /* of large datasets: one Lustre stripe */
+    BS_SNAP_MAX_SEGMENTS =
+        64, /* of a manifest of up to 2M tokens: small ones are rewritten into whole ones */
+    BS_SNAP_READ_SEGMENTS = 65536, /* the most that a reader accepts */
     BS_SNAP_NAME_BYTES = 96,
     BS_SNAP_MANIFEST_NAME = 112,
-    BS_SNAP_MAX_MANIFEST = 16 << 20,            /* bytes that a reader accepts */
-    BS_SNAP_MAX_NEW = BS_SNAP_MAX_SEGMENTS + 2, /* files of one commit */
+    BS_SNAP_MAX_MANIFEST = 16 << 20,                /* bytes that a reader accepts */
+    BS_SNAP_MAX_NEW = BS_SNAP_MAX_SEGMENTS / 2 + 2, /* files of one commit */
     BS_SNAP_SEGMENT_TOKENS = 65536
 };
 #define BS_SNAP_TMP "tmp-"

@@ -228,10 +228,10 @@ void bs_snapshots_close(bs_snapshots *s)
         pthread_join(s->thread, NULL);
         if (s->job.phase != BS_SNAP_IDLE && s->job.phase != BS_SNAP_CLEAN) {
             char line[256];
-            bs_error_divert(
+            const bs_error_diversion before = bs_error_divert(
                 line, sizeof line); /* the job ends; what stays is temporary and goes with the next one */
             bs_snap_run_phase(s, BS_SNAP_CLEAN);
-            bs_error_divert(NULL, 0);
+            bs_error_divert_back(before);
         }
     }
     if (s->job.is_pinned) bs_cache_unpin(s->config.cache, s->job.pinned, s->job.n_pinned);
@@ -513,7 +513,7 @@ static void take_over(bs_snapshots *s)
     bs_snapshot_dir *dir = s->job.dir;
     bs_snap_manifest m;
     char line[128];
-    bs_error_divert(line, sizeof line);
+    const bs_error_diversion before = bs_error_divert(line, sizeof line);
     if (bs_snap_job_manifest(s, &m) == BS_STATUS_OK) {
         bs_snap_manifest_free(&dir->manifest);
         dir->manifest = m;
@@ -521,7 +521,7 @@ static void take_over(bs_snapshots *s)
         /* Out of memory for a list: the next one is written from the beginning. */
         bs_snap_manifest_free(&dir->manifest);
     }
-    bs_error_divert(NULL, 0);
+    bs_error_divert_back(before);
     dir->committed_here = true;
     dir->n_ours = INT64_MAX;
 }

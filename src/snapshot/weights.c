@@ -79,9 +79,10 @@ static bool open_cache(const char *dir, bs_snap_fs *fs)
                 : snprintf(path, sizeof path, "%s/.cache/bitshard/weights", user->pw_dir);
     if (n >= (int)sizeof path) return false;
     char kept[256];
-    bs_error_divert(kept, sizeof kept); /* a cache that cannot be had is no error */
+    const bs_error_diversion before = bs_error_divert(
+        kept, sizeof kept); /* a cache that cannot be had is no error */
     bool ok = bs_snap_fs_open(path, true, fs, &found) == BS_STATUS_OK && found;
-    bs_error_divert(NULL, 0);
+    bs_error_divert_back(before);
     if (!ok) bs_log_debug("weights' digest is not kept: %s", kept);
     return ok;
 }
@@ -90,9 +91,9 @@ static bool recall(const bs_snap_fs *fs, const char *key, uint8_t out[32])
 {
     char *text, kept[256];
     size_t bytes;
-    bs_error_divert(kept, sizeof kept);
+    const bs_error_diversion before = bs_error_divert(kept, sizeof kept);
     bool ok = bs_snap_fs_read_file(fs, key, 256, &text, &bytes) == BS_STATUS_OK;
-    bs_error_divert(NULL, 0);
+    bs_error_divert_back(before);
     if (!ok) return false;
     if (bytes == BS_SHA256_HEX && text[bytes - 1] == '\n') text[bytes - 1] = 0;
     ok = bs_sha256_from_hex(text, out);
@@ -104,7 +105,7 @@ static void keep(const bs_snap_fs *fs, const char *key, const uint8_t digest[32]
 {
     char text[BS_SHA256_HEX + 1], random[17], temporary[64], kept[256];
     int fd;
-    bs_error_divert(kept, sizeof kept);
+    const bs_error_diversion before = bs_error_divert(kept, sizeof kept);
     bs_sha256_to_hex(digest, text);
     strcat(text, "\n");
     if (bs_snap_random_hex(random) == BS_STATUS_OK) {
@@ -116,7 +117,7 @@ static void keep(const bs_snap_fs *fs, const char *key, const uint8_t digest[32]
             if (!ok) bs_snap_fs_unlink(fs, temporary);
         }
     }
-    bs_error_divert(NULL, 0);
+    bs_error_divert_back(before);
 }
 
 /* ---- the digest -------------------------------------------------------------------------------------------- */
