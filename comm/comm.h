@@ -124,6 +124,8 @@ bs_status bs_comm_exchange_begin(bs_comm *comm, const void *mine, void *all, siz
 bs_status bs_comm_exchange_test(bs_comm *comm, bool *done);
 /* The batch system's name for this job and how often it was restarted, "1234.0"; "" without one. */
 const char *bs_comm_job(const bs_comm *comm);
+/* When the batch system will end this job, unix time; 0: it does not say. */
+double bs_comm_job_end_s(const bs_comm *comm);
 
 /* Device collectives, stream-ordered. f32. In place for the reduces; the same bits on every rank of the
  * group, and with nccl the same in a graph and out of it. With mpi on a GPU they wait for what is on the

@@ -38,6 +38,13 @@ const char *bs_comm_job(const bs_comm *comm)
     return comm->job;
 }
 
+double bs_comm_job_end_s(const bs_comm *comm)
+{
+    const char *text = getenv("SLURM_JOB_END_TIME");
+    (void)comm;
+    return text ? strtod(text, NULL) : 0;
+}
+
 bs_status bs_comm_mpi_status(int code, const char *what)
 {
     if (code == MPI_SUCCESS) return BS_STATUS_OK;

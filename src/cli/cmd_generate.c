@@ -6,10 +6,6 @@
  * collective), so an error there ends the job.
  *
  * With --batch the requests of a file take the place of the prompt (generate_batch.c); the stages are the same.
- *
- * The answer's text is written piece by piece from the scheduler's callbacks. These cannot fail, so a write
- * error is kept in g->output and stops the scheduler. When the answer is complete the scheduler is stopped,
- * too: otherwise it would still free the sequence's pages, and cache_bytes would be of nothing.
  */
 #include "config.h"
 
@@ -30,10 +26,37 @@
 static bs_sched *volatile signalled_sched; /* rank 0, while it runs */
 static volatile sig_atomic_t caught_signal;
 
+static volatile sig_atomic_t snapshot_asked;
+
 static void on_signal(int number)
 {
-    caught_signal = number;
+    if (number == SIGUSR1) snapshot_asked = 1;
+    else caught_signal = number;
     if (signalled_sched) bs_sched_stop(signalled_sched);
+}
+
+int bs_generate_signal(void)
+{
+    return caught_signal;
+}
+
+bool bs_generate_snapshot_asked(void)
+{
+    bool asked = snapshot_asked;
+    if (asked) snapshot_asked = 0;
+    return asked;
+}
+
+/* A second SIGTERM changes nothing: batch systems send several, and the last snapshot is on its way. A second SIGINT comes
+ * from somebody who does not want to wait. */
+void bs_generate_catch_snapshot_signals(void)
+{
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL);
+    action.sa_flags |= SA_RESETHAND;
+    sigaction(SIGINT, &action, NULL);
 }
 
 /* The first SIGINT or SIGTERM ends the answer (the launcher sends it to all ranks; rank 0's counts), a second
@@ -66,6 +89,7 @@ static bs_status check_options(const bs_options *options)
             return bs_fail(BS_STATUS_USAGE, "--prompt-ids: not together with --%s", others[i]);
     }
     BS_TRY(bs_generate_batch_check(options));
+    BS_TRY(bs_generate_snapshot_check(options));
     for (int i = 0; i < bs_options_count(options, "stop"); i++)
         if (bs_options_item(options, "stop", i)[0] == 0)
             return bs_fail(BS_STATUS_USAGE, "--stop: must not be empty");
@@ -83,6 +107,8 @@ static bs_status read_config(generate *g)
     g->config.stripe_pages = (int)bs_options_int(g->options, "stripe-pages");
     g->config.chunk_tokens = (int)bs_options_int(g->options, "chunk-tokens");
     g->is_batch = bs_options_given(g->options, "batch");
+    g->keeper.on = g->config.snapshots = bs_options_given(g->options, "snapshot");
+    if (g->keeper.on && g->leader) BS_TRY(bs_generate_snapshot_read(g));
     return BS_STATUS_OK;
 }
 
@@ -190,7 +216,7 @@ static bs_status read_prompt(generate *g)
 typedef struct common_ground {
     bs_cli_ground engine;
     int64_t context, total_tokens, max_seqs; /* rank 0's count */
-    int64_t batch, dry_run, chunk_tokens, v_encoder;
+    int64_t batch, dry_run, chunk_tokens, v_encoder, snapshots, verify, keep;
     char kv[BS_KV_FORMAT_NAME];
 } common_ground;
 
@@ -217,6 +243,9 @@ static bs_status share_ground(generate *g)
     mine.dry_run = bs_options_flag(g->options, "dry-run");
     mine.chunk_tokens = g->config.chunk_tokens;
     mine.v_encoder = g->config.kv.v_encoder;
+    mine.snapshots = g->keeper.on;
+    mine.verify = bs_options_string(g->options, "snapshot-verify")[0];
+    mine.keep = bs_options_int(g->options, "snapshot-keep");
     bs_kv_format_name(&g->config.kv, mine.kv);
     rank0 = mine;
     BS_TRY(bs_comm_bcast_host(g->comm, &rank0, sizeof rank0, 0));
@@ -227,8 +256,9 @@ static bs_status share_ground(generate *g)
     size_steps(&g->config);
     BS_TRY(bs_cli_compare_ground(&mine.engine, &rank0.engine));
     if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_MISMATCH, "--batch, --dry-run, --kv, --v-encoder or --chunk-tokens is not what "
-                                       "rank 0 has: look at the environment of this machine");
+    return bs_fail(BS_STATUS_MISMATCH,
+                   "--batch, --dry-run, --kv, --v-encoder, --chunk-tokens or --snapshot… is not "
+                   "what rank 0 has: look at the environment of this machine");
 }
 
 static void on_load(void *context, uint64_t done, uint64_t total)
@@ -256,85 +286,9 @@ static bs_status open_engine(generate *g)
     BS_TRY(bs_comm_agree(g->comm, bs_cli_use_transport(g->options, g->comm, g->device)));
     g->left_bytes = bs_device_memory_left(g->device);
     BS_TRY(bs_engine_open(g->model, g->device, g->comm, &g->config, on_load, g, &g->engine));
+    if (g->keeper.on) BS_TRY(bs_generate_snapshot_open(g));
     g->load_ms += (bs_now_s() - start) * 1e3;
     return BS_STATUS_OK;
-}
-
-/* ---- the answer
- * --------------------------------------------------------------------------------------------- */
-
-static void on_text(void *context, int32_t id, const char *text, size_t bytes)
-{
-    generate *g = context;
-    if (g->json || g->output != BS_STATUS_OK) return;
-    if (g->tokenizer) {
-        g->output = bs_cli_write(text, bytes);
-    } else {
-        g->output = bs_cli_print(g->ids_shown ? " %d" : "%d", id);
-        g->ids_shown = true;
-    }
-    if (g->output != BS_STATUS_OK) bs_sched_stop(g->sched);
-}
-
-static void on_prefill(void *context, int64_t done, int64_t total, double share)
-{
-    generate *g = context;
-    g->n_prefilled = (uint64_t)done;
-    bs_progress_update_share(&g->prefill, (uint64_t)done, share);
-    if (done == total) bs_progress_end(&g->prefill, (uint64_t)done);
-}
-
-static void on_finish(void *context, bs_request *request)
-{
-    generate *g = context;
-    (void)request;
-    bs_progress_end(&g->prefill, g->n_prefilled);
-    bs_sched_stop(g->sched); /* before the pages are freed */
-}
-
-static bs_status submit(generate *g)
-{
-    const bs_options *o = g->options;
-    int n_stop = bs_options_count(o, "stop");
-    const char **stop = calloc((size_t)n_stop + 1, sizeof *stop);
-    if (!stop) return bs_fail(BS_STATUS_NOMEM, "--stop: no memory");
-    for (int i = 0; i < n_stop; i++) stop[i] = bs_options_item(o, "stop", i);
-    bs_request_config config = {
-        .prompt = g->prompt.ids,
-        .n_prompt = (int64_t)g->prompt.n,
-        .max_tokens = bs_options_int(o, "max-tokens"),
-        .fill_tokens = bs_options_int(o, "kv-fill"),
-        .sampling = bs_cli_read_sampling(o),
-        .ignore_end = bs_options_flag(o, "ignore-eos"),
-        .show_special = bs_options_flag(o, "show-special"),
-        .stop = stop,
-        .n_stop = n_stop,
-        .stop_tokens = g->stop_tokens.ids,
-        .n_stop_tokens = (int)g->stop_tokens.n,
-        .context = g,
-        .on_text = on_text,
-        .on_prefill = on_prefill,
-        .on_finish = on_finish,
-    };
-    bs_status status = bs_sched_open(g->engine, g->tokenizer, bs_options_float(o, "step-ms"), &g->sched);
-    if (status == BS_STATUS_OK) status = bs_sched_submit(g->sched, &config, &g->request);
-    free(stop);
-    return status;
-}
-
-/* Rank 0: closes the answer, also one that was cut short. */
-static bs_status finish_answer(generate *g)
-{
-    bs_generate_catch_signals(NULL);
-    bs_sched_close(g->sched); /* calls on_text and on_finish of what it cancels, which use g->sched */
-    g->sched = NULL;
-    BS_TRY(g->output);
-    BS_TRY(g->json ? bs_generate_print_json(g) : bs_cli_write("\n", 1));
-    bs_generate_summarize(g);
-    if (!g->signal) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_INTERRUPTED, "stopped by %s after %lld tokens of the answer",
-                   g->signal == SIGINT ? "SIGINT" : "SIGTERM",
-                   (long long)bs_request_get_stats(g->request)->n_answer);
 }
 
 /* Whether --dry-run is right: what a GPU's driver has given away since the engine was opened, libraries' own and kernels'
@@ -348,39 +302,19 @@ static void compare_memory(const generate *g)
                  (unsigned long long)(g->left_bytes - bs_device_memory_left(g->device)));
 }
 
-static bs_status sum_cache_bytes(generate *g)
-{
-    uint64_t mine[2];
-    void *all;
-    mine[0] = bs_cache_used_bytes(bs_engine_cache(g->engine), &mine[1]);
-    BS_TRY(bs_cli_gather(g->comm, mine, sizeof mine, "cache bytes", &all));
-    const uint64_t *bytes = all; /* rank 0: [size, 2] */
-    for (int rank = 0; g->leader && rank < g->grid.size; rank++) {
-        g->cache_bytes += bytes[2 * rank];
-        g->cache_bytes_f16 += bytes[2 * rank + 1];
-    }
-    free(all);
-    return BS_STATUS_OK;
-}
+/* ---- the answers
+ * -------------------------------------------------------------------------------------------- */
 
 static bs_status run(generate *g)
 {
-    bs_status (*begin)(generate *) = g->is_batch ? bs_generate_batch_begin : submit;
-    bs_status (*finish)(generate *) = g->is_batch ? bs_generate_batch_finish : finish_answer;
+    bs_status (*begin)(generate *) = g->is_batch ? bs_generate_batch_begin : bs_generate_answer_begin;
+    bs_status (*finish)(generate *) = g->is_batch ? bs_generate_batch_finish : bs_generate_answer_finish;
     BS_TRY(bs_comm_agree(g->comm, g->leader ? begin(g) : BS_STATUS_OK));
     double watchdog_s = bs_options_float(g->options, "watchdog-s");
     if (watchdog_s > 0) BS_TRY(bs_comm_agree(g->comm, bs_comm_watchdog_start(g->comm, watchdog_s)));
-    if (!g->is_batch)
-        bs_progress_begin(&g->prefill, "prefill", "tokens", g->prompt.n,
-                          g->leader && bs_log_get_level() > BS_LOG_QUIET);
-    bs_generate_catch_signals(g->sched);
-    bs_driver driver = {0};
-    if (g->leader) driver = bs_sched_driver(g->sched);
-    bs_status status = bs_engine_run(g->engine, g->leader ? &driver : NULL);
-    if (status != BS_STATUS_OK) return bs_cli_end_job(g->comm, status);
-    g->signal = caught_signal;
+    if (!g->keeper.on) bs_generate_catch_signals(g->sched);
+    BS_TRY(bs_generate_follow_orders(g));
     compare_memory(g);
-    if (!g->is_batch) BS_TRY(bs_comm_agree(g->comm, sum_cache_bytes(g)));
     return bs_comm_agree(g->comm, g->leader ? finish(g) : BS_STATUS_OK);
 }
 
@@ -396,6 +330,8 @@ static void clean_up(generate *g)
     bs_sched_close(g->sched);
     if (g->request) bs_request_free(g->request);
     bs_generate_batch_free(g);
+    bs_output_close(g->out);
+    bs_generate_snapshot_close(g);
     bs_engine_close(g->engine);
     bs_tokens_free(&g->stop_tokens);
     bs_tokens_free(&g->prompt);
@@ -407,6 +343,7 @@ static void clean_up(generate *g)
 bs_status bs_cli_generate(const bs_options *options, bs_comm *comm)
 {
     generate g = {.options = options, .comm = comm, .leader = bs_comm_rank(comm) == 0};
+    if (bs_options_given(options, "snapshot")) bs_generate_catch_snapshot_signals();
     bs_status status = set_up(&g);
     if (status == BS_STATUS_OK && g.config.max_context == 0) {
         status = bs_comm_agree(comm, g.leader ? finish_undecoded(&g) : BS_STATUS_OK);

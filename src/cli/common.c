@@ -360,9 +360,9 @@ bs_status bs_cli_end_job(bs_comm *comm, bs_status status)
 /* ---- memory
  * ------------------------------------------------------------------------------------------------- */
 
-enum { N_POOLS = 7 };
+enum { N_POOLS = 8 };
 static const char *const pool_names[N_POOLS] = {
-    "weights", "quantized pages", "f16 pages", "activations", "workspace", "logits", "page lists and plans"};
+    "weights", "quantized pages", "f16 pages", "activations", "workspace", "logits", "page lists and plans", "snapshots"};
 
 static void list_pools(const bs_engine_memory *m, uint64_t pools[N_POOLS])
 {
@@ -372,7 +372,8 @@ static void list_pools(const bs_engine_memory *m, uint64_t pools[N_POOLS])
                                      m->activation_bytes,
                                      m->workspace_bytes,
                                      m->logits_bytes,
-                                     m->plan_bytes + m->cache.table_bytes};
+                                     m->plan_bytes + m->cache.table_bytes,
+                                     m->snapshot_bytes};
     memcpy(pools, bytes, sizeof bytes);
 }
 
@@ -409,6 +410,8 @@ bs_status bs_cli_print_memory(const bs_engine_memory *memory, int n_ranks)
     char title[32];
     snprintf(title, sizeof title, "most: rank %d", worst);
     BS_TRY(bs_cli_print("%-22s %12s %14s %12s\n", "memory", "rank 0", title, "all ranks"));
-    for (int i = 0; i < N_POOLS; i++) BS_TRY(print_memory_row(pool_names[i], first[i], most[i], all[i]));
+    for (int i = 0; i < N_POOLS; i++)
+        if (i < N_POOLS - 1 || all[i] > 0) /* snapshots: only where they are on */
+            BS_TRY(print_memory_row(pool_names[i], first[i], most[i], all[i]));
     return print_memory_row("sum", sum_pools(&memory[0]), sum_pools(&memory[worst]), total);
 }

@@ -16,8 +16,7 @@
 #include "config.h"
 
 #include "src/base/log.h"
-#include "src/cli/generate.h"
-#include "src/serve/batch.h"
+#include "src/cli/generate_batch.h"
 
 #include <signal.h>
 #include <stdlib.h>
@@ -26,42 +25,17 @@
 /* How long ranks of a killed job may still hold the output: mpirun's own delays are 2 s. */
 static const double lock_wait_s = 5;
 
-/* A line that is not answered yet. */
-typedef struct item {
-    int64_t number; /* of the line, from 1 */
-    const char *text;
-    size_t bytes;
-    int64_t n_tokens;       /* prompt and answer; 0: an error */
-    const char *error_code; /* and the line's message */
-    char *error, *error_id; /* owned; error_id NULL: no usable custom_id */
-} item;
-
-typedef struct answer {
-    generate *g;
-    int64_t number;
-    bs_openai_api api;
-    char *custom_id;
-} answer;
-
-struct batch {
-    char *text;
-    bs_openai_request defaults;
-    bs_batch_answers *answers;
-    item *items;
-    int64_t n_items, capacity, next; /* items[next]: the next one's turn */
-    int64_t n_lines, n_there;        /* lines that are not blank; of them answered before */
-    int64_t n_answered, n_errors;    /* by this run */
-    int64_t n_prompt_tokens, n_answer_tokens;
-    bs_progress progress;
-    double start_s;
-};
-
 bs_status bs_generate_batch_check(const bs_options *options)
 {
     static const char *const others[] = {"prompt", "prompt-file", "system", "json", "chat", "kv-fill"};
     const char *path = bs_options_string(options, "batch"), *output = bs_options_string(options, "output");
     if (!path) {
-        if (output) return bs_fail(BS_STATUS_USAGE, "--output %s: only with --batch", output);
+        const char *prompt = bs_options_string(options, "prompt-file");
+        if (output && strcmp(output, "-") == 0)
+            return bs_fail(BS_STATUS_USAGE,
+                           "--output -: must be a file; without it the answer goes to standard output");
+        if (output && prompt && bs_batch_answers_same_file(prompt, output))
+            return bs_fail(BS_STATUS_USAGE, "--output %s: is the file of --prompt-file", output);
         if (bs_options_given(options, "batch-size"))
             return bs_fail(BS_STATUS_USAGE, "--batch-size: only with --batch");
         return BS_STATUS_OK;
@@ -153,6 +127,7 @@ static bs_status read_request(generate *g, const bs_batch_line *line, item one)
         status = check_tokens(g, &request);
         code = BS_BATCH_TOO_LONG;
         bs_tokens_free(&request.prompt);
+        one.has_snapshot = bs_lines_begun(g, line->custom_id);
     }
     if (status == BS_STATUS_OK) return add_item(b, &one);
     return is_of_line(status) ? add_error(b, one, line->custom_id, code) : status;
@@ -187,6 +162,7 @@ static bs_status read_line(generate *g, item one, json_t *seen)
         status = bs_fail(BS_STATUS_NOMEM, "--batch: no memory for line %lld", (long long)one.number);
     } else if (b->answers && bs_batch_answers_has(b->answers, line.custom_id)) {
         b->n_there++;
+        bs_lines_remove(g, line.custom_id);
     } else {
         status = read_request(g, &line, one);
     }
@@ -253,6 +229,7 @@ bs_status bs_generate_batch_read(generate *g)
     BS_TRY(bs_cli_read_file("batch", bs_options_string(g->options, "batch"), &b->text, &bytes));
     if (!bs_options_flag(g->options, "dry-run"))
         BS_TRY(bs_batch_answers_open(bs_options_string(g->options, "output"), lock_wait_s, &b->answers));
+    if (g->keeper.on && b->answers) BS_TRY(bs_lines_scan(g));
     BS_TRY(read_lines(g, bytes));
     if (b->n_lines == 0)
         return bs_fail(BS_STATUS_FORMAT, "--batch %s: has no line", bs_options_string(g->options, "batch"));
@@ -278,11 +255,18 @@ static void free_answer(answer *a)
 
 static void on_finish(void *context, bs_request *request);
 
-static bs_status submit_line(generate *g, const item *one, const bs_batch_line *line)
+static void on_snapshot(void *context, bs_request *request, bs_snapshot_state *state)
+{
+    const answer *a = context;
+    (void)request;
+    memcpy(state->id, a->kept.id, sizeof state->id);
+}
+
+static bs_status submit_line(generate *g, const item *one, const bs_batch_line *line, const resume *go_on,
+                             int slot, int64_t n_cached)
 {
     batch *b = g->batch;
     bs_openai_request read;
-    bs_request *request;
     answer *a = calloc(1, sizeof *a);
     if (!a || !(a->custom_id = strdup(line->custom_id))) {
         free(a);
@@ -305,34 +289,66 @@ static bs_status submit_line(generate *g, const item *one, const bs_batch_line *
             .stop_tokens = g->stop_tokens.ids,
             .n_stop_tokens = (int)g->stop_tokens.n,
             .start_number = one->number,
+            .restored = slot >= 0,
+            .slot = slot,
+            .n_cached = n_cached,
             .context = a,
+            .on_snapshot = on_snapshot,
             .on_finish = on_finish,
         };
-        status = bs_sched_submit(g->sched, &config, &request);
+        if (go_on && go_on->kind != RESUME_PREFIX && go_on->kind != RESUME_FRESH) {
+            config.answer = go_on->answer;
+            config.n_answer = go_on->n_answer;
+        }
+        if (g->keeper.on) {
+            bs_lines_set(g, line->custom_id, &a->kept);
+            a->kept.has_dir = slot >= 0;
+            a->kept.last_length = n_cached;
+            bs_generate_keep(g, &a->kept);
+        }
+        b->n_with_sched++;
+        /* It may finish at once, and be gone. */
+        status = bs_sched_submit(g->sched, &config, &a->kept.request);
         bs_tokens_free(&read.prompt);
+        if (status == BS_STATUS_OK) return BS_STATUS_OK;
+        b->n_with_sched--;
+        bs_generate_forget(g, &a->kept);
     }
-    if (status != BS_STATUS_OK) free_answer(a);
+    free_answer(a);
     return status;
 }
 
-/* Takes items until one is submitted, or all are done. */
+bs_status bs_batch_submit(generate *g, const item *one, const resume *go_on, int slot, int64_t n_cached)
+{
+    bs_batch_line line;
+    BS_TRY(bs_batch_line_open(one->text, one->bytes, &line));
+    bs_status status = submit_line(g, one, &line, go_on, slot, n_cached);
+    bs_batch_line_close(&line);
+    return status;
+}
+
+/* One that a run before this has begun is not submitted but waits for its restore, and the others behind it. */
 static bs_status submit_next(generate *g)
 {
     batch *b = g->batch;
-    while (b->next < b->n_items) {
-        const item *one = &b->items[b->next++];
-        if (one->error_code) {
-            b->n_errors++;
-            BS_TRY(append(b, bs_batch_error_text(one->number, one->error_id, one->error_code, one->error)));
-            bs_progress_update(&b->progress, (uint64_t)(b->n_answered + b->n_errors));
-            continue;
-        }
-        bs_batch_line line;
-        BS_TRY(bs_batch_line_open(one->text, one->bytes, &line));
-        bs_status status = submit_line(g, one, &line);
-        bs_batch_line_close(&line);
-        return status;
+    const item *one = &b->items[b->next++];
+    if (one->has_snapshot) {
+        b->restoring = (restoring){.one = one, .slot = -1};
+        return BS_STATUS_OK;
     }
+    if (!one->error_code) return bs_batch_submit(g, one, NULL, -1, 0);
+    b->n_errors++;
+    BS_TRY(append(b, bs_batch_error_text(one->number, one->error_id, one->error_code, one->error)));
+    bs_progress_update(&b->progress, (uint64_t)(b->n_answered + b->n_errors));
+    return BS_STATUS_OK;
+}
+
+bs_status bs_batch_fill(generate *g)
+{
+    batch *b = g->batch;
+    while (b->next < b->n_items && !b->restoring.one &&
+           (b->n_with_sched < g->config.max_seqs || b->items[b->next].error_code))
+        BS_TRY(submit_next(g));
     return BS_STATUS_OK;
 }
 
@@ -345,7 +361,7 @@ static bs_status write_answer(generate *g, const answer *a, const bs_request_sta
     b->n_prompt_tokens += stats->n_prompt;
     b->n_answer_tokens += stats->n_answer;
     bs_progress_update(&b->progress, (uint64_t)(b->n_answered + b->n_errors));
-    return submit_next(g);
+    return BS_STATUS_OK;
 }
 
 /* Called from within the loop, which cannot be failed from here: an error is kept and stops it. */
@@ -354,12 +370,15 @@ static void on_finish(void *context, bs_request *request)
     answer *a = context;
     generate *g = a->g;
     const bs_request_stats *stats = bs_request_get_stats(request);
-    if (stats->finish != BS_FINISH_CANCELLED && g->output == BS_STATUS_OK) {
-        g->output = write_answer(g, a, stats);
-        if (g->output != BS_STATUS_OK) bs_sched_stop(g->sched);
-    }
+    bool goes_on = stats->finish != BS_FINISH_CANCELLED && g->output == BS_STATUS_OK;
+    g->batch->n_with_sched--;
+    bs_generate_forget(g, &a->kept);
+    if (goes_on) g->output = write_answer(g, a, stats);
+    if (goes_on && g->output == BS_STATUS_OK) bs_lines_drop(g, &a->kept);
     free_answer(a);
     bs_request_free(request);
+    if (goes_on && g->output == BS_STATUS_OK) g->output = bs_batch_fill(g);
+    if (goes_on && g->output != BS_STATUS_OK) bs_sched_stop(g->sched);
 }
 
 bs_status bs_generate_batch_begin(generate *g)
@@ -369,8 +388,8 @@ bs_status bs_generate_batch_begin(generate *g)
     bs_progress_begin(&b->progress, "batch", "lines", (uint64_t)b->n_items,
                       bs_log_get_level() > BS_LOG_QUIET);
     b->start_s = bs_now_s();
-    for (int i = 0; i < g->config.max_seqs; i++) BS_TRY(submit_next(g));
-    return BS_STATUS_OK;
+    g->next = bs_generate_batch_next;
+    return bs_batch_fill(g);
 }
 
 static void summarize(const generate *g)
@@ -380,6 +399,9 @@ static void summarize(const generate *g)
     bs_log_info("batch: %lld lines, %lld answered before, %lld answered now, %lld errors",
                 (long long)b->n_lines, (long long)b->n_there, (long long)b->n_answered,
                 (long long)b->n_errors);
+    if (g->keeper.on)
+        bs_log_info("snapshots: %lld taken, %lld failed; %lld lines went on in mid-answer",
+                    (long long)g->keeper.n_taken, (long long)g->keeper.n_failed, (long long)b->n_resumed);
     if (seconds > 0)
         bs_log_info("loaded in %.0f ms; %lld prompt and %lld answer tokens in %.1f s, %.1f and %.1f "
                     "tokens/s, %d at a time",
@@ -391,17 +413,24 @@ static void summarize(const generate *g)
 bs_status bs_generate_batch_finish(generate *g)
 {
     batch *b = g->batch;
+    const bool is_stopped = g->keeper.on ? g->keeper.why != WHY_NOT : (g->signal = bs_generate_signal()) != 0;
     bs_generate_catch_signals(NULL);
     bs_sched_close(g->sched); /* what it cancels is not answered */
     g->sched = NULL;
     bs_progress_end(&b->progress, (uint64_t)(b->n_answered + b->n_errors));
+    bs_lines_sweep(g);
     BS_TRY(g->output);
-    if (!g->signal) BS_TRY(submit_next(g)); /* errors only, when there was nothing to decode */
+    if (!is_stopped) BS_TRY(bs_batch_fill(g)); /* errors only, when there was nothing to decode */
     summarize(g);
-    if (!g->signal) return BS_STATUS_OK;
+    if (!is_stopped) return BS_STATUS_OK;
+    const long long n_left = (long long)(b->n_items - b->n_answered - b->n_errors);
+    if (g->keeper.on && n_left == 0) return BS_STATUS_OK;
+    if (g->keeper.on)
+        return bs_fail(BS_STATUS_STOPPED,
+                       "%s with %lld lines to go, %lld of them in mid-answer: the same command goes on",
+                       bs_generate_why(g), n_left, (long long)b->n_left);
     return bs_fail(BS_STATUS_INTERRUPTED, "stopped by %s with %lld lines to go: the same command goes on",
-                   g->signal == SIGINT ? "SIGINT" : "SIGTERM",
-                   (long long)(b->n_items - b->n_answered - b->n_errors));
+                   g->signal == SIGINT ? "SIGINT" : "SIGTERM", n_left);
 }
 
 void bs_generate_batch_free(generate *g)
@@ -413,6 +442,8 @@ void bs_generate_batch_free(generate *g)
         free(b->items[i].error_id);
     }
     free(b->items);
+    json_decref(b->dirs);
+    json_decref(b->garbage);
     bs_batch_answers_close(b->answers);
     free(b->text);
     free(b);

@@ -26,7 +26,11 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "With --batch FILE and -o FILE it answers a file of requests instead, --batch-size of them at a time; when one "
          "is done the next takes its place. An answer is a whole line on the disk or is not there, so a job that was "
          "killed is started again with the same command and goes on. What a request leaves out is as the options say.\n\n"
-         "SIGINT and SIGTERM end the answer after the step that runs."},
+         "With --snapshot DIR the cache and the ids are written there while it answers, every --snapshot-every tokens or "
+         "minutes, verified, and the same command goes on from the last one, on any number of ranks: nothing of it is "
+         "computed again. SIGUSR1 takes one now. SIGTERM, SIGINT and the approach of --end-time end the run after the step "
+         "that runs, with a last one, and exit code 85: start it again. With another prompt what both begin with is kept.\n\n"
+         "Without --snapshot SIGINT and SIGTERM end the answer after the step that runs."},
     [BS_CLI_TOKENIZE] =
         {"tokenize", "", 0, 0, "Turns text into a model's token ids, or back",
          "Text comes from --prompt, --prompt-file or standard input; ids go to standard output, on one "
@@ -156,8 +160,15 @@ const bs_option bs_cli_options[] = {
     FLOAT("repeat-penalty", "X", "1", 1e-3, 1000, "Sampling", "above 1: tokens of prompt and answer become less likely", GENERATE),
 
     STRING("batch", 0, "FILE", NULL, "Batch", "answer the requests of this file, OpenAI batch lines (docs/cli.md); - is standard input", GENERATE),
-    STRING("output", 'o', "FILE", NULL, "Batch", "append the answers to this file; what it answers already is not done again", GENERATE),
+    STRING("output", 'o', "FILE", NULL, "Output", "write the answer to this file; with --batch append the answers, and what it answers already is not done again", GENERATE),
     INT("batch-size", 0, "N", "8", 1, 1024, "Batch", "requests decoded together", GENERATE),
+
+    STRING("snapshot", 0, "DIR", NULL, "Snapshots", "keep the cache and the answer in this directory (with --batch one below it a line), and go on from there", GENERATE),
+    STRING("snapshot-every", 0, "N|TIME", "4096", "Snapshots", "tokens or time between two: 4096, 64K, 90s, 10m, 2h", GENERATE),
+    CHOICE("snapshot-verify", "HOW", "full", "full|sample|none", "Snapshots", "read back what was written", GENERATE),
+    INT("snapshot-keep", 0, "N", "2", 2, 1000, "Snapshots", "keep the last N, with what they need", GENERATE),
+    CHOICE("resume", "HOW", "auto", "auto|never|require", "Snapshots", "go on from the directory's snapshot: if there is one, never (it is removed), or fail without", GENERATE),
+    STRING("end-time", 0, "TIME", NULL, "Snapshots", "stop in time before this: unix seconds or 2026-11-29T12:34:56; without it SLURM_JOB_END_TIME", GENERATE),
 
     STRING("kv", 0, "FORMAT", "int4", "Cache", "KV format: f16, int8, int4, k4v2, int2, or one with fields, as int4:g64 (docs/kv-format.md)", GENERATE | INFO),
     STRING("kv", 0, "FORMATS", "f16,int8,int4,k4v2,int2", "Cache", "KV formats, parted by commas (docs/kv-format.md)", EVAL),

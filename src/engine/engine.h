@@ -12,6 +12,7 @@
 #include "src/cache/cache.h"
 #include "src/engine/plan.h"
 #include "src/model/model.h"
+#include "src/snapshot/snapshot.h"
 
 typedef struct bs_engine bs_engine;
 
@@ -29,14 +30,16 @@ typedef struct bs_engine_config {
      * places its own. */
     const bs_engine *weights_of;
     bool all_logits;   /* room for BS_PLAN_SEQ_ALL_LOGITS */
+    bool snapshots;    /* bs_snapshots_open will be called for this engine: its memory counts, too */
     bool shard_logits; /* of these each rank keeps those of its own ids, and none are sent to rank 0 */
 } bs_engine_config;
 
-/* Memory of one rank by pool, what --dry-run prints; equals what opening takes. */
+/* Memory of one rank by pool, what --dry-run prints; equals what opening takes, snapshots apart. */
 typedef struct bs_engine_memory {
     uint64_t weight_bytes; /* mapped from the file, or placed in memory of their own */
     bs_cache_memory cache;
     uint64_t activation_bytes, workspace_bytes, logits_bytes, plan_bytes;
+    uint64_t snapshot_bytes; /* taken by bs_snapshots_open */
     /* Of all this, what is taken from the device; the rest is the host's or a mapped file's. */
     uint64_t device_bytes;
 } bs_engine_memory;
@@ -101,6 +104,31 @@ bs_status bs_engine_submit(bs_engine *engine, const bs_plan *plan);
 bs_status bs_engine_collect(bs_engine *engine, bs_step_result *out);
 /* Both: carries out one plan. */
 bs_status bs_engine_step(bs_engine *engine, const bs_plan *plan, bs_step_result *out);
+
+/* ---- snapshots (src/snapshot/snapshot.h) -------------------------------------------------------------------- */
+
+/* From now on every step's boundary polls them, and a plan may ask for a capture (BS_PLAN_SNAPSHOT). Every rank, between
+ * steps. `ended` (may be NULL) hears of each that ended in a boundary, on this rank. They must outlive the steps. */
+typedef void bs_engine_snapshot_ended(void *context, const bs_snapshot_result *result);
+void bs_engine_use_snapshots(bs_engine *engine, bs_snapshots *snapshots, bs_engine_snapshot_ended *ended,
+                             void *context);
+bs_snapshots *bs_engine_get_snapshots(const bs_engine *engine); /* NULL: none */
+/* The directory that slot `seq` is captured to; not owned; NULL: none. Every rank, before a plan asks for it. */
+void bs_engine_set_snapshot_dir(bs_engine *engine, int seq, bs_snapshot_dir *dir);
+bs_snapshot_dir *bs_engine_snapshot_dir(const bs_engine *engine, int seq);
+/* A capture now, between steps: bs_snapshot_capture of that directory and slot. Every rank. */
+bs_status bs_engine_capture(bs_engine *engine, int seq);
+/* The longest that a boundary has spent on them, on this rank's host: how long they make a step wait. */
+double bs_engine_boundary_s(const bs_engine *engine);
+/* For opening the machinery and for restores. */
+bs_stream *bs_engine_stream(const bs_engine *engine);
+bs_cache *bs_engine_own_cache(bs_engine *engine);
+const bs_cache_config *bs_engine_cache_config(const bs_engine *engine);
+/* The sequence that a restore put into slot `seq` is the engine's from now on. seen: bitmap of bs_engine_seen_bytes of the
+ * ids that its tokens so far have, for the repetition penalty (bit id % 64 of word id / 64). Every rank, the same
+ * arguments; waits for the stream. */
+size_t bs_engine_seen_bytes(const bs_engine *engine);
+bs_status bs_engine_adopt(bs_engine *engine, int seq, const bs_sampling *sampling, const uint64_t *seen);
 
 /* ---- the loop ----------------------------------------------------------------------------------------------- */
 

@@ -84,6 +84,7 @@ bs_status bs_engine_vocab_shards(const bs_model *model, const bs_grid *grid, bs_
 typedef struct bs_engine_seq {
     bs_sampling sampling;
     bool has_drawn; /* its last id is on the device */
+    bs_snapshot_dir *dir;
 } bs_engine_seq;
 
 /* Rows of a step's tables that one call of attention takes. */
@@ -145,6 +146,10 @@ struct bs_engine {
     int n_graphs;
     bs_engine_mark *mark; /* NULL: none */
     void *mark_context;
+    bs_snapshots *snapshots; /* NULL: none */
+    bs_engine_snapshot_ended *snapshot_ended;
+    void *snapshot_context;
+    double boundary_s;
 
     /* The step that is submitted. */
     int64_t step;
@@ -186,6 +191,8 @@ bs_status bs_engine_project(bs_engine *engine, const bs_weight *w, const float *
 bs_status bs_engine_run_ops(bs_engine *engine);
 /* forward.c: quantizes the pages that are due. */
 bs_status bs_engine_prepare(bs_engine *engine);
+/* boundary.c: before a plan is carried out: snapshots that are under way move on, one that it asks for begins. */
+bs_status bs_engine_boundary(bs_engine *engine, const bs_plan *plan);
 /* chain.c: whether this step's dense work runs as chains; whether the one before `layer` gives that layer's q, k and v;
  * the one behind a layer's attention. */
 bool bs_engine_has_chain(const bs_engine *engine);

@@ -205,8 +205,10 @@ bs_status bs_engine_plan_memory(const bs_model *model, const bs_device *device, 
 {
     bs_engine_layout l;
     bs_cache_memory cache;
+    bs_snapshots_memory snapshots = {0};
     BS_TRY(bs_engine_lay_out(model, device, grid, config, &l));
     BS_TRY(bs_cache_plan_memory(device, &l.cache, &cache));
+    if (config->snapshots) BS_TRY(bs_snapshots_plan_memory(device, &l.cache, &snapshots));
     uint64_t placed = bs_shard_placed_bytes(model, device, &l.shard), used = placed;
     if (bs_model_is_mapped(model, device)) used = bs_shard_weight_bytes(model, &l.shard);
     if (config->weights_of) placed = used = 0;
@@ -217,9 +219,10 @@ bs_status bs_engine_plan_memory(const bs_model *model, const bs_device *device, 
         .workspace_bytes = l.work.bytes,
         .logits_bytes = l.logits_at.bytes + (uint64_t)l.max_seqs * l.seen_bytes + l.all_logits_bytes,
         .plan_bytes = l.input_at.bytes + l.host_bytes,
+        .snapshot_bytes = snapshots.device_bytes + snapshots.host_bytes,
         .device_bytes = placed + cache.quant_pool_bytes + cache.f16_pool_bytes + cache.table_bytes +
                         l.act_at.bytes + l.work.bytes + l.logits_at.bytes +
-                        (uint64_t)l.max_seqs * l.seen_bytes + l.input_at.bytes,
+                        (uint64_t)l.max_seqs * l.seen_bytes + l.input_at.bytes + snapshots.device_bytes,
     };
     return BS_STATUS_OK;
 }

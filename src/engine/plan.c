@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-#define PLAN_MAGIC 0x32505342u /* "BSP2" */
+#define PLAN_MAGIC 0x33505342u /* "BSP3" */
 
 static size_t frees_at(void)
 {
@@ -95,6 +95,8 @@ static bs_status check_header(const bs_plan *plan, const bs_plan_limits *limits)
     if (plan->max_step_tokens != limits->max_step_tokens)
         return bad(plan, "max_step_tokens", plan->max_step_tokens);
     if (plan->flags & ~(uint32_t)(BS_PLAN_STOP | BS_PLAN_SNAPSHOT)) return bad(plan, "flags", plan->flags);
+    if (plan->snapshot_seq < 0 || plan->snapshot_seq >= limits->max_seqs)
+        return bad(plan, "snapshot_seq", plan->snapshot_seq);
     if (plan->step < 0) return bad(plan, "step", plan->step);
     if (plan->n_frees < 0 || plan->n_frees > limits->max_seqs) return bad(plan, "n_frees", plan->n_frees);
     if (plan->n_starts < 0 || plan->n_starts > limits->max_seqs) return bad(plan, "n_starts", plan->n_starts);

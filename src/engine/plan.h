@@ -49,6 +49,8 @@ typedef struct bs_plan {
     int64_t step;
     int32_t max_seqs, max_step_tokens;
     int32_t n_frees, n_starts, n_seqs, n_tokens;
+    int32_t snapshot_seq; /* with BS_PLAN_SNAPSHOT: whose snapshot begins before anything else of this plan */
+    int32_t pad;
 } bs_plan;
 
 size_t bs_plan_bytes(const bs_plan_limits *limits);

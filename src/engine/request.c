@@ -47,9 +47,8 @@ static void destroy(bs_request *r)
     for (int i = 0; r->stop && i < r->config.n_stop; i++) free(r->stop[i]);
     free(r->stop);
     free(r->text);
-    free(r->answer);
     free(r->stop_tokens);
-    free(r->prompt);
+    free(r->ids);
     free(r);
 }
 
@@ -65,15 +64,19 @@ bs_status bs_request_create(const bs_request_config *config, const bs_tokenizer 
     r->tokenizer = tokenizer;
     r->seq = -1;
     r->submit_s = bs_now_s();
-    r->prompt = copy_ids(config->prompt, config->n_prompt);
+    r->ids = calloc((size_t)(config->fill_tokens + config->n_prompt + config->max_tokens + 1),
+                    sizeof *r->ids);
     r->stop_tokens = copy_ids(config->stop_tokens, config->n_stop_tokens);
-    r->answer = malloc((size_t)(config->max_tokens > 0 ? config->max_tokens : 1) * sizeof *r->answer);
-    if (!r->prompt || !r->stop_tokens || !r->answer || !copy_stops(r, config)) {
+    if (!r->ids || !r->stop_tokens || !copy_stops(r, config)) {
         destroy(r);
         return bs_fail(BS_STATUS_NOMEM, "no memory for a request of %lld + %lld tokens",
                        (long long)config->n_prompt, (long long)config->max_tokens);
     }
+    r->prompt = r->ids + config->fill_tokens;
+    r->answer = r->prompt + config->n_prompt;
+    memcpy(r->prompt, config->prompt, (size_t)config->n_prompt * sizeof *r->prompt);
     r->config.prompt = r->stats.prompt = r->prompt;
+    r->config.answer = NULL;
     r->config.stop_tokens = r->stop_tokens;
     r->config.stop = (const char *const *)r->stop;
     r->stats.n_prompt = config->n_prompt;
@@ -99,7 +102,7 @@ const bs_request_stats *bs_request_get_stats(const bs_request *request)
 /* Gives text[shown … end) to the user, with the token that completed it. */
 static void show(bs_request *r, int32_t id, size_t end)
 {
-    if (r->config.on_text)
+    if (r->config.on_text && !r->silent)
         r->config.on_text(r->config.context, id, r->text ? r->text + r->shown_bytes : "",
                           end - r->shown_bytes);
     r->shown_bytes = end;
@@ -140,7 +143,11 @@ static bool ends_answer(const bs_request *r, int32_t token)
 bs_status bs_request_accept(bs_request *r, int32_t token, bs_finish *finish)
 {
     *finish = BS_FINISH_STOP;
-    if (ends_answer(r, token)) return BS_STATUS_OK;
+    r->has_end = ends_answer(r, token);
+    if (r->has_end) {
+        r->answer[r->stats.n_answer] = token;
+        return BS_STATUS_OK;
+    }
     r->answer[r->stats.n_answer++] = token;
     size_t old = r->text_bytes;
     if (r->tokenizer) BS_TRY(bs_detokenizer_push(&r->detokenizer, token, &r->text, &r->text_bytes));
@@ -155,6 +162,53 @@ bs_status bs_request_accept(bs_request *r, int32_t token, bs_finish *finish)
     show(r, token, safe_bytes(r));
     *finish = r->stats.n_answer == r->config.max_tokens ? BS_FINISH_LENGTH : BS_FINISH_NONE;
     return BS_STATUS_OK;
+}
+
+bs_status bs_request_replay(bs_request *r, const int32_t *answer, int64_t n, bs_finish *finish)
+{
+    *finish = BS_FINISH_NONE;
+    r->silent = true;
+    for (int64_t i = 0; i < n && *finish == BS_FINISH_NONE; i++)
+        BS_TRY(bs_request_accept(r, answer[i], finish));
+    r->silent = false;
+    r->stats.n_earlier = r->stats.n_answer;
+    return BS_STATUS_OK;
+}
+
+size_t bs_request_shown_bytes(const bs_request *r)
+{
+    return r->shown_bytes;
+}
+
+const char *bs_request_text(const bs_request *r)
+{
+    return r->text ? r->text : "";
+}
+
+bool bs_request_runs(const bs_request *r)
+{
+    return !r->finished && r->seq >= 0 && r->n_planned > 0;
+}
+
+int bs_request_slot(const bs_request *r)
+{
+    return r->seq;
+}
+
+int64_t bs_request_length(const bs_request *r)
+{
+    return r->seq < 0 ? 0 : r->config.fill_tokens + r->n_planned;
+}
+
+int64_t bs_request_snapshot(const bs_request *r, const int32_t **tokens, bs_snapshot_state *state)
+{
+    *tokens = r->ids;
+    *state = (bs_snapshot_state){.n_prompt = r->config.fill_tokens + r->config.n_prompt,
+                                 .max_tokens = r->config.max_tokens,
+                                 .output_bytes = -1,
+                                 .sampling = r->config.sampling,
+                                 .finished = r->finished && r->stats.finish != BS_FINISH_CANCELLED};
+    return state->n_prompt + r->stats.n_answer + r->has_end;
 }
 
 /* The text that is still held: what looked like a stop string but was none, half a character as U+FFFD. */
@@ -175,7 +229,10 @@ bs_status bs_request_finish(bs_request *r, bs_finish finish)
     r->stats.finish = finish;
     r->stats.queue_ms = (start - r->submit_s) * 1e3;
     r->stats.prefill_ms = (prefilled - start) * 1e3;
-    r->stats.decode_ms = r->stats.n_answer > 1 ? (r->last_s - prefilled) * 1e3 : 0;
+    r->stats.decode_ms = r->last_s > 0 &&
+                                 r->stats.n_answer > (r->stats.n_earlier > 0 ? r->stats.n_earlier : 1)
+                             ? (r->last_s - prefilled) * 1e3
+                             : 0;
     r->finished = true;
     if (r->config.on_finish) r->config.on_finish(r->config.context, r);
     return BS_STATUS_OK;

@@ -22,7 +22,13 @@ struct bs_request {
     int64_t n_prefilled; /* prompt tokens whose step is done */
     double submit_s, start_s, prefilled_s, last_s;
 
-    int32_t *prompt, *stop_tokens, *answer; /* answer has room for max_tokens */
+    int32_t *
+        ids; /* [fill_tokens + n_prompt + max_tokens + 1]: 0 for noise, prompt, answer, the token that ended it */
+    int32_t *prompt, *answer; /* in ids */
+    int32_t *stop_tokens;
+    bool has_end;  /* the answer ended at a token that is not of it; it stands behind the answer */
+    bool silent;   /* the text of an answer that an earlier run has begun is not given out again */
+    bool restored; /* its sequence was */
     char **stop;
     size_t longest_stop; /* bytes */
     bs_detokenizer detokenizer;
@@ -37,6 +43,8 @@ bs_status bs_request_create(const bs_request_config *config, const bs_tokenizer 
 /* Takes a drawn token: adds it to the answer, or ends it. *finish is NONE while the answer goes on. Calls
  * on_text. */
 bs_status bs_request_accept(bs_request *request, int32_t token, bs_finish *finish);
+/* Takes the beginning of an answer, as an earlier run has drawn it; no on_text. */
+bs_status bs_request_replay(bs_request *request, const int32_t *answer, int64_t n, bs_finish *finish);
 /* Fills the stats, gives out the text still held and calls on_finish; the request may be gone afterwards. */
 bs_status bs_request_finish(bs_request *request, bs_finish finish);
 

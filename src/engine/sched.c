@@ -9,6 +9,10 @@
  * Admission: reservations within total_tokens fit in any case (src/cache/plan_memory.c says why), so they are
  * summed here. More may fit than that, which only the cache knows; it is asked when no start is in flight
  * that its books lack.
+ *
+ * Snapshots: the plan that captures is made when the token drawn last is not known yet, and may be carried out before or
+ * after that is told. So a capture waits here until both have happened, and is committed then; if its request ends
+ * before, it is given up.
  */
 #include "src/engine/sched.h"
 #include "src/base/progress.h"
@@ -18,6 +22,7 @@
 
 #include <signal.h>
 #include <stdlib.h>
+#include <time.h>
 
 /* A plan whose result is still to come: the request of each of its entries, NULL once that has ended. */
 typedef struct flight {
@@ -29,6 +34,15 @@ typedef struct flight {
 typedef struct list {
     bs_request *first, *last;
 } list;
+
+/* A snapshot that was planned and is not committed. */
+typedef struct capture {
+    bool open;
+    bs_request *request; /* NULL: has ended */
+    bs_snapshot_dir *dir;
+    int64_t step;     /* of the plan that says so */
+    int64_t n_answer; /* ids that were asked for before it */
+} capture;
 
 struct bs_sched {
     bs_engine *engine;
@@ -45,6 +59,8 @@ struct bs_sched {
     int32_t *to_free;    /* [max_seqs] slots whose free is not planned yet */
     int n_to_free;
     flight flights[2]; /* by the parity of the step */
+    capture capture;
+    bool pause;
     volatile sig_atomic_t stop;
 };
 
@@ -69,7 +85,7 @@ static void list_remove(list *l, bs_request *r)
     r->next = NULL;
 }
 
-/* ---- opening, submitting ----------------------------------------------------------------------------------
+/* ---- opening -----------------------------------------------------------------------------------
  */
 
 bs_status bs_sched_open(bs_engine *engine, const bs_tokenizer *tokenizer, double max_step_ms, bs_sched **out)
@@ -102,35 +118,6 @@ bs_status bs_sched_open(bs_engine *engine, const bs_tokenizer *tokenizer, double
     return BS_STATUS_OK;
 }
 
-static bs_status check_request(const bs_sched *s, const bs_request_config *c)
-{
-    int n_vocab = bs_model_get_desc(bs_engine_model(s->engine))->n_vocab;
-    if (c->n_prompt < 1) return bs_fail(BS_STATUS_RANGE, "prompt: has no token");
-    if (c->max_tokens < 0)
-        return bs_fail(BS_STATUS_RANGE, "max tokens %lld: must be 0 or more", (long long)c->max_tokens);
-    if (c->fill_tokens < 0 || c->fill_tokens > s->max_tokens ||
-        c->n_prompt > s->max_tokens - c->fill_tokens ||
-        c->max_tokens > s->max_tokens - c->fill_tokens - c->n_prompt)
-        return bs_fail(BS_STATUS_RANGE,
-                       "request of %lld prompt tokens and %lld to answer: the context is %lld",
-                       (long long)c->n_prompt, (long long)c->max_tokens, (long long)s->max_tokens);
-    for (int64_t i = 0; i < c->n_prompt; i++)
-        if (c->prompt[i] < 0 || c->prompt[i] >= n_vocab)
-            return bs_fail(BS_STATUS_RANGE, "prompt token %lld: id %d is not 0 … %d", (long long)i,
-                           c->prompt[i], n_vocab - 1);
-    return bs_sampling_check(&c->sampling);
-}
-
-bs_status bs_sched_submit(bs_sched *s, const bs_request_config *config, bs_request **out)
-{
-    BS_TRY(check_request(s, config));
-    bs_request *r;
-    BS_TRY(bs_request_create(config, s->tokenizer, &r));
-    list_append(&s->waiting, r);
-    *out = r;
-    return BS_STATUS_OK;
-}
-
 void bs_sched_cancel(bs_sched *sched, bs_request *request)
 {
     (void)sched;
@@ -159,6 +146,7 @@ static bs_status finish(bs_sched *s, bs_request *r, bs_finish how)
         for (int i = 0; i < s->flights[f].n_seqs; i++)
             if (s->flights[f].request[i] == r) s->flights[f].request[i] = NULL;
     if (r->seq >= 0) s->to_free[s->n_to_free++] = r->seq;
+    if (s->capture.request == r) s->capture.request = NULL;
     return bs_request_finish(r, how);
 }
 
@@ -183,17 +171,89 @@ void bs_sched_close(bs_sched *s)
     free(s);
 }
 
+/* ---- submitting ---------------------------------------------------------------------------------------------
+ */
+
+static bs_status check_request(const bs_sched *s, const bs_request_config *c)
+{
+    int n_vocab = bs_model_get_desc(bs_engine_model(s->engine))->n_vocab;
+    if (c->n_prompt < 1) return bs_fail(BS_STATUS_RANGE, "prompt: has no token");
+    if (c->max_tokens < 0)
+        return bs_fail(BS_STATUS_RANGE, "max tokens %lld: must be 0 or more", (long long)c->max_tokens);
+    if (c->restored && (c->slot < 0 || c->slot >= s->limits.max_seqs || c->n_cached < c->fill_tokens ||
+                        c->n_cached > c->fill_tokens + c->n_prompt + c->n_answer))
+        return bs_fail(BS_STATUS_RANGE, "restored request: %lld tokens in slot %d", (long long)c->n_cached,
+                       c->slot);
+    if (c->n_answer < 0 || c->n_answer > c->max_tokens)
+        return bs_fail(BS_STATUS_RANGE, "max tokens %lld: the answer has %lld already",
+                       (long long)c->max_tokens, (long long)c->n_answer);
+    if (c->fill_tokens < 0 || c->fill_tokens > s->max_tokens ||
+        c->n_prompt > s->max_tokens - c->fill_tokens ||
+        c->max_tokens > s->max_tokens - c->fill_tokens - c->n_prompt)
+        return bs_fail(BS_STATUS_RANGE,
+                       "request of %lld prompt tokens and %lld to answer: the context is %lld",
+                       (long long)c->n_prompt, (long long)c->max_tokens, (long long)s->max_tokens);
+    for (int64_t i = 0; i < c->n_prompt; i++)
+        if (c->prompt[i] < 0 || c->prompt[i] >= n_vocab)
+            return bs_fail(BS_STATUS_RANGE, "prompt token %lld: id %d is not 0 … %d", (long long)i,
+                           c->prompt[i], n_vocab - 1);
+    return bs_sampling_check(&c->sampling);
+}
+
+/* A request whose sequence a restore has put into its slot: as if the steps up to there had been of this run. */
+static void go_on(bs_sched *s, bs_request *r)
+{
+    r->seq = r->config.slot;
+    r->restored = true;
+    r->n_planned = r->config.n_cached - r->config.fill_tokens;
+    r->n_prefilled = r->n_planned < r->config.n_prompt ? r->n_planned : r->config.n_prompt;
+    r->n_draws = r->stats.n_answer;
+    r->start_s = bs_now_s();
+    if (r->n_prefilled == r->config.n_prompt) r->prefilled_s = r->start_s;
+    list_append(&s->running, r);
+}
+
+bs_status bs_sched_submit(bs_sched *s, const bs_request_config *config, bs_request **out)
+{
+    BS_TRY(check_request(s, config));
+    bs_request *r;
+    bs_finish how = BS_FINISH_NONE;
+    BS_TRY(bs_request_create(config, s->tokenizer, &r));
+    if (config->n_answer > 0) BS_TRY(bs_request_replay(r, config->answer, config->n_answer, &how));
+    *out = r;
+    if (how == BS_FINISH_NONE && r->stats.n_answer == config->max_tokens && config->max_tokens > 0)
+        how = BS_FINISH_LENGTH;
+    if (config->restored) go_on(s, r);
+    else list_append(&s->waiting, r);
+    return how == BS_FINISH_NONE ? BS_STATUS_OK : finish(s, r, how);
+}
+
 /* ---- plans ------------------------------------------------------------------------------------------------
  */
 
+/* Whether a snapshot still reads the slot's pages, or is going to. */
+static bool is_held(const bs_sched *s, int slot)
+{
+    bs_snapshots *snapshots = s->engine->snapshots;
+    if (!snapshots) return false;
+    return (s->capture.open && s->capture.dir == bs_engine_snapshot_dir(s->engine, slot)) ||
+           bs_snapshots_holds(snapshots, slot);
+}
+
 static void plan_frees(bs_sched *s, bs_plan *plan)
 {
+    int n_held = 0;
     for (int i = 0; i < s->n_to_free; i++) {
-        bs_plan_frees(plan)[plan->n_frees++] = s->to_free[i];
-        s->n_reserved -= s->slot_tokens[s->to_free[i]];
-        s->slot_tokens[s->to_free[i]] = 0;
+        int slot = s->to_free[i];
+        if (is_held(s, slot)) {
+            s->to_free[n_held++] = slot;
+            continue;
+        }
+        bs_plan_frees(plan)[plan->n_frees++] = slot;
+        s->n_reserved -= s->slot_tokens[slot];
+        s->slot_tokens[slot] = 0;
     }
-    s->n_to_free = 0;
+    s->n_to_free = n_held;
 }
 
 static int find_slot(const bs_sched *s)
@@ -213,16 +273,16 @@ static int count_prefills(const bs_sched *s)
     return n;
 }
 
-/* Whether the request's n_tokens are sure to fit, and on which shard they begin: where it asks for, else where the
- * cache has most room, further on for each start it does not know of. */
-static bool find_room(bs_sched *s, const bs_request *r, int64_t n_tokens, int n_unknown, int *start_s)
+/* Whether n_tokens are sure to fit, and on which shard they begin: where start_number asks for, else where the cache has
+ * most room, further on for each start it does not know of. */
+static bool find_room(bs_sched *s, int64_t start_number, int64_t n_tokens, int n_unknown, int *start_s)
 {
     int n_shards = s->engine->grid->seq;
-    if (r->config.start_number > 0) {
-        *start_s = (int)((r->config.start_number - 1) % n_shards);
+    if (start_number > 0) {
+        *start_s = (int)((start_number - 1) % n_shards);
         return s->n_reserved + n_tokens <= s->total_tokens;
     }
-    int best = (int)(s->next_start++ % (unsigned)n_shards);
+    int best = (int)(s->next_start % (unsigned)n_shards);
     bool fits = bs_cache_fits(bs_engine_cache(s->engine), n_tokens, &best);
     *start_s = (best + n_unknown) % n_shards;
     return s->n_reserved + n_tokens <= s->total_tokens || (fits && n_unknown == 0);
@@ -236,7 +296,9 @@ static void plan_starts(bs_sched *s, bs_plan *plan, const flight *before)
         int slot = find_slot(s), start_s;
         if (!r || slot < 0 || count_prefills(s) >= s->max_prefill_seqs) return;
         int64_t n_tokens = r->config.fill_tokens + r->config.n_prompt + r->config.max_tokens;
-        if (!find_room(s, r, n_tokens, before->n_starts + plan->n_starts, &start_s)) return;
+        if (!find_room(s, r->config.start_number, n_tokens, before->n_starts + plan->n_starts, &start_s))
+            return;
+        s->next_start++;
         bs_plan_starts(plan)[plan->n_starts++] = (bs_plan_start){.seq = slot,
                                                                  .start_s = start_s,
                                                                  .n_tokens = n_tokens,
@@ -251,6 +313,37 @@ static void plan_starts(bs_sched *s, bs_plan *plan, const flight *before)
         r->seq = slot;
         r->start_s = bs_now_s();
     }
+}
+
+/* A restored sequence may be in prefill; to the cache one whose prompt is through is, too, until it decodes. */
+static bool may_prefill(const bs_sched *s)
+{
+    int n = 0;
+    for (const bs_request *r = s->running.first; r; r = r->next) n += r->n_planned <= r->config.n_prompt;
+    return n < s->max_prefill_seqs;
+}
+
+bool bs_sched_has_room(bs_sched *s, int64_t n_tokens, int64_t start_number)
+{
+    int start_s;
+    return find_slot(s) >= 0 && may_prefill(s) && find_room(s, start_number, n_tokens, 0, &start_s);
+}
+
+bool bs_sched_reserve(bs_sched *s, int64_t n_tokens, int64_t start_number, int *slot, int *start_s)
+{
+    int free_slot = find_slot(s);
+    if (free_slot < 0 || !may_prefill(s) || !find_room(s, start_number, n_tokens, 0, start_s)) return false;
+    s->next_start++;
+    s->slot_tokens[free_slot] = n_tokens;
+    s->n_reserved += n_tokens;
+    *slot = free_slot;
+    return true;
+}
+
+void bs_sched_release(bs_sched *s, int slot)
+{
+    s->n_reserved -= s->slot_tokens[slot];
+    s->slot_tokens[slot] = 0;
 }
 
 /* Where the next token goes. */
@@ -278,7 +371,9 @@ static double plan_decodes(bs_sched *s, bs_plan *plan, flight *f)
     double ms = s->cost.step_ms;
     for (bs_request *r = s->running.first; r; r = r->next) {
         if (r->n_planned < r->config.n_prompt || r->n_draws >= r->config.max_tokens) continue;
-        *plan_entry(plan, f, r, 1, BS_PLAN_SEQ_SAMPLE) = BS_PLAN_LAST_TOKEN;
+        int64_t fed = r->n_planned - r->config.n_prompt; /* of the answer: the next is the one drawn last */
+        *plan_entry(plan, f, r, 1, BS_PLAN_SEQ_SAMPLE) = fed < r->stats.n_answer ? r->answer[fed]
+                                                                                 : BS_PLAN_LAST_TOKEN;
         ms += bs_cost_tokens_ms(&s->cost, 1, position_of(r));
     }
     return ms;
@@ -307,6 +402,26 @@ static void plan_prefills(bs_sched *s, bs_plan *plan, flight *f, double ms)
     }
 }
 
+/* With nothing else to do the ranks need not go round as fast as they can while a snapshot is written. */
+static void rest(void)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 1000 * 1000}, NULL);
+}
+
+static void plan_snapshot(bs_sched *s, bs_plan *plan)
+{
+    capture *c = &s->capture;
+    if (!c->open || c->step >= 0) return;
+    if (!c->request) {
+        c->open = false;
+        return;
+    }
+    plan->flags |= BS_PLAN_SNAPSHOT;
+    plan->snapshot_seq = c->request->seq;
+    c->step = plan->step;
+    c->n_answer = c->request->n_draws;
+}
+
 static bs_status make_plan(void *context, bs_plan *plan)
 {
     bs_sched *s = context;
@@ -315,16 +430,18 @@ static bs_status make_plan(void *context, bs_plan *plan)
     BS_TRY(finish_cancelled(s, &s->waiting, false));
     f->n_seqs = f->n_starts = 0;
     f->empty = true;
-    if (s->stop || bs_sched_idle(s)) {
+    if (s->stop || s->pause || bs_sched_idle(s)) {
         plan->flags = BS_PLAN_STOP;
         return BS_STATUS_OK;
     }
+    plan_snapshot(s, plan);
     plan_frees(s, plan);
     plan_starts(s, plan, before);
     f->n_starts = plan->n_starts;
     plan_prefills(s, plan, f, plan_decodes(s, plan, f));
     f->empty = plan->n_frees + plan->n_starts + plan->n_seqs == 0;
-    if (f->empty && before->empty && !s->running.first)
+    if (f->empty && before->empty && s->n_to_free > 0) rest();
+    else if (f->empty && before->empty && !s->running.first)
         return bs_fail(BS_STATUS_FULL, "the cache has no room for a request, though nothing runs");
     return BS_STATUS_OK;
 }
@@ -353,18 +470,66 @@ static bs_status take_result(bs_sched *s, bs_request *r, const bs_plan_seq *entr
     return how == BS_FINISH_NONE ? BS_STATUS_OK : finish(s, r, how);
 }
 
+/* Commits the capture that was carried out, once all ids that it covers are known; before any later one is. */
+static bs_status settle(bs_sched *s)
+{
+    capture *c = &s->capture;
+    bs_snapshot_state state;
+    const int32_t *tokens;
+    if (!c->open || c->step < 0 || s->engine->step < c->step) return BS_STATUS_OK;
+    if (!c->request) {
+        bs_snapshot_give_up(c->dir);
+        c->open = false;
+        return BS_STATUS_OK;
+    }
+    if (c->request->stats.n_answer < c->n_answer) return BS_STATUS_OK;
+    bs_request_snapshot(c->request, &tokens, &state);
+    if (c->request->config.on_snapshot)
+        c->request->config.on_snapshot(c->request->config.context, c->request, &state);
+    c->open = false;
+    return bs_snapshot_commit(c->dir, tokens, state.n_prompt + c->n_answer, &state);
+}
+
 static bs_status take_results(void *context, const bs_plan *plan, const bs_step_result *result)
 {
     bs_sched *s = context;
     flight *f = &s->flights[plan->step & 1];
     const bs_plan_seq *seqs = bs_plan_seqs(plan);
+    BS_TRY(settle(s));
     for (int i = 0; i < result->n_seqs; i++)
         if (f->request[i]) BS_TRY(take_result(s, f->request[i], &seqs[i], result->token[i]));
     f->n_seqs = f->n_starts = 0;
-    return BS_STATUS_OK;
+    return settle(s);
 }
 
 bs_driver bs_sched_driver(bs_sched *sched)
 {
+    sched->pause = false;
     return (bs_driver){.context = sched, .plan = make_plan, .result = take_results};
+}
+
+bs_status bs_sched_plan(bs_sched *sched, bs_plan *next)
+{
+    return make_plan(sched, next);
+}
+
+bs_status bs_sched_result(bs_sched *sched, const bs_plan *plan, const bs_step_result *result)
+{
+    return take_results(sched, plan, result);
+}
+
+void bs_sched_pause(bs_sched *sched)
+{
+    sched->pause = true;
+}
+
+void bs_sched_snapshot(bs_sched *s, bs_request *r)
+{
+    s->capture = (capture){
+        .open = true, .request = r, .dir = bs_engine_snapshot_dir(s->engine, r->seq), .step = -1};
+}
+
+bool bs_sched_may_snapshot(const bs_sched *s)
+{
+    return !s->capture.open && !bs_snapshots_busy(s->engine->snapshots);
 }

@@ -53,7 +53,7 @@ static bs_status start_sequence(bs_engine *e, const bs_plan_start *s)
     int64_t first_pos;
     BS_TRY(check_cache_seq(e, s->seq, false, "start"));
     if (s->from >= 0) BS_TRY(check_cache_seq(e, s->from, true, "fork"));
-    e->seqs[s->seq] = (bs_engine_seq){.sampling = s->sampling};
+    e->seqs[s->seq] = (bs_engine_seq){.sampling = s->sampling, .dir = e->seqs[s->seq].dir};
     if (s->from >= 0 && s->reuse_tokens < 0) {
         e->seqs[s->seq].has_drawn = e->seqs[s->from].has_drawn;
         BS_TRY(bs_copy_on_device(e->stream, last_token(e, s->seq), last_token(e, s->from), sizeof(int32_t)));
@@ -294,6 +294,8 @@ bs_status bs_engine_submit(bs_engine *e, const bs_plan *plan)
     e->n_all_rows = e->n_rows = flight->n_all_rows = flight->n_rows = 0;
     e->any_penalty = e->needs_all = false;
     flight->n_seqs = plan->n_seqs;
+    bs_comm_progress(e->comm, e->step, 0, BS_PHASE_SNAPSHOT);
+    BS_TRY(bs_engine_boundary(e, plan));
     bs_comm_progress(e->comm, e->step, 0, BS_PHASE_PLAN);
     BS_TRY(bs_timer_start(e->stream, flight->timer));
     BS_TRY(apply_frees_and_starts(e, plan));

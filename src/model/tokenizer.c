@@ -4,6 +4,7 @@
  * family's pattern (pretokenize.c), and by merges within a piece (bpe.c). Added tokens are looked for in the
  * caller's text only as far as the caller allows: control tokens are a template's to write, never a user's.
  */
+#include "src/base/sha256.h"
 #include "src/model/bpe.h"
 #include "src/model/nfc.h"
 #include "src/model/tokenizer_private.h"
@@ -362,4 +363,29 @@ bs_status bs_tokenize(const bs_tokenizer *tokenizer, const char *text, size_t by
                       bs_tokens *out)
 {
     return bs_tokenize_part(tokenizer, text, bytes, parse_special, true, out);
+}
+
+/* ---- digest ----------------------------------------------------------------------------------------------- */
+
+bs_status bs_tokenizer_sha256(const bs_tokenizer *t, uint8_t out[32])
+{
+    static const char probe[] = "The year 2026 isn't over:\tna\xc3\xafve \xe6\xbc\xa2\xe5\xad\x97 12,345.67\r\n\n  def f(x):  return x_1+\"A\" \xf0\x9f\x99\x82";
+    bs_sha256_state state;
+    bs_tokens ids = {0};
+    bs_sha256_init(&state);
+    for (int32_t id = 0; id < bs_tokenizer_n_vocab(t); id++) {
+        size_t bytes;
+        const char *text = bs_tokenizer_token_bytes(t, id, &bytes);
+        const int32_t head[] = {(int32_t)bytes, bs_tokenizer_is_special(t, id), bs_tokenizer_is_end(t, id)};
+        bs_sha256_update(&state, head, sizeof head);
+        bs_sha256_update(&state, text, bytes);
+    }
+    const int32_t tail[] = {bs_tokenizer_bos(t), bs_tokenizer_eos(t), bs_tokenizer_adds_bos(t), bs_tokenizer_prefixes_space(t)};
+    bs_sha256_update(&state, tail, sizeof tail);
+    bs_status status = bs_tokenize(t, probe, sizeof probe - 1, true, &ids);
+    if (status == BS_STATUS_OK) bs_sha256_update(&state, ids.ids, ids.n * sizeof *ids.ids);
+    bs_tokens_free(&ids);
+    BS_TRY(status);
+    bs_sha256_final(&state, out);
+    return BS_STATUS_OK;
 }

@@ -37,6 +37,9 @@ bool bs_tokenizer_is_end(const bs_tokenizer *tokenizer, int32_t id);
 bool bs_tokenizer_adds_bos(const bs_tokenizer *tokenizer);
 /* Whether a text's first id may hold a space that the text does not have (SentencePiece). */
 bool bs_tokenizer_prefixes_space(const bs_tokenizer *tokenizer);
+/* Digest of what makes ids of a text and a text of ids: every token's bytes and kind, begin and end tokens, and the ids of a
+ * sentence in which merges and pre-tokenizers differ. */
+bs_status bs_tokenizer_sha256(const bs_tokenizer *tokenizer, uint8_t out[32]);
 /* Id of a token by its exact text (special ones too), −1 if there is none. */
 int32_t bs_tokenizer_find(const bs_tokenizer *tokenizer, const char *text, size_t bytes);
 
