@@ -143,7 +143,8 @@ static bs_status shown_text(const generate *g, char **text, size_t *bytes)
     const bs_request_stats *stats = bs_request_get_stats(g->request);
     *bytes = g->json ? 0 : bs_request_shown_bytes(g->request);
     if (g->json || g->tokenizer) {
-        *text = strndup(bs_request_text(g->request), *bytes);
+        *text = malloc(*bytes + 1); /* it may have zeros */
+        if (*text) memcpy(*text, bs_request_text(g->request), *bytes);
         return *text ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "--resume: no memory for the answer's text");
     }
     FILE *stream = open_memstream(text, bytes);

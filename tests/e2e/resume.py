@@ -1,0 +1,115 @@
+"""resume.py: what the tests of snapshots and resuming share: jobs that are stopped in many ways and started again."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(__file__))
+import common as c
+
+STOPPED = 85
+
+
+def launched(ranks, words):
+    """ranks 0: without a launcher."""
+    return ([] if ranks == 0 else ["sh", c.LAUNCH, str(ranks)]) + [c.BITSHARD] + [str(word) for word in words]
+
+
+def begin(ranks, words, env=None):
+    return subprocess.Popen(launched(ranks, words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, **(env or {})})
+
+
+def end(process, timeout=120):
+    """Exit code, standard output, standard error."""
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err.decode(errors="replace")
+
+
+def run(ranks, words, timeout=300, env=None):
+    return end(begin(ranks, words, env), timeout)
+
+
+def rank_pids(process, ranks):
+    """Pids of the program's processes of this job."""
+    if ranks == 0:
+        return [process.pid]
+    children = {}
+    for entry in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{entry}/stat") as file:
+                head, tail = file.read().rsplit(")", 1)
+            children.setdefault(int(tail.split()[1]), []).append((int(entry), head.endswith("(bitshard")))
+        except (OSError, ValueError):
+            continue
+    found, todo = [], [process.pid]
+    while todo:
+        for pid, ours in children.get(todo.pop(), []):
+            todo.append(pid)
+            found += [pid] if ours else []
+    return sorted(found)
+
+
+def send(process, ranks, number, only=None):
+    """A signal to all ranks of the job, as srun would send it, or to the one of this number."""
+    pids = rank_pids(process, ranks)
+    for i, pid in enumerate(pids):
+        if only is None or i == only % max(1, len(pids)):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+    return len(pids)
+
+
+def manifests(path):
+    """Numbers of a directory's manifests, ascending."""
+    if not os.path.isdir(path):
+        return []
+    return sorted(int(name.split("-")[1]) for name in os.listdir(path) if name.startswith("manifest-"))
+
+
+def state(path):
+    """What the newest manifest says."""
+    names = sorted(name for name in os.listdir(path) if name.startswith("manifest-"))
+    with open(os.path.join(path, names[-1]), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def wait_for(condition, process=None, limit=60):
+    until = time.monotonic() + limit
+    while time.monotonic() < until:
+        if condition():
+            return True
+        if process is not None and process.poll() is not None:
+            return condition()
+        time.sleep(0.005)
+    return False
+
+
+def remove(*paths):
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
+        if os.path.exists(path):
+            os.unlink(path)
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def listing(path):
+    return sorted((name, read(os.path.join(path, name))) for name in os.listdir(path) if name != "lock")
+
+
+def one_line(err):
+    """The error lines of a job; progress and notes are not."""
+    return [line for line in err.splitlines() if "error:" in line]
+
+
+__all__ = ["STOPPED", "begin", "end", "launched", "listing", "manifests", "one_line", "rank_pids", "read", "remove", "run", "send", "signal",
+           "state", "time", "wait_for"]

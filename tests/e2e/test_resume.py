@@ -1,0 +1,321 @@
+"""generate --snapshot: stopped in every way and started again, on one grid the output is that of an uninterrupted run to the
+byte, files and standard output; signals, end times, what is refused, other prompts. make check stops a few runs,
+BITSHARD_STOPS=100 and BITSHARD_BIG=1 more."""
+import json
+import os
+import random
+import sys
+
+sys.path.insert(0, os.path.dirname(__file__))
+import common as c
+import resume as r
+
+STOPS = int(os.environ.get("BITSHARD_STOPS", "100" if c.BIG else "8"))
+SEED = int(os.environ.get("BITSHARD_SEED", "1"))
+MODEL, OTHER = os.path.join(c.WORK, "resume.gguf"), os.path.join(c.WORK, "resume.other.gguf")
+DIR, OUT = os.path.join(c.WORK, "resume.dir"), os.path.join(c.WORK, "resume.txt")
+SHORT = "Once upon a time there was a"
+
+
+def ids(n, seed):
+    draw = random.Random(seed)
+    return " ".join(str(draw.randrange(3, 500)) for _ in range(n))
+
+
+# name: ranks, options. Long prompts span chunks and segments; one page a stripe, so that every shard has pages.
+JOBS = {
+    "greedy": (0, ["-p", SHORT, "-n", 400, "--kv", "int4"]),
+    "drawn": (0, ["--prompt-ids", ids(900, 1), "-n", 300, "--kv", "int2", "--temperature", 1, "--seed", 7, "--repeat-penalty", 1.1]),
+    "f16": (0, ["--prompt-ids", ids(2300, 2), "-n", 200, "--kv", "f16", "--temperature", 0.8, "--top-k", 40, "--seed", 3]),
+    "sequence": (3, ["--prompt-ids", ids(2500, 3), "-n", 150, "--kv", "int4", "--grid", "1x3", "--temperature", 1]),
+    "heads": (2, ["--prompt-ids", ids(1100, 4), "-n", 150, "--kv", "k4v2", "--grid", "2x1"]),
+    "both": (4, ["--prompt-ids", ids(1500, 5), "-n", 100, "--kv", "int8", "--grid", "2x2", "--temperature", 1, "--merge", "allgather"]),
+}
+BASE = ["generate", "--model", MODEL, "--ignore-eos", "--stripe-pages", 1, "--chunk-tokens", 256]
+
+
+def words(name, *more):
+    return BASE + JOBS[name][1] + list(more)
+
+
+def uninterrupted(name, cache={}):
+    if name not in cache:
+        ranks = JOBS[name][0]
+        start = r.time.monotonic()
+        code, out, err = r.run(ranks, words(name))
+        c.check(code == 0 and len(out) > 0, f"{name}, uninterrupted: exit {code} {err[-200:]}")
+        cache[name] = out, r.time.monotonic() - start
+    return cache[name]
+
+
+def stop(process, ranks, how, source):
+    if how == "kill":
+        r.send(process, ranks, r.signal.SIGKILL)
+    elif how == "kill-one":
+        r.send(process, ranks, r.signal.SIGKILL, only=source.randrange(8))
+    elif how == "term":
+        r.send(process, ranks, r.signal.SIGTERM)
+    elif how == "usr1-kill":
+        r.send(process, ranks, r.signal.SIGUSR1)
+        r.time.sleep(source.uniform(0, 0.2))
+        r.send(process, ranks, r.signal.SIGKILL)
+
+
+def test_stopped_and_resumed():
+    source = random.Random(SEED)
+    print(f"seed {SEED}, {STOPS} stops")
+    names, hit, runs, went_on = list(JOBS), {}, 0, 0
+    stops = 0
+    while stops < STOPS:
+        name = names[runs % len(names)]
+        ranks = JOBS[name][0]
+        whole, seconds = uninterrupted(name)
+        runs += 1
+        r.remove(DIR, OUT)
+        line = words(name, "--snapshot", DIR, "--snapshot-every", source.choice([16, 50, 300]), "-o", OUT)
+        for _ in range(source.randrange(1, 4)):
+            process = r.begin(ranks, line)
+            r.wait_for(lambda: False, process, source.uniform(0.1, 0.3 + seconds))
+            how = source.choice(["kill", "kill-one", "term", "term", "usr1-kill"])
+            if process.poll() is None:
+                stop(process, ranks, how, source)
+            code, out, err = r.end(process)
+            if code == 0:
+                break
+            stops += 1
+            hit[how] = hit.get(how, 0) + 1
+            if how == "term":
+                good = code == r.STOPPED and len(r.one_line(err)) == 1 and ("stopped by SIGTERM after" in err)
+                c.check(good or code < 0 or "started" in err, f"{name}: SIGTERM: exit {code} {r.one_line(err)}")
+        code, out, err = r.run(ranks, line)
+        went_on += "goes on at token" in err
+        c.check(code == 0 and out == b"", f"{name}, at the end: exit {code} {r.one_line(err)} {out[:80]}")
+        c.check(r.read(OUT) == whole, f"{name}: the file is that of an uninterrupted run ({len(whole)} bytes)")
+        before = r.listing(DIR)
+        code, out, err = r.run(ranks, line)
+        c.check(code == 0 and out == b"" and "complete: nothing to do" in err and r.read(OUT) == whole and r.listing(DIR) == before,
+                f"{name}, once more: exit {code}, nothing is done")
+    c.check(went_on >= runs // 3, f"{stops} stops in {runs} jobs, {hit}; {went_on} last runs went on in mid-answer")
+
+
+def test_stdout():
+    """What stopped runs print, one behind the other, is what one run prints."""
+    whole, _ = uninterrupted("greedy")
+    r.remove(DIR)
+    printed, n = b"", 0
+    for _ in range(30):
+        process = r.begin(0, words("greedy", "--snapshot", DIR))
+        r.wait_for(lambda: False, process, 0.35)
+        process.send_signal(r.signal.SIGTERM)
+        code, out, err = r.end(process)
+        printed += out
+        n += 1
+        if code != r.STOPPED:
+            break
+    c.check(code == 0 and printed == whole and n > 1, f"standard output of {n} runs: exit {code}, {len(printed)} of {len(whole)} bytes {r.one_line(err)}")
+
+
+def test_json():
+    r.remove(DIR, OUT)
+    line = words("greedy", "--json", "--snapshot", DIR, "--snapshot-every", 50, "-o", OUT)
+    process = r.begin(0, line)
+    r.wait_for(lambda: bool(r.manifests(DIR)), process, 0.5)
+    process.send_signal(r.signal.SIGTERM)
+    first = r.end(process)
+    c.check(first[0] in (0, r.STOPPED) and (first[0] == 0 or r.read(OUT) == b""), f"--json, stopped: exit {first[0]}, no line yet")
+    code, out, err = r.run(0, line)
+    code2, out2, _ = r.run(0, words("greedy", "--json"))
+    answer, whole = json.loads(r.read(OUT)), json.loads(out2)
+    for key in ("prompt_tokens", "tokens", "text", "finish_reason", "kv", "cache_bytes", "cache_bytes_f16"):
+        c.check(answer[key] == whole[key], f"--json, resumed: {key}")
+    c.check(code == 0 and set(answer) - set(whole) == {"snapshots"}, f"its keys: {sorted(set(answer) ^ set(whole))}")
+    s = answer["snapshots"]
+    c.check(s["taken"] >= 1 and s["failed"] == 0 and s["bytes"] > 0 and s["stall_ms"] > 0 and
+            list(s) == ["taken", "failed", "bytes", "tokens_reused", "stall_ms", "total_ms_max", "steps_quiet", "steps_snapshot"] and
+            list(s["steps_quiet"]) == ["n", "ms", "ms_p99", "ms_max"], f"snapshots: {s}")
+
+
+def test_prefill():
+    """Signals act between two steps of a prompt, too."""
+    prompt = ids(5000, 9)
+    line = ["generate", "--model", MODEL, "--prompt-ids", prompt, "-n", 20, "--ignore-eos", "--chunk-tokens", 128, "--kv", "int4", "-o", OUT]
+    r.remove(DIR, OUT)
+    code, _, err = r.run(0, line)
+    whole = r.read(OUT)
+    line += ["--snapshot", DIR, "--snapshot-every", "1M"]
+    for how in ("usr1", "term"):
+        process = r.begin(0, line)
+        c.check(r.wait_for(lambda: os.path.exists(os.path.join(DIR, "lock")), process, 20), f"prefill: has begun")
+        r.time.sleep(0.3)
+        start = r.time.monotonic()
+        if how == "usr1":
+            process.send_signal(r.signal.SIGUSR1)
+            c.check(r.wait_for(lambda: r.manifests(DIR) != [], process, 20), "SIGUSR1 in prefill: a snapshot")
+            c.check(process.poll() is None, "and it goes on")
+            process.kill()
+        else:
+            process.send_signal(r.signal.SIGTERM)
+        code, out, err = r.end(process)
+        seconds = r.time.monotonic() - start
+        cached = r.state(DIR)["sequence"]["length"] if r.manifests(DIR) else 0
+        c.check(0 < cached < 5000, f"{how}: {cached} tokens of the prompt are there")
+        if how == "term":
+            c.check(code == r.STOPPED and "after 0 tokens of the answer" in err and seconds < 2, f"SIGTERM in prefill: exit {code} in {seconds:.2f} s {r.one_line(err)}")
+    code, out, err = r.run(0, line)
+    c.check(code == 0 and f"goes on at token {cached}" in err and r.read(OUT) == whole, f"prefill goes on: exit {code} {r.one_line(err)}")
+
+
+def test_usr1():
+    whole, _ = uninterrupted("greedy")
+    r.remove(DIR)
+    process = r.begin(0, words("greedy", "--snapshot", DIR, "--snapshot-every", "1h"))
+    c.check(r.wait_for(lambda: os.path.exists(os.path.join(DIR, "lock")), process), "a run has begun")
+    r.time.sleep(0.1)
+    process.send_signal(r.signal.SIGUSR1)
+    there = r.wait_for(lambda: r.manifests(DIR) != [], process, 10)
+    code, out, err = r.end(process)
+    c.check(there and code == 0 and out == whole and r.manifests(DIR) == [1, 2], f"SIGUSR1: exit {code}, snapshots {r.manifests(DIR)}")
+
+
+def test_end_time():
+    r.remove(DIR)
+    line = words("greedy", "-n", 20000, "--snapshot", DIR, "--snapshot-every", "1h")
+    iso = r.time.strftime("%Y-%m-%dT%H:%M:%S", r.time.localtime(r.time.time() + 8))
+    utc = r.time.strftime("%Y-%m-%dT%H:%M:%SZ", r.time.gmtime(r.time.time() + 8 + 3))
+    for text, env, late in ((iso, {}, 8), (utc, {}, 8), (None, {"SLURM_JOB_END_TIME": str(int(r.time.time()) + 15)}, 9)):
+        start = r.time.monotonic()
+        code, out, err = r.run(0, line + (["--end-time", text] if text else []), env=env)
+        seconds = r.time.monotonic() - start
+        c.check(code == r.STOPPED and 1 < seconds < late and "stopped before the job's end time after" in err,
+                f"end time {text or env}: exit {code} after {seconds:.1f} s {r.one_line(err)}")
+    for text, part in (("yesterday", "must be unix seconds"), (str(int(r.time.time()) - 60), "is past"), ("2026-13-01T00:00", "must be unix seconds"),
+                       ("2026-11-29T12:34Q", "must be unix seconds")):
+        code, _, err = r.run(0, line + ["--end-time", text])
+        c.check(code == 2 and part in err and len(r.one_line(err)) == 1, f"--end-time {text}: exit {code} {r.one_line(err)}")
+
+
+def refused(what, line, parts, code=1, ranks=0, env=None):
+    files = r.listing(DIR) if os.path.isdir(DIR) else None
+    text = r.read(OUT) if os.path.exists(OUT) else None
+    got, out, err = r.run(ranks, line, env=env)
+    lines = r.one_line(err)
+    c.check(got == code and len(lines) == 1 and all(part in lines[0] for part in parts) and out == b"", f"{what}: exit {got} {lines}")
+    c.check((r.listing(DIR) if os.path.isdir(DIR) else None) == files and (r.read(OUT) if os.path.exists(OUT) else None) == text,
+            f"{what}: nothing has changed")
+
+
+def interrupted(line, n=20):
+    """A snapshot in mid-answer, for what follows."""
+    r.remove(DIR, OUT)
+    process = r.begin(0, line)
+    r.wait_for(lambda: bool(r.manifests(DIR)) and r.manifests(DIR)[-1] >= 2, process)
+    process.send_signal(r.signal.SIGTERM)
+    code, _, err = r.end(process)
+    c.check(code == r.STOPPED, f"stopped in mid-answer: exit {code} {r.one_line(err)}")
+
+
+def test_refusals():
+    line = words("greedy", "-n", 3000, "--snapshot", DIR, "--snapshot-every", 30, "-o", OUT)
+    interrupted(line)
+    at = lambda **more: [more.get(str(word), word) for word in line]
+    refused("another model", [OTHER if word == MODEL else word for word in line], ["weights", "resume"])
+    refused("another KV format", ["int2" if word == "int4" else word for word in line], ["int4", "int2"])
+    refused("on three ranks, too", ["int2" if word == "int4" else word for word in line], ["int4", "int2"], ranks=3)
+    refused("another temperature", line + ["--temperature", 1], ["--temperature 0, this is 1", "--resume never"])
+    refused("a shorter answer", line + ["-n", 5], ["--max-tokens is 5", "--resume never"])
+    refused("require, another prompt", line + ["-p", SHORT + "!", "--resume", "require"], ["--resume require: the prompt has"])
+    with open(OUT, "r+b") as file:
+        file.write(b"?")
+    refused("another file", line, ["is not what the snapshot's run wrote"])
+    interrupted(line)
+    for part in ("tail", "manifest"):
+        for name in [name for name in os.listdir(DIR) if name.startswith(part)]:
+            data = bytearray(r.read(os.path.join(DIR, name)))
+            data[len(data) * 2 // 3 if part == "tail" else 100] ^= 4
+            with open(os.path.join(DIR, name), "wb") as file:
+                file.write(data)
+        refused(f"a damaged {part}", line, [DIR.rsplit("/", 1)[-1]] if part == "manifest" else ["tail-"])
+    code, out, err = r.run(0, line + ["-n", 30, "--resume", "never"])
+    c.check(code == 0 and len(r.manifests(DIR)) > 0, f"--resume never: exit {code} {r.one_line(err)}")
+    r.remove(DIR, OUT)
+    code, _, err = r.run(0, line + ["--resume", "require"])
+    c.check(code == 1 and "has no snapshot" in err and len(r.one_line(err)) == 1, f"require, none there: exit {code} {r.one_line(err)}")
+    for extra, part in ((["--resume", "auto"], "--resume: only with --snapshot"), (["--snapshot-every", 5], "--snapshot-every: only with"),
+                        (["--snapshot", DIR, "--snapshot-every", "10x"], "--snapshot-every 10x"), (["--snapshot", ""], "must not be empty"),
+                        (["--snapshot", DIR, "--snapshot-keep", 1], "--snapshot-keep"), (["-o", "-"], "--output -")):
+        code, _, err = r.run(0, words("greedy") + extra)
+        c.check(code == 2 and part in err and len(r.one_line(err)) == 1, f"{extra}: exit {code} {r.one_line(err)}")
+
+
+def test_locked():
+    line = words("greedy", "-n", 5000, "--snapshot", DIR, "--snapshot-every", 30)
+    r.remove(DIR)
+    process = r.begin(0, line)
+    r.wait_for(lambda: bool(r.manifests(DIR)), process)
+    code, out, err = r.run(0, line)
+    c.check(code == 1 and len(r.one_line(err)) == 1 and str(process.pid) in err, f"a directory in use: exit {code} {r.one_line(err)}")
+    process.send_signal(r.signal.SIGTERM)
+    c.check(r.end(process)[0] == r.STOPPED, "its owner is not disturbed")
+
+
+def answer_of(*more, ranks=0):
+    code, out, err = r.run(ranks, ["generate", "--model", MODEL, "--ignore-eos", "--chunk-tokens", 256, "--json", *more])
+    c.check(code == 0, f"{more[-4:]}: exit {code} {r.one_line(err)}")
+    return json.loads(out) if code == 0 else {"tokens": []}, err
+
+
+def test_other_prompt():
+    """What two prompts begin with is computed once; with f16 pages the answer is that of a run of its own."""
+    first = ids(2000, 11).split()
+    second = first[:1500] + ids(700, 12).split()
+    r.remove(DIR)
+    keep = ["--kv", "f16", "--snapshot", DIR]
+    answer_of("--prompt-ids", " ".join(first), "-n", 20, *keep)
+    got, err = answer_of("--prompt-ids", " ".join(second), "-n", 20, *keep)
+    alone, _ = answer_of("--prompt-ids", " ".join(second), "-n", 20, "--kv", "f16")
+    reused = got["snapshots"]["tokens_reused"]
+    c.check(1200 <= reused <= 1500 and got["tokens"] == alone["tokens"] and "first 1500 of 2200" in err, f"another prompt: {reused} tokens reused {err[:300]}")
+    # The directory is now the second's.
+    again, err = answer_of("--prompt-ids", " ".join(second), "-n", 40, *keep)
+    longer, _ = answer_of("--prompt-ids", " ".join(second), "-n", 40, "--kv", "f16")
+    c.check("goes on at token" in err and again["tokens"] == longer["tokens"] and again["snapshots"]["tokens_reused"] >= 2200, "a longer answer goes on")
+    other, err = answer_of("--prompt-ids", " ".join(second), "-n", 20, "--temperature", 1, "--seed", 5, *keep)
+    fresh, _ = answer_of("--prompt-ids", " ".join(second), "-n", 20, "--temperature", 1, "--seed", 5, "--kv", "f16")
+    c.check(other["tokens"] == fresh["tokens"] and other["snapshots"]["tokens_reused"] > 1800, "another answer over the same prompt")
+    nothing, err = answer_of("--prompt-ids", ids(300, 13), "-n", 20, *keep)
+    fresh, _ = answer_of("--prompt-ids", ids(300, 13), "-n", 20, "--kv", "f16")
+    c.check(nothing["tokens"] == fresh["tokens"] and "nothing in common" in err, "a prompt with nothing in common begins afresh")
+    back, err = answer_of("--prompt-ids", ids(300, 13), "-n", 60, *keep)
+    longer, _ = answer_of("--prompt-ids", ids(300, 13), "-n", 60, "--kv", "f16")
+    c.check(back["tokens"] == longer["tokens"] and "goes on at token" in err, "and its own snapshot is whole")
+    # A prompt that was only read in.
+    r.remove(DIR)
+    answer_of("--prompt-ids", " ".join(first), "-n", 0, *keep)
+    got, err = answer_of("--prompt-ids", " ".join(first), "-n", 20, *keep)
+    alone, _ = answer_of("--prompt-ids", " ".join(first), "-n", 20, "--kv", "f16")
+    c.check(got["tokens"] == alone["tokens"] and got["snapshots"]["tokens_reused"] >= 1700, f"a prompt read in before: {got['snapshots']['tokens_reused']} reused")
+    for kv in ("int4", "int2"):
+        r.remove(DIR)
+        answer_of("--prompt-ids", " ".join(first), "-n", 20, "--kv", kv, "--snapshot", DIR)
+        got, err = answer_of("--prompt-ids", " ".join(second), "-n", 20, "--kv", kv, "--snapshot", DIR, ranks=2)
+        c.check(900 <= got["snapshots"]["tokens_reused"] <= 1300 and len(got["tokens"]) == 20, f"{kv}, two ranks: {got['snapshots']['tokens_reused']} reused")
+
+
+def test_dry_run():
+    done = {}
+    for more in ([], ["--snapshot", DIR]):
+        code, out, err = r.run(0, words("greedy", "--dry-run", *more))
+        done[len(more)] = out.decode()
+        c.check(code == 0, f"--dry-run {more}: exit {code} {r.one_line(err)}")
+    c.check("snapshots" in done[2] and "snapshots" not in done[0], "--dry-run counts what snapshots take")
+
+
+for path, seed in ((MODEL, 1), (OTHER, 2)):
+    made = c.run(0, [c.BITSHARD, "make-model", "tiny", path, "--layers", "2", "--seed", str(seed), "--context-length", "16384"])
+    assert made.returncode == 0, made.stderr
+only = sys.argv[1:]
+for test in (test_dry_run, test_stdout, test_json, test_usr1, test_prefill, test_end_time, test_refusals, test_locked, test_other_prompt, test_stopped_and_resumed):
+    if not only or test.__name__ in only:
+        print(f"-- {test.__name__}", flush=True)
+        test()
+c.finish()
