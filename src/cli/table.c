@@ -160,14 +160,14 @@ const bs_option bs_cli_options[] = {
     FLOAT("repeat-penalty", "X", "1", 1e-3, 1000, "Sampling", "above 1: tokens of prompt and answer become less likely", GENERATE),
 
     STRING("batch", 0, "FILE", NULL, "Batch", "answer the requests of this file, OpenAI batch lines (docs/cli.md); - is standard input", GENERATE),
-    STRING("output", 'o', "FILE", NULL, "Output", "write the answer to this file; with --batch append the answers, and what it answers already is not done again", GENERATE),
+    STRING("output", 'o', "FILE", NULL, "Output", "write the answer to this file; with --batch append the answers that it has not yet", GENERATE),
     INT("batch-size", 0, "N", "8", 1, 1024, "Batch", "requests decoded together", GENERATE),
 
-    STRING("snapshot", 0, "DIR", NULL, "Snapshots", "keep the cache and the answer in this directory (with --batch one below it a line), and go on from there", GENERATE),
+    STRING("snapshot", 0, "DIR", NULL, "Snapshots", "keep cache and answer in this directory (--batch: one a line below it), and go on from there", GENERATE),
     STRING("snapshot-every", 0, "N|TIME", "4096", "Snapshots", "tokens or time between two: 4096, 64K, 90s, 10m, 2h", GENERATE),
     CHOICE("snapshot-verify", "HOW", "full", "full|sample|none", "Snapshots", "read back what was written", GENERATE),
     INT("snapshot-keep", 0, "N", "2", 2, 1000, "Snapshots", "keep the last N, with what they need", GENERATE),
-    CHOICE("resume", "HOW", "auto", "auto|never|require", "Snapshots", "go on from the directory's snapshot: if there is one, never (it is removed), or fail without", GENERATE),
+    CHOICE("resume", "HOW", "auto", "auto|never|require", "Snapshots", "go on from the snapshot if there is one, never (removes it), or fail without", GENERATE),
     STRING("end-time", 0, "TIME", NULL, "Snapshots", "stop in time before this: unix seconds or 2026-11-29T12:34:56; without it SLURM_JOB_END_TIME", GENERATE),
 
     STRING("kv", 0, "FORMAT", "int4", "Cache", "KV format: f16, int8, int4, k4v2, int2, or one with fields, as int4:g64 (docs/kv-format.md)", GENERATE | INFO),

@@ -369,7 +369,8 @@ bs_status bs_tokenize(const bs_tokenizer *tokenizer, const char *text, size_t by
 
 bs_status bs_tokenizer_sha256(const bs_tokenizer *t, uint8_t out[32])
 {
-    static const char probe[] = "The year 2026 isn't over:\tna\xc3\xafve \xe6\xbc\xa2\xe5\xad\x97 12,345.67\r\n\n  def f(x):  return x_1+\"A\" \xf0\x9f\x99\x82";
+    static const char probe[] = "The year 2026 isn't over:\tna\xc3\xafve \xe6\xbc\xa2\xe5\xad\x97 12,345.67\r\n\n"
+                                "  def f(x):  return x_1+\"A\" \xf0\x9f\x99\x82";
     bs_sha256_state state;
     bs_tokens ids = {0};
     bs_sha256_init(&state);

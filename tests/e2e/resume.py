@@ -97,6 +97,23 @@ def remove(*paths):
             os.unlink(path)
 
 
+def stop_and_wait(process, ranks, number, only=None, timeout=60):
+    """Signals the job and waits until all of its ranks are gone, which mpirun does not. As end()."""
+    pids = rank_pids(process, ranks)
+    send(process, ranks, number, only)
+    done = end(process, timeout)
+    wait_for(lambda: not any(is_alive(pid) for pid in pids), limit=20)
+    return done
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def read(path):
     with open(path, "rb") as file:
         return file.read()
@@ -110,6 +127,3 @@ def one_line(err):
     """The error lines of a job; progress and notes are not."""
     return [line for line in err.splitlines() if "error:" in line]
 
-
-__all__ = ["STOPPED", "begin", "end", "launched", "listing", "manifests", "one_line", "rank_pids", "read", "remove", "run", "send", "signal",
-           "state", "time", "wait_for"]

@@ -231,7 +231,7 @@ def test_files():
 def test_usage():
     write([line("u", TEXT, prompt="abc", max_tokens=3)])
     base = [c.BITSHARD, "generate", "--model", MODEL]
-    for words, part, code in ((("--batch", IN), "needs --output", 2), (("-o", OUT, "-p", "x"), "only with --batch", 2),
+    for words, part, code in ((("--batch", IN), "needs --output", 2), (("-o", "-", "-p", "x"), "--output -", 2),
                               (("--batch", IN, "-o", IN), "is the file of --batch", 2), (("--batch", IN, "-o", "-"), "--output -", 2),
                               (("--batch", IN, "-o", OUT, "-p", "x"), "--prompt: not together", 2),
                               (("--batch", IN, "-o", OUT, "--json"), "--json: not together", 2),

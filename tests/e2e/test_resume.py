@@ -10,7 +10,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 import common as c
 import resume as r
 
-STOPS = int(os.environ.get("BITSHARD_STOPS", "100" if c.BIG else "8"))
+STOPS = int(os.environ.get("BITSHARD_STOPS", "100" if c.BIG else "6"))
 SEED = int(os.environ.get("BITSHARD_SEED", "1"))
 MODEL, OTHER = os.path.join(c.WORK, "resume.gguf"), os.path.join(c.WORK, "resume.other.gguf")
 DIR, OUT = os.path.join(c.WORK, "resume.dir"), os.path.join(c.WORK, "resume.txt")
@@ -49,16 +49,11 @@ def uninterrupted(name, cache={}):
 
 
 def stop(process, ranks, how, source):
-    if how == "kill":
-        r.send(process, ranks, r.signal.SIGKILL)
-    elif how == "kill-one":
-        r.send(process, ranks, r.signal.SIGKILL, only=source.randrange(8))
-    elif how == "term":
-        r.send(process, ranks, r.signal.SIGTERM)
-    elif how == "usr1-kill":
+    if how == "usr1-kill":
         r.send(process, ranks, r.signal.SIGUSR1)
         r.time.sleep(source.uniform(0, 0.2))
-        r.send(process, ranks, r.signal.SIGKILL)
+    number = r.signal.SIGTERM if how == "term" else r.signal.SIGKILL
+    return r.stop_and_wait(process, ranks, number, source.randrange(8) if how == "kill-one" else None)
 
 
 def test_stopped_and_resumed():
@@ -77,16 +72,16 @@ def test_stopped_and_resumed():
             process = r.begin(ranks, line)
             r.wait_for(lambda: False, process, source.uniform(0.1, 0.3 + seconds))
             how = source.choice(["kill", "kill-one", "term", "term", "usr1-kill"])
-            if process.poll() is None:
-                stop(process, ranks, how, source)
-            code, out, err = r.end(process)
+            code, out, err = stop(process, ranks, how, source)
+            went_on += "goes on at token" in err
             if code == 0:
                 break
             stops += 1
             hit[how] = hit.get(how, 0) + 1
             if how == "term":
-                good = code == r.STOPPED and len(r.one_line(err)) == 1 and ("stopped by SIGTERM after" in err)
-                c.check(good or code < 0 or "started" in err, f"{name}: SIGTERM: exit {code} {r.one_line(err)}")
+                good = code == r.STOPPED and len(r.one_line(err)) == 1 and "stopped by SIGTERM" in err
+                # A process that was only just started dies of it, as any would.
+                c.check(good or code in (-r.signal.SIGTERM, 128 + r.signal.SIGTERM), f"{name}: SIGTERM: exit {code} {r.one_line(err)}")
         code, out, err = r.run(ranks, line)
         went_on += "goes on at token" in err
         c.check(code == 0 and out == b"", f"{name}, at the end: exit {code} {r.one_line(err)} {out[:80]}")
@@ -95,7 +90,7 @@ def test_stopped_and_resumed():
         code, out, err = r.run(ranks, line)
         c.check(code == 0 and out == b"" and "complete: nothing to do" in err and r.read(OUT) == whole and r.listing(DIR) == before,
                 f"{name}, once more: exit {code}, nothing is done")
-    c.check(went_on >= runs // 3, f"{stops} stops in {runs} jobs, {hit}; {went_on} last runs went on in mid-answer")
+    c.check(went_on >= runs // 3, f"{stops} stops in {runs} jobs, {hit}; {went_on} runs went on in mid-answer")
 
 
 def test_stdout():
