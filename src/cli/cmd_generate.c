@@ -48,13 +48,15 @@ bool bs_generate_snapshot_asked(void)
 }
 
 /* A second SIGTERM changes nothing: batch systems send several, and the last snapshot is on its way. A second SIGINT comes
- * from somebody who does not want to wait. */
+ * from somebody who does not want to wait. SIGUSR2 is SIGTERM for job scripts: mpirun gives its ranks a second behind a
+ * SIGTERM, and srun none at all, but both pass SIGUSR2 on and wait. */
 void bs_generate_catch_snapshot_signals(void)
 {
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     sigemptyset(&action.sa_mask);
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGUSR1, &action, NULL);
+    sigaction(SIGUSR2, &action, NULL);
     action.sa_flags |= SA_RESETHAND;
     sigaction(SIGINT, &action, NULL);
 }

@@ -181,7 +181,10 @@ static void look_around(generate *g)
 const char *bs_generate_why(const generate *g)
 {
     if (g->keeper.why == WHY_END_TIME) return "stopped before the job's end time";
-    return bs_generate_signal() == SIGINT ? "stopped by SIGINT" : "stopped by SIGTERM";
+    const int number = bs_generate_signal();
+    return number == SIGINT    ? "stopped by SIGINT"
+           : number == SIGUSR2 ? "stopped by SIGUSR2"
+                               : "stopped by SIGTERM";
 }
 
 /* ---- the driver ------------------------------------------------------------------------------------------------- */

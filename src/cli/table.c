@@ -28,7 +28,7 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "killed is started again with the same command and goes on. What a request leaves out is as the options say.\n\n"
          "With --snapshot DIR the cache and the ids are written there while it answers, every --snapshot-every tokens or "
          "minutes, verified, and the same command goes on from the last one, on any number of ranks: nothing of it is "
-         "computed again. SIGUSR1 takes one now. SIGTERM, SIGINT and the approach of --end-time end the run after the step "
+         "computed again. SIGUSR1 takes one now. SIGTERM, SIGUSR2, SIGINT and the approach of --end-time end the run after the step "
          "that runs, with a last one, and exit code 85: start it again. With another prompt what both begin with is kept.\n\n"
          "Without --snapshot SIGINT and SIGTERM end the answer after the step that runs."},
     [BS_CLI_TOKENIZE] =
