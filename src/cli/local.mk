@@ -26,10 +26,11 @@ docs/man/bitshard.1: bitshard$(EXEEXT)
 	$(AM_V_GEN)$(MKDIR_P) docs/man && ./bitshard$(EXEEXT) --man > $@.tmp && mv $@.tmp $@
 
 BS_CLI_TESTS = tests/e2e/test_cli.py tests/e2e/test_synth.py tests/e2e/test_batch.py tests/e2e/test_pages.py tests/e2e/test_eval.py tests/e2e/test_prefill.py
+BS_CLI_TESTS += tests/e2e/test_resume.py tests/e2e/test_resume_grids.py tests/faults/test_batch_resume.py
 BS_CLI_TESTS += tests/faults/test_batch_kills.py tests/faults/test_hostile.py
 TESTS += $(BS_CLI_TESTS)
 check_PROGRAMS += tests/unit/test_prefill_model
 TESTS += tests/unit/test_prefill_model
 tests_unit_test_prefill_model_SOURCES = tests/unit/test_prefill_model.c src/cli/prefill_model.h src/cli/prefill_model.c
 tests_unit_test_prefill_model_LDADD = $(CMOCKA_LIBS) -lm
-EXTRA_DIST += $(BS_CLI_TESTS) tests/bench/batch.py tests/bench/compare_llama.py tests/bench/plot.py tests/bench/plot_eval.py tests/bench/torch_attend.py tests/bench/torch_decode.py tests/bench/plot_decode.py tests/bench/plot_prefill.py
+EXTRA_DIST += $(BS_CLI_TESTS) tests/e2e/resume.py tests/bench/batch.py tests/bench/compare_llama.py tests/bench/plot.py tests/bench/plot_eval.py tests/bench/torch_attend.py tests/bench/torch_decode.py tests/bench/plot_decode.py tests/bench/plot_prefill.py

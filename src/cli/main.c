@@ -84,6 +84,9 @@ int main(int argc, char **argv)
     hold_standard_streams();
     signal(SIGPIPE, SIG_IGN); /* a write says EPIPE instead, and EFBIG */
     signal(SIGXFSZ, SIG_IGN);
+    /* Launchers pass them on to all ranks at any time; they mean something only where somebody has asked for snapshots. */
+    signal(SIGUSR1, SIG_IGN);
+    signal(SIGUSR2, SIG_IGN);
     int command = argc > 1 ? find_command(argv[1]) : -1;
     bs_comm *comm = NULL;
     bs_status status = BS_STATUS_OK;

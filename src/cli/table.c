@@ -28,8 +28,9 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "killed is started again with the same command and goes on. What a request leaves out is as the options say.\n\n"
          "With --snapshot DIR the cache and the ids are written there while it answers, every --snapshot-every tokens or "
          "minutes, verified, and the same command goes on from the last one, on any number of ranks: nothing of it is "
-         "computed again. SIGUSR1 takes one now. SIGTERM, SIGUSR2, SIGINT and the approach of --end-time end the run after the step "
-         "that runs, with a last one, and exit code 85: start it again. With another prompt what both begin with is kept.\n\n"
+         "computed again. SIGUSR1 takes one now. SIGTERM, SIGUSR2, SIGINT and the approach of --end-time end the run after "
+         "the step that runs, with a last one, and exit code 85: start it again. With another prompt what both begin with "
+         "is kept.\n\n"
          "Without --snapshot SIGINT and SIGTERM end the answer after the step that runs."},
     [BS_CLI_TOKENIZE] =
         {"tokenize", "", 0, 0, "Turns text into a model's token ids, or back",
@@ -168,7 +169,7 @@ const bs_option bs_cli_options[] = {
     CHOICE("snapshot-verify", "HOW", "full", "full|sample|none", "Snapshots", "read back what was written", GENERATE),
     INT("snapshot-keep", 0, "N", "2", 2, 1000, "Snapshots", "keep the last N, with what they need", GENERATE),
     CHOICE("resume", "HOW", "auto", "auto|never|require", "Snapshots", "go on from the snapshot if there is one, never (removes it), or fail without", GENERATE),
-    STRING("end-time", 0, "TIME", NULL, "Snapshots", "stop in time before this: unix seconds or 2026-11-29T12:34:56; without it SLURM_JOB_END_TIME", GENERATE),
+    STRING("end-time", 0, "TIME", NULL, "Snapshots", "stop before this: unix seconds or 2026-11-29T12:34:56; else SLURM_JOB_END_TIME", GENERATE),
 
     STRING("kv", 0, "FORMAT", "int4", "Cache", "KV format: f16, int8, int4, k4v2, int2, or one with fields, as int4:g64 (docs/kv-format.md)", GENERATE | INFO),
     STRING("kv", 0, "FORMATS", "f16,int8,int4,k4v2,int2", "Cache", "KV formats, parted by commas (docs/kv-format.md)", EVAL),
