@@ -168,7 +168,7 @@ const bs_option bs_cli_options[] = {
     STRING("snapshot-every", 0, "N|TIME", "4096", "Snapshots", "tokens or time between two: 4096, 64K, 90s, 10m, 2h", GENERATE),
     CHOICE("snapshot-verify", "HOW", "full", "full|sample|none", "Snapshots", "read back what was written", GENERATE),
     INT("snapshot-keep", 0, "N", "2", 2, 1000, "Snapshots", "keep the last N, with what they need", GENERATE),
-    CHOICE("resume", "HOW", "auto", "auto|never|require", "Snapshots", "go on from the snapshot if there is one, never (removes it), or fail without", GENERATE),
+    CHOICE("resume", "HOW", "auto", "auto|never|require", "Snapshots", "go on from the snapshot if there is one, never (removes it), or fail", GENERATE),
     STRING("end-time", 0, "TIME", NULL, "Snapshots", "stop before this: unix seconds or 2026-11-29T12:34:56; else SLURM_JOB_END_TIME", GENERATE),
 
     STRING("kv", 0, "FORMAT", "int4", "Cache", "KV format: f16, int8, int4, k4v2, int2, or one with fields, as int4:g64 (docs/kv-format.md)", GENERATE | INFO),
