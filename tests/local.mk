@@ -16,4 +16,5 @@ include tests/kernels/gpu.mk
 include tests/snapshot/snapshot.mk
 include tests/e2e/e2e.mk
 include tests/fuzz/fuzz.mk
+include tests/faults/faults.mk
 include tests/lint/lint.mk
