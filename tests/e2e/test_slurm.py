@@ -1,0 +1,176 @@
+"""The scripts of jobs/ under a real Slurm on this machine (slurm.py), each job with a limit of one minute:
+
+  decode    one long answer, signalled, requeued, resumed on another number of tasks, srun
+  prefill   a long prompt, stopped in its middle, requeued, resumed on another number of tasks, mpirun
+  lost      one rank killed with -9, requeued by the script, srun
+  batch     an array of two over a file of requests, mpirun
+
+All at once, as there are waits. Outputs equal those of a run that nobody disturbed, by the rule of DESIGN §7: with an f16 cache
+the same text up to the first step at which the two best tokens were closer than 0.05.
+"""
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(__file__))
+import common as c
+import slurm
+
+JOBS = os.path.join(c.SRC, "jobs")
+DIR = os.path.join(c.WORK, "slurm")
+MODEL = os.path.join(DIR, "tiny.gguf")
+MARGIN = 0.05
+N_LONG = int(os.environ.get("BITSHARD_SLURM_TOKENS", "4000"))  # about 15 s of decode on a machine left alone
+N_PROMPT = 3 * N_LONG
+COMMON = ["--kv", "f16", "--ignore-eos"]
+
+
+class Case:
+    """One prompt and its answer, undisturbed and from jobs."""
+
+    def __init__(self, name, n_prompt, n_tokens):
+        self.name, self.n_tokens = name, n_tokens
+        self.prompt, self.output = f"{DIR}/{name}.prompt", f"{DIR}/{name}.out"
+        draw = random.Random(name)
+        with open(self.prompt, "w", encoding="ascii") as file:
+            file.write("".join(draw.choice("abcdefgh ijklmnop qrstuvwx yz.") for _ in range(n_prompt)))
+
+    def words(self):
+        return ["--max-tokens", str(self.n_tokens), *COMMON]
+
+    def run_undisturbed(self):
+        done = c.run(2, [c.BITSHARD, "generate", "--model", MODEL, "--prompt-file", self.prompt, "--json", "--quiet", *self.words()])
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        self.prompt_ids, self.ids, self.text = answer["prompt_tokens"], answer["tokens"], answer["text"]
+        print(f"{self.name}: {len(self.prompt_ids)} + {len(self.ids)} tokens undisturbed, {answer['timings']}")
+
+    def environment(self):
+        return {"BITSHARD_MODEL": MODEL, "BITSHARD_PROMPT_FILE": self.prompt, "BITSHARD_OUTPUT": self.output, "BITSHARD_SNAPSHOT_EVERY": "300"}
+
+    def judge(self):
+        with open(self.output, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+        if text.rstrip("\n") == self.text.rstrip("\n"):
+            c.check(True, f"{self.name}: the output is the undisturbed one ({len(self.ids)} tokens)")
+            return
+        same = len(os.path.commonprefix([text, self.text]))
+        at, end = 0, len(self.ids)  # the token in which they part: the most ids whose text is still shared
+        while at < end:
+            middle = (at + end + 1) // 2
+            done = subprocess.run([c.BITSHARD, "tokenize", "--model", MODEL, "--decode"], input=" ".join(map(str, self.ids[:middle])), capture_output=True,
+                                  text=True, errors="replace", check=True)
+            at, end = (middle, end) if self.text.startswith(done.stdout.rstrip("\n")) and len(done.stdout.rstrip("\n")) <= same else (at, middle - 1)
+        margin = self.margin(at)
+        c.check(margin < MARGIN, f"{self.name}: parts from the undisturbed text at token {at} of {len(self.ids)}, where the margin is {margin:.4f} (< {MARGIN})")
+
+    def margin(self, at):
+        """Between the two best tokens of the undisturbed run's step `at`."""
+        import array
+        ids, margins = f"{DIR}/{self.name}.ids", f"{DIR}/{self.name}.margins"
+        with open(ids, "wb") as file:
+            array.array("i", self.prompt_ids + self.ids[:at]).tofile(file)
+        c.model_run(1, model=MODEL, kv="f16", tokens=ids, margins=margins)
+        with open(margins, "rb") as file:
+            return array.array("f", file.read())[-1]
+
+
+def log_of(path):
+    if not os.path.exists(path):
+        return ""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def pids_of_job(job):
+    """The program's processes of a Slurm job, by their environment."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{entry}/comm", encoding="ascii") as file:
+                name = file.read().strip()
+            with open(f"/proc/{entry}/environ", "rb") as file:
+                environment = file.read().split(b"\0")
+        except OSError:
+            continue
+        if entry.isdigit() and name == "bitshard" and b"SLURM_JOB_ID=%d" % job in environment:
+            found.append(int(entry))
+    return found
+
+
+class Job:
+    def __init__(self, rig, case, script, tasks, launch, then_tasks=None):
+        self.rig, self.case, self.tasks, self.then_tasks, self.resized = rig, case, tasks, then_tasks, False
+        self.log = f"{DIR}/{case.name}.log"
+        self.id = rig.submit("--time=1", f"--ntasks={tasks}", "--signal=B:USR1@50", f"--output={self.log}", os.path.join(JOBS, script), *case.words(),
+                             env={**case.environment(), "BITSHARD_LAUNCH": launch})
+        self.fields = {}
+
+    def look(self):
+        """Once a while: the state; resizes the job while it waits to be started again."""
+        self.fields = self.rig.show(self.id)
+        if self.then_tasks and not self.resized and self.fields.get("JobState") == "PENDING" and int(self.fields.get("Restarts", 0)) > 0:
+            self.rig.update(self.id, NumTasks=self.then_tasks, NumCPUs=f"{self.then_tasks}-{self.then_tasks}")
+            self.resized = True
+        return self.fields.get("JobState")
+
+    def judge(self):
+        text, name = log_of(self.log), self.case.name
+        good = c.check(self.fields.get("JobState") == "COMPLETED" and int(self.fields.get("Restarts", 0)) >= 1,
+                       f"{name}: requeued {self.fields.get('Restarts')} times, {self.fields.get('JobState')}")
+        good &= c.check("requeued" in text and "resumed" in text, f"{name}: the log says that it was requeued, and resumed")
+        if self.then_tasks:
+            good &= c.check(f"{self.tasks} tasks, until" in text and f"{self.then_tasks} tasks, until" in text,
+                            f"{name}: on {self.tasks} tasks, then on {self.then_tasks}")
+        if not good:
+            print(f"== {self.log}\n{text}")
+        else:
+            self.case.judge()
+
+
+def main():
+    if "--snapshot " not in c.run(0, [c.BITSHARD, "generate", "--help"]).stdout:
+        c.skip("this build has no snapshots")
+    rig = slurm.Slurm()  # first: it skips where there is none
+    shutil.rmtree(DIR, ignore_errors=True)
+    os.makedirs(DIR)
+    done = c.run(0, [c.BITSHARD, "make-model", "tiny", MODEL, "--layers", "8", "--context-length", "65536"])
+    assert done.returncode == 0, done.stderr
+    os.environ["PATH"] = c.BUILD + os.pathsep + os.environ["PATH"]
+    for name, value in (("OMPI_MCA_rmaps_base_oversubscribe", "1"), ("OMPI_MCA_hwloc_base_binding_policy", "none"), ("OMPI_MCA_mpi_yield_when_idle", "1"),
+                        ("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"), ("PATH", os.environ["PATH"])):
+        rig.env[name] = value
+    decode, prefill, lost = Case("decode", 200, N_LONG), Case("prefill", N_PROMPT, 50), Case("lost", 300, N_LONG)
+    for case in (decode, prefill, lost):
+        case.run_undisturbed()
+    srun = "srun --mpi=pmix --kill-on-bad-exit=1"
+    jobs = [Job(rig, decode, "long-context.sbatch", 2, srun, then_tasks=3), Job(rig, prefill, "long-context.sbatch", 3, "mpirun", then_tasks=2),
+            Job(rig, lost, "long-context.sbatch", 2, srun)]
+    began, killed = time.monotonic(), None
+    while time.monotonic() - began < 420:
+        states = [job.look() for job in jobs]
+        if all(state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") for state in states):
+            break
+        # The third loses a rank once a snapshot of it is there.
+        if not killed and any(name.endswith(".json") for name in (os.listdir(f"{lost.output}.snapshot") if os.path.isdir(f"{lost.output}.snapshot") else [])):
+            pids = pids_of_job(jobs[2].id)
+            if pids:
+                killed = random.choice(pids)
+                os.kill(killed, signal.SIGKILL)
+                print(f"lost: killed rank with pid {killed}")
+        time.sleep(0.25)
+    print(f"{time.monotonic() - began:.0f} s: {states}")
+    c.check(killed is not None, "lost: a rank was killed")
+    c.check("usr1" in log_of(jobs[0].log).lower() or "signal" in log_of(jobs[0].log).lower(), "decode: the log names the signal")
+    for job in jobs:
+        job.judge()
+    rig.stop()
+
+
+main()
+c.finish()
