@@ -35,6 +35,7 @@ case $word in
 wait) for _ in {1..400}; do sleep 0.05; done; exit 99 ;;
 answer) cp "$batch" "$out"; exit 0 ;;
 +*) further; exit "${word#+}" ;;
+0) : >>"$out"; exit 0 ;;
 *) exit "$word" ;;
 esac
 """
@@ -166,6 +167,15 @@ def test_parts():
         run.check(file.read().splitlines() == lines[0::3] + lines[1::3] + lines[2::3], "the answers of all parts")
 
 
+def test_empty_part():
+    requests = os.path.join(DIR, "in.jsonl")
+    run = Run("batch.sbatch", ["answer"], BITSHARD_BATCH=requests, SLURM_ARRAY_TASK_COUNT="2", SLURM_ARRAY_TASK_MIN="0")
+    with open(requests, "w", encoding="ascii") as file:
+        file.write('{"custom_id": "only"}\n')
+    run.check(run.start(SLURM_ARRAY_TASK_ID="1") == 0 and not run.lines("calls"), "a part without a line is done")
+    run.check(run.start(SLURM_ARRAY_TASK_ID="0") == 0 and os.path.getsize(run.env["BITSHARD_OUTPUT"]) > 0, "more jobs than lines")
+
+
 def test_bench(name):
     run = Run(name, [])
     run.check(run.start("--steps", "3", BITSHARD_BENCH_DIR="results") == 0, "runs")
@@ -192,6 +202,7 @@ def main():
         test_slurm_script(stem + ".sbatch", what)
         test_plain_script(stem + ".sh", what)
     test_parts()
+    test_empty_part()
     test_bench("bench.sh")
     test_bench("bench.sbatch")
 
