@@ -3,7 +3,6 @@
   decode    one long answer, signalled, requeued, resumed on another number of tasks, srun
   prefill   a long prompt, stopped in its middle, requeued, resumed on another number of tasks, mpirun
   lost      one rank killed with -9, requeued by the script, srun
-  batch     an array of two over a file of requests, mpirun
 
 All at once, as there are waits. Outputs equal those of a run that nobody disturbed, by the rule of DESIGN §7: with an f16 cache
 the same text up to the first step at which the two best tokens were closer than 0.05.
@@ -25,18 +24,19 @@ JOBS = os.path.join(c.SRC, "jobs")
 DIR = os.path.join(c.WORK, "slurm")
 MODEL = os.path.join(DIR, "tiny.gguf")
 MARGIN = 0.05
-N_LONG = int(os.environ.get("BITSHARD_SLURM_TOKENS", "4000"))  # about 15 s of decode on a machine left alone
-N_PROMPT = 3 * N_LONG
+# How long a case should take with the machine to itself and its two ranks; all together take as many times longer as there are fewer
+# than seven cores. Slurm looks at limits every 30 s, so the warning comes within 40.
+SECONDS = 45 / max(1, 7 / len(os.sched_getaffinity(0)))
 COMMON = ["--kv", "f16", "--ignore-eos"]
 
 
 class Case:
     """One prompt and its answer, undisturbed and from jobs."""
 
-    def __init__(self, name, n_prompt, n_tokens):
-        self.name, self.n_tokens = name, n_tokens
-        self.prompt, self.output = f"{DIR}/{name}.prompt", f"{DIR}/{name}.out"
-        draw = random.Random(name)
+    def __init__(self, name, n_prompt, n_tokens, like=None):
+        self.name, self.n_tokens, self.like = name, n_tokens, like
+        self.prompt, self.output = f"{DIR}/{like.name if like else name}.prompt", f"{DIR}/{name}.out"
+        draw = random.Random(1)
         with open(self.prompt, "w", encoding="ascii") as file:
             file.write("".join(draw.choice("abcdefgh ijklmnop qrstuvwx yz.") for _ in range(n_prompt)))
 
@@ -44,14 +44,18 @@ class Case:
         return ["--max-tokens", str(self.n_tokens), *COMMON]
 
     def run_undisturbed(self):
+        if self.like:
+            self.prompt_ids, self.ids, self.text = self.like.prompt_ids, self.like.ids, self.like.text
+            return None
         done = c.run(2, [c.BITSHARD, "generate", "--model", MODEL, "--prompt-file", self.prompt, "--json", "--quiet", *self.words()])
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout)
         self.prompt_ids, self.ids, self.text = answer["prompt_tokens"], answer["tokens"], answer["text"]
-        print(f"{self.name}: {len(self.prompt_ids)} + {len(self.ids)} tokens undisturbed, {answer['timings']}")
+        print(f"{self.name}: {len(self.prompt_ids)} + {len(self.ids)} tokens undisturbed, {answer['timings']}", flush=True)
+        return answer
 
     def environment(self):
-        return {"BITSHARD_MODEL": MODEL, "BITSHARD_PROMPT_FILE": self.prompt, "BITSHARD_OUTPUT": self.output, "BITSHARD_SNAPSHOT_EVERY": "300"}
+        return {"BITSHARD_MODEL": MODEL, "BITSHARD_PROMPT_FILE": self.prompt, "BITSHARD_OUTPUT": self.output, "BITSHARD_SNAPSHOT_EVERY": "256"}
 
     def judge(self):
         with open(self.output, encoding="utf-8", errors="replace") as file:
@@ -107,7 +111,7 @@ class Job:
     def __init__(self, rig, case, script, tasks, launch, then_tasks=None):
         self.rig, self.case, self.tasks, self.then_tasks, self.resized = rig, case, tasks, then_tasks, False
         self.log = f"{DIR}/{case.name}.log"
-        self.id = rig.submit("--time=1", f"--ntasks={tasks}", "--signal=B:USR1@50", f"--output={self.log}", os.path.join(JOBS, script), *case.words(),
+        self.id = rig.submit("--time=1", f"--ntasks={tasks}", "--signal=B:USR1@55", f"--output={self.log}", os.path.join(JOBS, script), *case.words(),
                              env={**case.environment(), "BITSHARD_LAUNCH": launch})
         self.fields = {}
 
@@ -123,7 +127,7 @@ class Job:
         text, name = log_of(self.log), self.case.name
         good = c.check(self.fields.get("JobState") == "COMPLETED" and int(self.fields.get("Restarts", 0)) >= 1,
                        f"{name}: requeued {self.fields.get('Restarts')} times, {self.fields.get('JobState')}")
-        good &= c.check("requeued" in text and "resumed" in text, f"{name}: the log says that it was requeued, and resumed")
+        good &= c.check("requeueing" in text and "goes on at token" in text, f"{name}: the log says that it was requeued, and goes on")
         if self.then_tasks:
             good &= c.check(f"{self.tasks} tasks, until" in text and f"{self.then_tasks} tasks, until" in text,
                             f"{name}: on {self.tasks} tasks, then on {self.then_tasks}")
@@ -145,28 +149,37 @@ def main():
     for name, value in (("OMPI_MCA_rmaps_base_oversubscribe", "1"), ("OMPI_MCA_hwloc_base_binding_policy", "none"), ("OMPI_MCA_mpi_yield_when_idle", "1"),
                         ("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"), ("PATH", os.environ["PATH"])):
         rig.env[name] = value
-    decode, prefill, lost = Case("decode", 200, N_LONG), Case("prefill", N_PROMPT, 50), Case("lost", 300, N_LONG)
+    tried = Case("tried", 1000, 60).run_undisturbed()
+    n_tokens = int(min(8000, max(300, SECONDS * 1000 / tried["timings"]["ms_per_token"])))
+    # Prompts cost more a token the longer they are: the estimate is on the safe side.
+    n_prompt = int(min(60000, max(4000, SECONDS * 1000 / tried["timings"]["prefill_ms"] * 1000)))
+    decode = Case("decode", 200, n_tokens)
+    prefill, lost = Case("prefill", n_prompt, 30), Case("lost", 200, n_tokens, like=decode)
     for case in (decode, prefill, lost):
         case.run_undisturbed()
     srun = "srun --mpi=pmix --kill-on-bad-exit=1"
     jobs = [Job(rig, decode, "long-context.sbatch", 2, srun, then_tasks=3), Job(rig, prefill, "long-context.sbatch", 3, "mpirun", then_tasks=2),
             Job(rig, lost, "long-context.sbatch", 2, srun)]
-    began, killed = time.monotonic(), None
-    while time.monotonic() - began < 420:
+    began, killed, before = time.monotonic(), None, None
+    while time.monotonic() - began < 480:
         states = [job.look() for job in jobs]
         if all(state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") for state in states):
             break
         # The third loses a rank once a snapshot of it is there.
-        if not killed and any(name.endswith(".json") for name in (os.listdir(f"{lost.output}.snapshot") if os.path.isdir(f"{lost.output}.snapshot") else [])):
+        if not killed and any(name.startswith("manifest-") for name in (os.listdir(f"{lost.output}.snapshot") if os.path.isdir(f"{lost.output}.snapshot") else [])):
             pids = pids_of_job(jobs[2].id)
             if pids:
                 killed = random.choice(pids)
                 os.kill(killed, signal.SIGKILL)
                 print(f"lost: killed rank with pid {killed}")
+        if states != before:
+            print(f"{time.monotonic() - began:.0f} s: {states}", flush=True)
+        before = states
         time.sleep(0.25)
-    print(f"{time.monotonic() - began:.0f} s: {states}")
     c.check(killed is not None, "lost: a rank was killed")
-    c.check("usr1" in log_of(jobs[0].log).lower() or "signal" in log_of(jobs[0].log).lower(), "decode: the log names the signal")
+    for job in jobs[:2]:
+        c.check("stopped by SIGUSR2 after" in log_of(job.log), f"{job.case.name}: stopped by Slurm's warning")
+    c.check("of the answer, in its prompt" in log_of(jobs[1].log) or "0 of the answer" in log_of(jobs[1].log), "prefill: stopped in its prompt")
     for job in jobs:
         job.judge()
     rig.stop()
