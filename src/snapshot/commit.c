@@ -303,6 +303,7 @@ static bs_status seal(bs_snapshots *s)
     }
     BS_TRY(bs_snap_fs_sync_dir(&job->dir->fs));
     BS_TRY(write_manifest(s));
+    job->is_sealed = true;
     /* The snapshot stands. What cannot be removed now is removed by the next one. */
     char line[256];
     const bs_error_diversion diverted = bs_error_divert(line, sizeof line);
@@ -316,7 +317,8 @@ static bs_status seal(bs_snapshots *s)
 static bs_status clean(bs_snapshots *s)
 {
     bs_snap_job *job = &s->job;
-    if (!bs_snap_leader(s)) return BS_STATUS_OK;
+    /* A run that ends before its ranks have agreed on a sealed one leaves it in force. */
+    if (!bs_snap_leader(s) || job->is_sealed) return BS_STATUS_OK;
     for (int i = 0; i < job->n_files; i++) {
         char temporary[BS_SNAP_NAME_BYTES + 8];
         if (job->files[i].name[0] == 0) continue;

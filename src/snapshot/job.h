@@ -43,6 +43,7 @@ typedef struct bs_snap_job {
     bs_cache_seq_state state;
     /* Ids and what belongs to them: rank 0, once committed. */
     bool committed, given_up;
+    bool is_sealed; /* its manifest is durable: nothing takes it back any more */
     int32_t *tokens; /* [capacity] */
     int64_t n_tokens, tokens_capacity;
     bs_snapshot_state request;

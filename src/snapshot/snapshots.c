@@ -339,7 +339,7 @@ bs_status bs_snapshot_capture(bs_snapshot_dir *dir, bs_stream *stream, int seq)
     job->dir = dir;
     job->seq = seq;
     job->number = ++dir->last_number;
-    job->committed = job->given_up = false;
+    job->committed = job->given_up = job->is_sealed = false;
     job->bytes = job->read_bytes = 0;
     job->write_s = job->check_s = 0;
     /* The number of ids is rank 0's to know: the tail is laid out again by commit and by the offer. */
