@@ -7,23 +7,21 @@
 All at once, as there are waits. Outputs equal those of a run that nobody disturbed, by the rule of DESIGN §7: with an f16 cache
 the same text up to the first step at which the two best tokens were closer than 0.05.
 """
-import json
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.dirname(__file__))
 import common as c
 import slurm
+from answers import Answer, read
 
 JOBS = os.path.join(c.SRC, "jobs")
 DIR = os.path.join(c.WORK, "slurm")
 MODEL = os.path.join(DIR, "tiny.gguf")
-MARGIN = 0.05
 # How long a case should take with the machine to itself and its two ranks; all together take as many times longer as there are fewer
 # than seven cores. Slurm looks at limits every 30 s, so the warning comes within 40.
 SECONDS = 45 / max(1, 7 / len(os.sched_getaffinity(0)))
@@ -44,44 +42,12 @@ class Case:
         return ["--max-tokens", str(self.n_tokens), *COMMON]
 
     def run_undisturbed(self):
-        if self.like:
-            self.prompt_ids, self.ids, self.text = self.like.prompt_ids, self.like.ids, self.like.text
-            return None
-        done = c.run(2, [c.BITSHARD, "generate", "--model", MODEL, "--prompt-file", self.prompt, "--json", "--quiet", *self.words()])
-        assert done.returncode == 0, done.stderr
-        answer = json.loads(done.stdout)
-        self.prompt_ids, self.ids, self.text = answer["prompt_tokens"], answer["tokens"], answer["text"]
-        print(f"{self.name}: {len(self.prompt_ids)} + {len(self.ids)} tokens undisturbed, {answer['timings']}", flush=True)
-        return answer
+        self.answer = self.like.answer if self.like else Answer(MODEL, 2, ["--prompt-file", self.prompt, *self.words()], f"slurm.{self.name}")
+        print(f"{self.name}: {len(self.answer.prompt_ids)} + {len(self.answer.ids)} tokens undisturbed, {self.answer.timings}", flush=True)
+        return self.answer.timings
 
     def environment(self):
         return {"BITSHARD_MODEL": MODEL, "BITSHARD_PROMPT_FILE": self.prompt, "BITSHARD_OUTPUT": self.output, "BITSHARD_SNAPSHOT_EVERY": "256"}
-
-    def judge(self):
-        with open(self.output, encoding="utf-8", errors="replace") as file:
-            text = file.read()
-        if text.rstrip("\n") == self.text.rstrip("\n"):
-            c.check(True, f"{self.name}: the output is the undisturbed one ({len(self.ids)} tokens)")
-            return
-        same = len(os.path.commonprefix([text, self.text]))
-        at, end = 0, len(self.ids)  # the token in which they part: the most ids whose text is still shared
-        while at < end:
-            middle = (at + end + 1) // 2
-            done = subprocess.run([c.BITSHARD, "tokenize", "--model", MODEL, "--decode"], input=" ".join(map(str, self.ids[:middle])), capture_output=True,
-                                  text=True, errors="replace", check=True)
-            at, end = (middle, end) if self.text.startswith(done.stdout.rstrip("\n")) and len(done.stdout.rstrip("\n")) <= same else (at, middle - 1)
-        margin = self.margin(at)
-        c.check(margin < MARGIN, f"{self.name}: parts from the undisturbed text at token {at} of {len(self.ids)}, where the margin is {margin:.4f} (< {MARGIN})")
-
-    def margin(self, at):
-        """Between the two best tokens of the undisturbed run's step `at`."""
-        import array
-        ids, margins = f"{DIR}/{self.name}.ids", f"{DIR}/{self.name}.margins"
-        with open(ids, "wb") as file:
-            array.array("i", self.prompt_ids + self.ids[:at]).tofile(file)
-        c.model_run(1, model=MODEL, kv="f16", tokens=ids, margins=margins)
-        with open(margins, "rb") as file:
-            return array.array("f", file.read())[-1]
 
 
 def log_of(path):
@@ -134,7 +100,7 @@ class Job:
         if not good:
             print(f"== {self.log}\n{text}")
         else:
-            self.case.judge()
+            self.case.answer.judge(name, read(self.case.output))
 
 
 def main():
@@ -150,9 +116,9 @@ def main():
                         ("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"), ("PATH", os.environ["PATH"])):
         rig.env[name] = value
     tried = Case("tried", 1000, 60).run_undisturbed()
-    n_tokens = int(min(8000, max(300, SECONDS * 1000 / tried["timings"]["ms_per_token"])))
+    n_tokens = int(min(8000, max(300, SECONDS * 1000 / tried["ms_per_token"])))
     # Prompts cost more a token the longer they are: the estimate is on the safe side.
-    n_prompt = int(min(60000, max(4000, SECONDS * 1000 / tried["timings"]["prefill_ms"] * 1000)))
+    n_prompt = int(min(60000, max(4000, SECONDS * 1000 / tried["prefill_ms"] * 1000)))
     decode = Case("decode", 200, n_tokens)
     prefill, lost = Case("prefill", n_prompt, 30), Case("lost", 200, n_tokens, like=decode)
     for case in (decode, prefill, lost):

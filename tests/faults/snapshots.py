@@ -41,6 +41,12 @@ def newest(directory):
     return max(whole, key=lambda item: item["number"])["cached"] if whole else -1
 
 
+def broken(directory):
+    """What is said of manifests that are not whole: a manifest is only there once all else is durable, and goes before its files do."""
+    done = c.run(0, [c.BITSHARD, "snapshot", "ls", directory, "--json"])
+    return [item["error"] for item in json.loads(done.stdout) if not item["whole"]] if done.returncode == 0 else []
+
+
 def verify(directory):
     return c.run(0, [c.BITSHARD, "snapshot", "verify", directory, "--quiet"])
 
@@ -64,3 +70,49 @@ def copy(source, target):
         shutil.rmtree(target)
     if source:
         shutil.copytree(source, target)
+
+
+# ---- generate --snapshot ----
+
+MODEL = os.path.join(c.WORK, "snapshot-faults.gguf")
+N_PROMPT, N_ANSWER = 1100, 90
+
+
+def make_model():
+    done = c.run(0, [c.BITSHARD, "make-model", "tiny", MODEL, "--layers", "1"])
+    assert done.returncode == 0, done.stderr
+
+
+def generate(ranks, kv, more, words=()):
+    """The command of a run: 1,100 tokens of prompt, so that there is a segment, and 90 of answer."""
+    prompt = " ".join(str(5 + i * 37 % 400) for i in range(N_PROMPT))
+    return ([] if ranks == 0 else ["sh", c.LAUNCH, str(ranks)]) + [*words, c.BITSHARD, "generate", "--model", MODEL, "--prompt-ids", prompt, "--kv", kv,
+                                                                   "--max-tokens", str(N_ANSWER), "--ignore-eos", "--stripe-pages", "1", *map(str, more)]
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def pids_under(launcher):
+    """Pids of the program's processes of a job: its own, or its launcher's children."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
+                head, tail = file.read().rsplit(")", 1)
+        except (OSError, ValueError):
+            continue
+        fields = tail.split()
+        if fields[0] not in "ZX" and head.endswith("(bitshard") and (int(fields[1]) == launcher or int(entry) == launcher):
+            found.append(int(entry))
+    return sorted(found)
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False

@@ -1,0 +1,181 @@
+"""Snapshots and kill -9: of one rank, of all at once, of the launcher, at a random time or at a random system call on the snapshot's files
+(before it or behind it), again and again until the run is done. After each kill: the snapshot in force verifies, holds every token that was
+committed, no manifest is broken; the next run goes on from there. In the end:
+
+  generate   int4, one grid: the answer's file is that of an undisturbed run to the byte. f16, another grid after each kill: by DESIGN §7's rule
+  pages      caches of noise (snap_run): what is in force is byte-equal, restored on a random grid
+
+make check kills for half a minute; BITSHARD_KILLS=500, or BITSHARD_BIG=1, as often as that."""
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(__file__))
+import shim as s
+import snapshots as snap
+from answers import Answer
+from shim import c
+
+KILLS = int(os.environ.get("BITSHARD_KILLS", "500" if c.BIG else "100000"))
+SECONDS = 6 * 3600 if c.BIG or "BITSHARD_KILLS" in os.environ else 30
+SEED = int(os.environ.get("BITSHARD_SEED", str(time.time_ns() % 1000000 if c.BIG else 1)))
+TOP = os.path.join(s.FAST, "kills")
+DIR, OUT = os.path.join(TOP, "run"), os.path.join(TOP, "out")
+GRIDS = ["1x1", "1x2", "2x1", "1x3", "2x2"]
+hit, lost, unrestorable = {}, 0, 0
+
+
+def check_directory(what, said):
+    """After a kill: what is in force, −1 for nothing."""
+    global lost, unrestorable
+    found = snap.newest(DIR)
+    if not c.check(found >= said, f"{what}: {found} tokens in force, {said} were committed"):
+        lost += 1
+    verified = snap.verify(DIR) if found >= 0 else None
+    if not c.check((verified is None or verified.returncode == 0) and not snap.broken(DIR), f"{what}: whole {snap.broken(DIR) or ''} {verified.stderr if verified else ''}"):
+        unrestorable += 1
+    return found
+
+
+class Victim:
+    """One kill: where it strikes is drawn, and then it does."""
+
+    def __init__(self, source, ranks, calls, seconds, shim):
+        self.source, self.ranks, self.shim = source, ranks, shim
+        self.at_call = source.random() < 0.5
+        self.words, self.after = [], 0.0
+        if self.at_call:
+            rank = str(source.randrange(ranks)) if ranks > 1 else None
+            self.what = source.choice(["kill", "kill-after"])
+            self.words = shim.words("any", source.randint(1, calls), self.what, rank=rank)
+        else:
+            self.what = source.choice(["all", "one", "launcher"] if ranks > 1 else ["one"])
+            self.words = shim.words()
+            self.after = source.uniform(0, seconds)
+
+    def strike(self, process):
+        """Waits for the run's end, by this kill or by its own; True if it was killed."""
+        if not self.at_call:
+            try:
+                process.wait(timeout=self.after)
+                return False
+            except subprocess.TimeoutExpired:
+                pass
+            pids = snap.pids_under(process.pid)
+            chosen = {"all": pids, "one": [self.source.choice(pids)] if pids else [], "launcher": [process.pid]}[self.what]
+            for pid in chosen or [process.pid]:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        else:
+            pids = []
+        process.wait(timeout=120)
+        # A launcher that was killed leaves its ranks to find that out.
+        end = time.monotonic() + 20
+        while any(snap.is_alive(pid) for pid in pids) and time.monotonic() < end:
+            time.sleep(0.02)
+        killed = not self.at_call or bool(self.shim.fired())
+        if killed:
+            hit[self.what] = hit.get(self.what, 0) + 1
+        return killed
+
+
+def run(ranks, kv, grid, victim, log):
+    command = snap.generate(0 if ranks == 1 else ranks, kv, ["--grid", grid, "--snapshot", DIR, "--snapshot-every", "16", "-o", OUT], victim.words if victim else ())
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        killed = victim.strike(process) if victim else bool(process.wait(timeout=120)) and False
+    with open(log, encoding="utf-8", errors="replace") as file:
+        return process.returncode, killed, file.read()
+
+
+def generate_job(source, shim, whole, times, moving, kills_left):
+    """One answer, killed up to eight times; how many kills."""
+    snap.copy(None, TOP)
+    os.makedirs(TOP)
+    grid, kv, said, kills = source.choice(GRIDS[:4]), "f16" if moving else "int4", -1, 0
+    first = grid
+    for attempt in range(9):
+        ranks = snap.ranks_of_grid(grid)
+        victim = Victim(source, ranks, 400, times[ranks], shim) if attempt < 8 and kills < kills_left else None
+        code, killed, text = run(ranks, kv, grid, victim, os.path.join(s.FAST, "log"))
+        what = f"generate, {kv}, {grid}, run {attempt + 1}, {victim.what if killed else 'left alone'}"
+        said = max(said, snap.committed(text))
+        kills += killed
+        if code == 0:
+            break
+        c.check(killed, f"{what}: exit {code}, {'killed' if killed else text[-500:]}")
+        check_directory(what, said)
+        if moving:
+            grid = source.choice(GRIDS[:4])
+    c.check(code == 0, f"{what}: it ended {'' if code == 0 else text[-500:]}")
+    if code == 0 and moving:
+        with open(OUT, encoding="utf-8", errors="replace") as file:
+            whole["moving"].judge(f"generate, {kv}, {kills} kills", file.read())
+    elif code == 0:
+        c.check(snap.read(OUT) == whole[first], f"generate, {kv}, {first}, {kills} kills: to the byte")
+    return kills
+
+
+def pages_job(source, shim, kills_left):
+    """Snapshots of a cache that grows, killed once or twice; then what is in force, on some grid."""
+    snap.copy(None, TOP)
+    os.makedirs(TOP)
+    said, kills = -1, 0
+    for _ in range(2):
+        if kills >= kills_left:
+            break
+        grid = source.choice(GRIDS)
+        ranks, lengths = snap.ranks_of_grid(grid), sorted(128 * source.randrange(1, 36) for _ in range(3))
+        lengths = [n for n in sorted(set(lengths)) if n > said]
+        if not lengths:
+            break
+        rank = str(source.randrange(ranks)) if ranks > 1 else None
+        do = source.choice(["kill", "kill-after"])
+        done = snap.write(grid, DIR, lengths, shim.words("any", source.randint(1, 250), do, rank=rank))
+        what = f"pages, {grid}, {lengths}, {do}"
+        said = max(said, snap.committed(done.stderr))
+        if not shim.fired():
+            c.check(done.returncode == 0, f"{what}: not reached, exit {done.returncode} {done.stderr[-300:] if done.returncode else ''}")
+        else:
+            kills += 1
+            hit[do] = hit.get(do, 0) + 1
+        found = check_directory(what, said)
+        if found >= 0:
+            other = source.choice(GRIDS)
+            done = snap.restore(other, DIR, found)
+            c.check(done.returncode == 0, f"{what}: {found} tokens byte-equal on {other} {done.stderr[-300:] if done.returncode else ''}")
+    return kills
+
+
+def main():
+    if not os.path.exists(s.LIBRARY) or not os.path.exists(snap.RUN):
+        c.skip("no tests/faults/shim.so or snap_run: make check builds them")
+    source, shim = random.Random(SEED), s.Shim(TOP)
+    snap.make_model()
+    whole, times = {}, {}
+    for grid in GRIDS[:4]:
+        snap.copy(None, TOP)
+        os.makedirs(TOP)
+        began = time.monotonic()
+        code, _, text = run(snap.ranks_of_grid(grid), "int4", grid, None, os.path.join(s.FAST, "log"))
+        assert code == 0, text
+        times[snap.ranks_of_grid(grid)] = time.monotonic() - began
+        whole[grid] = snap.read(OUT)
+    command = snap.generate(0, "f16", [])
+    whole["moving"] = Answer(snap.MODEL, 0, [word for word in command[command.index("--prompt-ids"):] if word != "--quiet"], "kills")
+    began, kills, jobs = time.monotonic(), 0, 0
+    while kills < KILLS and time.monotonic() - began < SECONDS:
+        kind = jobs % 4
+        kills += pages_job(source, shim, KILLS - kills) if kind == 3 else generate_job(source, shim, whole, times, kind == 1, KILLS - kills)
+        jobs += 1
+    print(f"seed {SEED}: {kills} kills in {jobs} jobs and {time.monotonic() - began:.0f} s, {hit}: {unrestorable} unrestorable, {lost} lost committed tokens")
+    c.check(kills > 0, "something was killed")
+
+
+main()
+c.finish()
