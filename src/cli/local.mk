@@ -33,4 +33,4 @@ check_PROGRAMS += tests/unit/test_prefill_model
 TESTS += tests/unit/test_prefill_model
 tests_unit_test_prefill_model_SOURCES = tests/unit/test_prefill_model.c src/cli/prefill_model.h src/cli/prefill_model.c
 tests_unit_test_prefill_model_LDADD = $(CMOCKA_LIBS) -lm
-EXTRA_DIST += $(BS_CLI_TESTS) tests/e2e/resume.py tests/bench/batch.py tests/bench/compare_llama.py tests/bench/plot.py tests/bench/plot_eval.py tests/bench/torch_attend.py tests/bench/torch_decode.py tests/bench/plot_decode.py tests/bench/plot_prefill.py
+EXTRA_DIST += $(BS_CLI_TESTS) tests/e2e/resume.py tests/bench/batch.py tests/bench/compare_llama.py tests/bench/plot.py tests/bench/plot_eval.py tests/bench/torch_attend.py tests/bench/torch_prefill.py tests/bench/torch_decode.py tests/bench/plot_decode.py tests/bench/plot_prefill.py
