@@ -26,10 +26,11 @@ else
 EXTRA_DIST += $(BS_CUDA_SOURCES)
 endif
 # Warpgroup products need an architecture of their own.
-kernels/cuda/attend_wgmma.$(OBJEXT): NVCC_GENCODE = $(NVCC_GENCODE_90A)
+BS_NVCC_ARCH = $(NVCC_GENCODE)
+kernels/cuda/attend_wgmma.$(OBJEXT): BS_NVCC_ARCH = $(NVCC_GENCODE_90A)
 .cu.$(OBJEXT):
 	@$(MKDIR_P) $(@D)/$(DEPDIR)
-	$(AM_V_NVCC)$(NVCC) -ccbin $(CXX) $(NVCC_GENCODE) -std=c++17 -O3 -lineinfo -Xcompiler -Wall,-Wno-unused-function \
+	$(AM_V_NVCC)$(NVCC) -ccbin $(CXX) $(BS_NVCC_ARCH) -std=c++17 -O3 -lineinfo -Xcompiler -Wall,-Wno-unused-function \
 	    $(DEFS) $(AM_CPPFLAGS) $(CPPFLAGS) $(NVCCFLAGS) -MD -MF $(@D)/$(DEPDIR)/$(*F).cu.Po -MT $@ -c -o $@ $<
 AM_V_NVCC = $(am__v_NVCC_@AM_V@)
 am__v_NVCC_ = $(am__v_NVCC_@AM_DEFAULT_V@)

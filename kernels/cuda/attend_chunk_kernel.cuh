@@ -471,6 +471,8 @@ static __global__ void __launch_bounds__(CHUNK_THREADS, 1)
         take_registers<240>();
         chunk_compute<D>(p, job, span, sh, first);
     }
+#else
+    __trap(); /* never launched: attend_chunk.cu asks the device, and configure the compiler */
 #endif
 }
 
