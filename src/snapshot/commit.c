@@ -130,8 +130,9 @@ static bs_status write_files(bs_snapshots *s)
 
 /* ---- CHECK ------------------------------------------------------------------------------------------------- */
 
-static bool is_wanted(const bs_snapshots *s, const bs_snap_file *f, const bs_snap_chunk *chunk)
+static bool is_wanted(void *context, const bs_snap_file *f, const bs_snap_chunk *chunk)
 {
+    const bs_snapshots *s = context;
     if (s->config.verify == BS_SNAPSHOT_VERIFY_FULL || f->is_tail || chunk->f16) return true;
     return chunk->group % 16 == 0 || chunk->group == f->n_quant / BS_SNAP_BLOCK_PAGES - 1;
 }
@@ -147,22 +148,6 @@ static bs_status read_sums(int fd, const bs_snap_file *f, uint32_t **out)
     if (status == BS_STATUS_OK) *out = (uint32_t *)(void *)sums;
     else free(sums);
     return status;
-}
-
-static bs_status check_pages(bs_snapshots *s, int fd, const bs_snap_file *f, bs_snap_heads heads,
-                             const bs_snap_source *source, const uint32_t *sums)
-{
-    bs_snap_walk walk = {
-        .shape = &s->shape, .file = f, .heads = heads, .chunk_bytes = s->staging.chunk_bytes};
-    bs_snap_chunk chunk;
-    while (bs_snap_walk_next(&walk, source, &chunk)) {
-        if (!is_wanted(s, f, &chunk)) continue;
-        if (s->cancel) return bs_fail(BS_STATUS_INTERRUPTED, "snapshot: given up");
-        BS_TRY(bs_snap_read_chunk(fd, &s->shape, f, heads, &chunk, s->staging.host[0]));
-        BS_TRY(bs_snap_check_chunk(&s->shape, f, heads, &chunk, s->staging.host[0], sums));
-        s->progress.bytes += bs_snap_chunk_size(&s->shape, f, &chunk);
-    }
-    return BS_STATUS_OK;
 }
 
 /* What the next rank wrote: finds wrong offsets, too, and other views of the file system. */
@@ -185,7 +170,15 @@ static bs_status check_file(bs_snapshots *s, const bs_snap_file *f)
             source.n = bs_snap_list_owned(f->first_page, f->end_page, job->state.start_s,
                                           s->config.cache_config.stripe_pages, s->grid->seq,
                                           peer % s->grid->seq, pages);
-            status = check_pages(s, fd, f, heads, &source, sums);
+            const bs_snap_reading reading = {.fd = fd,
+                                             .shape = &s->shape,
+                                             .file = f,
+                                             .heads = heads,
+                                             .source = &source,
+                                             .sums = sums,
+                                             .wants = is_wanted,
+                                             .context = s};
+            status = bs_snap_read_pages(&s->staging, &reading, &s->progress);
         } else {
             status = bs_fail(BS_STATUS_NOMEM, "%s: no memory for its pages", f->name);
         }

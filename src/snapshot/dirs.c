@@ -274,11 +274,6 @@ void bs_snap_fs_drop_cache(int fd)
     posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
-void bs_snap_fs_will_read(int fd, uint64_t offset, uint64_t bytes)
-{
-    posix_fadvise(fd, (off_t)offset, (off_t)bytes, POSIX_FADV_WILLNEED);
-}
-
 bs_status bs_snap_fs_allocate(int fd, const char *name, uint64_t bytes)
 {
     while (bytes > 0 && fallocate(fd, 0, 0, (off_t)bytes) != 0) {

@@ -128,39 +128,58 @@ bs_status bs_snapshot_show(const char *path, int64_t number, char **json)
 
 /* ---- every byte -------------------------------------------------------------------------------------------- */
 
-bs_status bs_snap_each_chunk(const bs_snap_fs *fs, const bs_snap_manifest *m, bs_snap_chunk_visit *visit,
+typedef struct visit {
+    bs_snap_staging *staging;
+    bs_snap_chunk_visit *visit;
+    void *context;
+    const uint32_t *sums;
+} visit;
+
+static bs_status take_chunk(void *context, const bs_snap_file *file, const bs_snap_chunk *chunk, int slot)
+{
+    const visit *v = context;
+    return v->visit(v->context, file, chunk, bs_snap_slot(v->staging, slot), v->sums);
+}
+
+static bs_status visit_file(const bs_snap_fs *fs, const bs_snap_manifest *m, int i,
+                            const bs_snap_source *source, visit *v)
+{
+    bs_snap_progress progress = {.cancel = NULL};
+    int fd;
+    uint32_t *sums;
+    BS_TRY(bs_snap_open_verified(fs, m, i, true, &fd, &sums, NULL));
+    v->sums = sums;
+    const bs_snap_reading reading = {.fd = fd,
+                                     .shape = &m->shape,
+                                     .file = &m->files[i],
+                                     .heads = {0, m->shape.n_kv_heads},
+                                     .source = source,
+                                     .sums = sums,
+                                     .take = take_chunk,
+                                     .context = v};
+    bs_status status = bs_snap_read_pages(v->staging, &reading, &progress);
+    free(sums);
+    close(fd);
+    return status;
+}
+
+bs_status bs_snap_each_chunk(const bs_snap_fs *fs, const bs_snap_manifest *m, bs_snap_chunk_visit *function,
                              void *context)
 {
-    const bs_snap_heads all = {0, m->shape.n_kv_heads};
-    const uint64_t unit = BS_SNAP_BLOCK_PAGES *
-                          (m->shape.page[0] + m->shape.page[1] + m->shape.page[2] + m->shape.page[3]);
-    const size_t chunk_bytes = (size_t)bs_max_i64(16 << 20,
-                                                  bs_max_i64((int64_t)unit, (int64_t)m->shape.f16_page));
+    bs_snap_staging staging;
     const int64_t n_pages = bs_ceil_div(m->cache.length, BS_PAGE_TOKENS);
-    char *buffer = malloc(chunk_bytes);
     bs_cache_page_ref *pages = malloc((size_t)(n_pages + 1) * sizeof *pages);
-    bs_status status = buffer && pages ? BS_STATUS_OK
-                                       : bs_fail(BS_STATUS_NOMEM, "%s: no memory to read it", fs->path);
+    if (!pages) return bs_fail(BS_STATUS_NOMEM, "%s: no memory to read it", fs->path);
     const bs_snap_source source = {.pages = pages, .n = n_pages};
-    if (pages) bs_snap_list_owned(0, n_pages, 0, 1, 1, 0, pages);
-    for (int i = 0; status == BS_STATUS_OK && i < m->n_files; i++) {
-        const bs_snap_file *f = &m->files[i];
-        bs_snap_walk walk = {.shape = &m->shape, .file = f, .heads = all, .chunk_bytes = chunk_bytes};
-        bs_snap_chunk chunk;
-        int fd;
-        uint32_t *sums;
-        status = bs_snap_open_verified(fs, m, i, true, &fd, &sums, NULL);
-        if (status != BS_STATUS_OK) break;
-        while (status == BS_STATUS_OK && bs_snap_walk_next(&walk, &source, &chunk)) {
-            status = bs_snap_read_chunk(fd, &m->shape, f, all, &chunk, buffer);
-            if (status == BS_STATUS_OK) status = bs_snap_check_chunk(&m->shape, f, all, &chunk, buffer, sums);
-            if (status == BS_STATUS_OK) status = visit(context, f, &chunk, buffer, sums);
-        }
-        free(sums);
-        close(fd);
+    bs_snap_list_owned(0, n_pages, 0, 1, 1, 0, pages);
+    bs_status status = bs_snap_staging_open(NULL, NULL, &m->shape, &staging);
+    if (status == BS_STATUS_OK) {
+        visit v = {.staging = &staging, .visit = function, .context = context};
+        for (int i = 0; status == BS_STATUS_OK && i < m->n_files; i++)
+            status = visit_file(fs, m, i, &source, &v);
+        bs_snap_staging_close(&staging);
     }
     free(pages);
-    free(buffer);
     return status;
 }
 

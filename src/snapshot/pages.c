@@ -16,69 +16,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- staging ----------------------------------------------------------------------------------------------- */
-
-static uint64_t quant_page_bytes(const bs_snap_shape *shape)
-{
-    return shape->page[0] + shape->page[1] + shape->page[2] + shape->page[3];
-}
-
 static uint64_t chunk_page_bytes(const bs_snap_shape *shape, bool f16)
 {
-    return f16 ? shape->f16_page : quant_page_bytes(shape);
-}
-
-size_t bs_snap_chunk_bytes(const bs_device *device, const bs_snap_shape *shape)
-{
-    const bool gpu = bs_device_get_info(device)->kind == BS_DEVICE_CUDA;
-    const uint64_t unit = bs_max_i64((int64_t)(BS_SNAP_BLOCK_PAGES * quant_page_bytes(shape)),
-                                     (int64_t)shape->f16_page);
-    const uint64_t wish = (uint64_t)(gpu ? 32 : 4)
-                          << 20; /* a CPU's chunk is still in its caches when it is written */
-    return (size_t)(unit > wish ? unit : wish);
-}
-
-bs_status bs_snap_staging_open(bs_device *device, const bs_kv_pools *pools, const bs_snap_shape *shape,
-                               bs_snap_staging *out)
-{
-    bs_status status;
-    const bool gpu = bs_device_get_info(device)->kind == BS_DEVICE_CUDA;
-    const uint64_t least = bs_min_i64((int64_t)quant_page_bytes(shape), (int64_t)shape->f16_page);
-    bs_snap_staging s = {.device = device, .pools = pools, .chunk_bytes = bs_snap_chunk_bytes(device, shape)};
-    s.max_refs = s.chunk_bytes / (size_t)least + BS_SNAP_BLOCK_PAGES;
-    s.refs = malloc(s.max_refs * sizeof *s.refs);
-    s.sums = malloc(s.max_refs * sizeof *s.sums);
-    if (!s.refs || !s.sums) {
-        status = bs_fail(BS_STATUS_NOMEM, "snapshot: no memory for lists of %zu pages", s.max_refs);
-        goto err_close;
-    }
-    BS_TRY_GOTO(bs_stream_create(device, &s.stream), err_close);
-    for (int i = 0; i < 2; i++) {
-        void *memory;
-        BS_TRY_GOTO(bs_host_alloc(device, s.chunk_bytes, "snapshot staging", &memory), err_close);
-        s.host[i] = memory;
-        if (gpu)
-            BS_TRY_GOTO(bs_buffer_alloc(device, s.chunk_bytes, "snapshot staging", &s.on_device[i]),
-                        err_close);
-    }
-    *out = s;
-    return BS_STATUS_OK;
-
-err_close:
-    bs_snap_staging_close(&s);
-    return status;
-}
-
-void bs_snap_staging_close(bs_snap_staging *s)
-{
-    for (int i = 0; i < 2; i++) {
-        bs_buffer_free(s->on_device[i]);
-        bs_host_free(s->device, s->host[i]);
-    }
-    bs_stream_destroy(s->stream);
-    free(s->sums);
-    free(s->refs);
-    *s = (bs_snap_staging){0};
+    return f16 ? shape->f16_page : shape->page[0] + shape->page[1] + shape->page[2] + shape->page[3];
 }
 
 /* ---- chunks ------------------------------------------------------------------------------------------------ */
@@ -211,40 +151,39 @@ static size_t fill_refs(bs_kv_page_ref *refs, const bs_snap_shape *shape, const 
     return n;
 }
 
-static char *device_side(const bs_snap_staging *s, int buffer)
+static char *device_side(const bs_snap_staging *s, int slot)
 {
-    return s->on_device[buffer] ? bs_buffer_at(s->on_device[buffer], 0) : s->host[buffer];
+    return s->on_device ? bs_buffer_at(s->on_device, (size_t)slot * s->slot_bytes) : bs_snap_slot(s, slot);
 }
 
-/* Queues what brings a chunk into host[buffer]. */
-static bs_status pack_chunk(bs_snap_staging *s, const bs_snap_shape *shape, const bs_snap_file *file,
-                            bs_snap_heads heads, const bs_snap_chunk *chunk, const bs_snap_source *source,
-                            int buffer)
+bs_status bs_snap_pack_chunk(bs_snap_staging *s, const bs_snap_shape *shape, const bs_snap_file *file,
+                             bs_snap_heads heads, const bs_snap_chunk *chunk, const bs_snap_source *source,
+                             int slot)
 {
     const parts p = parts_of(shape, file, chunk);
     if (source->captured) { /* one page, canonical already */
         const int n_units = heads.n * shape->n_layers;
         const uint64_t first = (uint64_t)chunk->slot[0] * (uint64_t)n_units + (uint64_t)chunk->first_unit;
-        return bs_copy_to_host(s->stream, s->host[buffer],
+        return bs_copy_to_host(s->stream, bs_snap_slot(s, slot),
                                bs_buffer_at(source->captured, (size_t)(first * p.page[0])), p.at[p.n]);
     }
-    const size_t n = fill_refs(s->refs, shape, &p, chunk, device_side(s, buffer));
+    const size_t n = fill_refs(s->refs, shape, &p, chunk, device_side(s, slot));
     if (n > 0)
         BS_TRY(bs_op_pack(
             s->stream, &(bs_pack_args){
                            .pools = s->pools, .quantized = chunk->quantized, .n = (int)n, .pages = s->refs}));
-    if (!s->on_device[buffer]) return BS_STATUS_OK;
-    return bs_copy_to_host(s->stream, s->host[buffer], device_side(s, buffer), p.at[p.n]);
+    if (!s->on_device) return BS_STATUS_OK;
+    return bs_copy_to_host(s->stream, bs_snap_slot(s, slot), device_side(s, slot), p.at[p.n]);
 }
 
 bs_status bs_snap_unpack_chunk(bs_snap_staging *s, const bs_snap_shape *shape, const bs_snap_file *file,
-                               bs_snap_heads heads, const bs_snap_chunk *chunk, int buffer)
+                               bs_snap_heads heads, const bs_snap_chunk *chunk, int slot)
 {
     const parts p = parts_of(shape, file, chunk);
-    const size_t n = fill_refs(s->refs, shape, &p, chunk, device_side(s, buffer));
+    const size_t n = fill_refs(s->refs, shape, &p, chunk, device_side(s, slot));
     if (n == 0) return BS_STATUS_OK;
-    if (s->on_device[buffer])
-        BS_TRY(bs_copy_to_device(s->stream, device_side(s, buffer), s->host[buffer], p.at[p.n]));
+    if (s->on_device)
+        BS_TRY(bs_copy_to_device(s->stream, device_side(s, slot), bs_snap_slot(s, slot), p.at[p.n]));
     return bs_op_unpack(
         s->stream,
         &(bs_pack_args){.pools = s->pools, .quantized = chunk->quantized, .n = (int)n, .pages = s->refs});
@@ -266,7 +205,7 @@ static bs_status write_part(int fd, const bs_snap_shape *shape, const bs_snap_fi
         const size_t bytes = (size_t)((uint64_t)(chunk->n_units * p->group_pages) * page_bytes);
         const uint64_t offset = file_offset(shape, file, heads, chunk, part, 0, 0);
         BS_TRY(bs_snap_fs_pwrite(fd, file->name, data, bytes, offset));
-        if (bytes >= BS_SNAP_ALIGN) bs_snap_fs_start_writeback(fd, offset, bytes);
+        if (bytes >= BS_SNAP_ALIGN / 4) bs_snap_fs_start_writeback(fd, offset, bytes);
         *written += bytes;
         return BS_STATUS_OK;
     }
@@ -284,49 +223,21 @@ static bs_status write_part(int fd, const bs_snap_shape *shape, const bs_snap_fi
 }
 
 /* A chunk that has arrived in memory: zeros, sums, the file. */
-static bs_status write_chunk(bs_snap_staging *s, int fd, const bs_snap_shape *shape, const bs_snap_file *file,
-                             bs_snap_heads heads, const bs_snap_chunk *chunk, int buffer, uint64_t *written)
+bs_status bs_snap_write_chunk(int fd, const bs_snap_shape *shape, const bs_snap_file *file,
+                              bs_snap_heads heads, const bs_snap_chunk *chunk, char *data, uint32_t *sums,
+                              uint64_t *written)
 {
     const parts p = parts_of(shape, file, chunk);
-    char *data = s->host[buffer];
     for (int unit = 0; unit < chunk->n_units; unit++)
         for (int page = 0; page < p.group_pages; page++) {
             for (int i = 0; chunk->zeros & 1u << page && i < p.n; i++)
                 memset(data + piece_at(&p, i, unit, page), 0, (size_t)p.page[i]);
-            if (chunk->mask & 1u << page)
-                s->sums[unit * p.group_pages + page] = sum_page(&p, data, unit, page);
+            if (chunk->mask & 1u << page) sums[unit * p.group_pages + page] = sum_page(&p, data, unit, page);
         }
     for (int i = 0; i < p.n; i++)
         BS_TRY(write_part(fd, shape, file, heads, chunk, &p, p.part[i], data + p.at[i], p.page[i], written));
-    return write_part(fd, shape, file, heads, chunk, &p, p.sums_part, (const char *)s->sums, sizeof *s->sums,
+    return write_part(fd, shape, file, heads, chunk, &p, p.sums_part, (const char *)sums, sizeof *sums,
                       written);
-}
-
-bs_status bs_snap_write_pages(bs_snap_staging *s, int fd, const bs_snap_shape *shape,
-                              const bs_snap_file *file, bs_snap_heads heads, const bs_snap_source *source,
-                              bs_snap_progress *progress)
-{
-    bs_snap_walk walk = {.shape = shape, .file = file, .heads = heads, .chunk_bytes = s->chunk_bytes};
-    bs_snap_chunk chunk[2];
-    int at = 0;
-    bool more = bs_snap_walk_next(&walk, source, &chunk[0]);
-    if (more) BS_TRY(pack_chunk(s, shape, file, heads, &chunk[0], source, 0));
-    while (more) {
-        BS_TRY(bs_stream_sync(s->stream));
-        if (progress->cancel && *progress->cancel)
-            return bs_fail(BS_STATUS_INTERRUPTED, "snapshot: given up");
-        more = bs_snap_walk_next(&walk, source, &chunk[!at]);
-        /* A CPU packs when it is told to: after this chunk has left its caches. */
-        if (more && s->on_device[0]) BS_TRY(pack_chunk(s, shape, file, heads, &chunk[!at], source, !at));
-        bs_status status = write_chunk(s, fd, shape, file, heads, &chunk[at], at, &progress->bytes);
-        if (status != BS_STATUS_OK) {
-            bs_stream_sync(s->stream);
-            return status;
-        }
-        if (more && !s->on_device[0]) BS_TRY(pack_chunk(s, shape, file, heads, &chunk[!at], source, !at));
-        at = !at;
-    }
-    return BS_STATUS_OK;
 }
 
 /* ---- reading ----------------------------------------------------------------------------------------------- */

@@ -54,42 +54,34 @@ static bs_status choose_state(const bs_snapshot_dir *dir, const bs_snapshot_rest
 
 /* ---- one file ---------------------------------------------------------------------------------------------- */
 
-/* While a chunk is unpacked the next one is read: two buffers in turn. */
-static bs_status restore_pages(bs_snapshot_dir *dir, int fd, const bs_snap_file *f,
-                               const bs_snap_source *source, const uint32_t *sums, int *buffer)
+static bs_status unpack(void *context, const bs_snap_file *file, const bs_snap_chunk *chunk, int slot)
 {
-    bs_snapshots *s = dir->snapshots;
-    bs_snap_staging *staging = &s->staging;
-    bs_snap_walk walk = {
-        .shape = &s->shape, .file = f, .heads = s->heads, .chunk_bytes = staging->chunk_bytes};
-    bs_snap_chunk chunk;
-    while (bs_snap_walk_next(&walk, source, &chunk)) {
-        char *data = staging->host[*buffer];
-        const double start = bs_now_s();
-        BS_TRY(bs_snap_read_chunk(fd, &s->shape, f, s->heads, &chunk, data));
-        dir->restore.read_s += bs_now_s() - start;
-        dir->restore.bytes += bs_snap_chunk_size(&s->shape, f, &chunk);
-        BS_TRY(bs_snap_check_chunk(&s->shape, f, s->heads, &chunk, data, sums));
-        BS_TRY(bs_stream_sync(staging->stream)); /* the other buffer is free */
-        BS_TRY(bs_snap_unpack_chunk(staging, &s->shape, f, s->heads, &chunk, *buffer));
-        *buffer = !*buffer;
-    }
-    return BS_STATUS_OK;
+    bs_snapshots *s = context;
+    return bs_snap_unpack_chunk(&s->staging, &s->shape, file, s->heads, chunk, slot);
 }
 
-static bs_status restore_file(bs_snapshot_dir *dir, int i, const bs_snap_source *source, int *buffer)
+static bs_status restore_file(bs_snapshot_dir *dir, int i, const bs_snap_source *source)
 {
     bs_snapshots *s = dir->snapshots;
-    const bs_snap_file *f = &dir->manifest.files[i];
     int fd;
     uint32_t *sums;
+    bs_snap_progress progress = {.cancel = NULL};
     BS_TRY(bs_snap_open_verified(&dir->fs, &dir->manifest, i, bs_snap_leader(s), &fd, &sums, NULL));
-    bs_snap_fs_will_read(fd, 0, 0);
-    bs_status status = restore_pages(dir, fd, f, source, sums, buffer);
-    bs_status synced = bs_stream_sync(s->staging.stream);
+    const bs_snap_reading reading = {.fd = fd,
+                                     .shape = &s->shape,
+                                     .file = &dir->manifest.files[i],
+                                     .heads = s->heads,
+                                     .source = source,
+                                     .sums = sums,
+                                     .take = unpack,
+                                     .context = s};
+    const double start = bs_now_s();
+    bs_status status = bs_snap_read_pages(&s->staging, &reading, &progress);
+    dir->restore.read_s += bs_now_s() - start;
+    dir->restore.bytes += progress.bytes;
     free(sums);
     close(fd);
-    return status != BS_STATUS_OK ? status : synced;
+    return status;
 }
 
 static bs_status restore_files(bs_snapshot_dir *dir, int seq, int64_t length)
@@ -97,12 +89,11 @@ static bs_status restore_files(bs_snapshot_dir *dir, int seq, int64_t length)
     bs_snapshots *s = dir->snapshots;
     const int64_t end = bs_ceil_div(length, BS_PAGE_TOKENS);
     bs_snap_source source = {.pages = s->job.pinned}; /* no snapshot is under way */
-    int buffer = 0;
     source.n = bs_cache_list_pages(s->config.cache, seq, 0, end, s->job.pinned);
     for (int i = 0; i < dir->manifest.n_files; i++) {
         const bs_snap_file *f = &dir->manifest.files[i];
         if (f->first_page >= end || f->end_page == f->first_page) continue;
-        BS_TRY(restore_file(dir, i, &source, &buffer));
+        BS_TRY(restore_file(dir, i, &source));
     }
     return BS_STATUS_OK;
 }

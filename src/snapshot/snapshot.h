@@ -189,7 +189,7 @@ int64_t bs_snapshot_common_prefix(const bs_snapshot_dir *dir, const int32_t *tok
 /* Bytes read and how long the last restore took, this rank's: for lines and benches. */
 typedef struct bs_snapshot_restore_stats {
     uint64_t bytes;
-    double read_s, total_s; /* waiting for reads; all of it */
+    double read_s, total_s; /* pages; all of it, manifest, headers and digests included */
 } bs_snapshot_restore_stats;
 bs_snapshot_restore_stats bs_snapshot_last_restore(const bs_snapshot_dir *dir);
 

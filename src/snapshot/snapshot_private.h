@@ -3,6 +3,7 @@
  *   shape.c           geometry: which pages, in which parts of which file, at which offset
  *   segment_create.c  the HDF5 container: making one, and checking that one is what we make (alone includes hdf5.h)
  *   pages.c           a rank's pages between the cache and a file's parts: pack, copy, CRC32C, and back
+ *   staging.c         memory and threads that pages go through;  workers.c  such threads
  *   manifest.c        manifest to JSON, and back with every number checked
  *   fingerprint.c     what a snapshot is bound to;  weights.c  digests of the weights
  *   dirs.c            file systems: the one place that opens, syncs, renames;  lock.c  one writer a directory
@@ -20,6 +21,7 @@
 #include "src/cache/format.h"
 #include "src/snapshot/inspect.h"
 #include "src/snapshot/snapshot.h"
+#include "src/snapshot/workers.h"
 
 /* ---- the format's numbers ---------------------------------------------------------------------------------- */
 
@@ -229,7 +231,6 @@ bs_status bs_snap_fs_sync(int fd, const char *name);
 /* Starts writing back what was written there, and lets go of clean pages: wishes, no status. */
 void bs_snap_fs_start_writeback(int fd, uint64_t offset, uint64_t bytes);
 void bs_snap_fs_drop_cache(int fd);
-void bs_snap_fs_will_read(int fd, uint64_t offset, uint64_t bytes);
 /* Takes the space, so that a full disk is found now. A file system that cannot is fine. */
 bs_status bs_snap_fs_allocate(int fd, const char *name, uint64_t bytes);
 bs_status bs_snap_fs_rename(const bs_snap_fs *fs, const char *from, const char *to);
@@ -271,23 +272,29 @@ typedef struct bs_snap_heads {
     int first, n;
 } bs_snap_heads;
 
-/* Memory through which pages go, two chunks of it so that one can be packed while the other is written. */
+/* Memory through which pages go, in slots of one chunk, and threads that read, write and sum them (staging.c). */
 typedef struct bs_snap_staging {
-    bs_device *device;
+    bs_device *device; /* NULL: no cache, only files */
     bs_stream *stream;
     const bs_kv_pools *pools;
-    size_t chunk_bytes;
-    char *host[2];
-    bs_buffer *on_device[2]; /* NULL on a CPU, whose pages are packed into host memory at once */
-    bs_kv_page_ref *refs;    /* [max_refs] pages of a chunk */
-    uint32_t *sums;          /* [max_refs] */
+    int n_slots;
+    size_t slot_bytes;
+    char *host;
+    bs_buffer *on_device; /* NULL on a CPU, whose pages are packed into host memory at once */
+    bs_kv_page_ref *refs; /* [max_refs] pages of a chunk */
+    uint32_t *sums;       /* [n_slots, max_refs] */
     size_t max_refs;
+    bs_snap_workers *workers;
 } bs_snap_staging;
-/* Bytes of a chunk that holds a unit at least, for this device. Pure. */
-size_t bs_snap_chunk_bytes(const bs_device *device, const bs_snap_shape *shape);
+/* Bytes of all its slots. device may be NULL. Pure. */
+size_t bs_snap_staging_bytes(const bs_device *device, const bs_snap_shape *shape);
 bs_status bs_snap_staging_open(bs_device *device, const bs_kv_pools *pools, const bs_snap_shape *shape,
                                bs_snap_staging *out);
 void bs_snap_staging_close(bs_snap_staging *staging);
+static inline char *bs_snap_slot(const bs_snap_staging *s, int slot)
+{
+    return s->host + (size_t)slot * s->slot_bytes;
+}
 
 /* Where pages are taken from, or go to. */
 typedef struct bs_snap_source {
@@ -328,16 +335,41 @@ typedef struct bs_snap_progress {
 bs_status bs_snap_write_pages(bs_snap_staging *staging, int fd, const bs_snap_shape *shape,
                               const bs_snap_file *file, bs_snap_heads heads, const bs_snap_source *source,
                               bs_snap_progress *progress);
-/* Bytes of a chunk in memory; reading them from the file; comparing this rank's pages with the file's sums (as
- * bs_snap_open_verified gives them). FORMAT names page, head and layer. */
+
+/* A file to be read, and what is done with its chunks. */
+typedef struct bs_snap_reading {
+    int fd;
+    const bs_snap_shape *shape;
+    const bs_snap_file *file;
+    bs_snap_heads heads;
+    const bs_snap_source *source;
+    const uint32_t *sums; /* as bs_snap_open_verified gives them */
+    /* May be NULL: every chunk. */
+    bool (*wants)(void *context, const bs_snap_file *file, const bs_snap_chunk *chunk);
+    /* A chunk that is right, in order; may be NULL. Its slot's memory is free again when the staging's stream has done
+     * what this has queued. */
+    bs_status (*take)(void *context, const bs_snap_file *file, const bs_snap_chunk *chunk, int slot);
+    void *context;
+} bs_snap_reading;
+/* Reads chunks, ahead and by several threads, and compares this rank's pages with their sums. FORMAT names page, head and
+ * layer. */
+bs_status bs_snap_read_pages(bs_snap_staging *staging, const bs_snap_reading *reading,
+                             bs_snap_progress *progress);
+
+/* Chunks in memory (pages.c): their size; from and to the file; from and to the cache, queued on the staging's stream. */
 size_t bs_snap_chunk_size(const bs_snap_shape *shape, const bs_snap_file *file, const bs_snap_chunk *chunk);
 bs_status bs_snap_read_chunk(int fd, const bs_snap_shape *shape, const bs_snap_file *file,
                              bs_snap_heads heads, const bs_snap_chunk *chunk, char *buffer);
 bs_status bs_snap_check_chunk(const bs_snap_shape *shape, const bs_snap_file *file, bs_snap_heads heads,
                               const bs_snap_chunk *chunk, const char *buffer, const uint32_t *sums);
-/* Queues a chunk from staging->host[buffer] into its slots. */
+bs_status bs_snap_write_chunk(int fd, const bs_snap_shape *shape, const bs_snap_file *file,
+                              bs_snap_heads heads, const bs_snap_chunk *chunk, char *buffer, uint32_t *sums,
+                              uint64_t *written);
+bs_status bs_snap_pack_chunk(bs_snap_staging *staging, const bs_snap_shape *shape, const bs_snap_file *file,
+                             bs_snap_heads heads, const bs_snap_chunk *chunk, const bs_snap_source *source,
+                             int slot);
 bs_status bs_snap_unpack_chunk(bs_snap_staging *staging, const bs_snap_shape *shape, const bs_snap_file *file,
-                               bs_snap_heads heads, const bs_snap_chunk *chunk, int buffer);
+                               bs_snap_heads heads, const bs_snap_chunk *chunk, int slot);
 
 /* ---- one snapshot's verification (load.c) ------------------------------------------------------------------ */
 

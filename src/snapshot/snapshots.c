@@ -126,9 +126,9 @@ bs_status bs_snapshots_plan_memory(const bs_device *device, const bs_cache_confi
     const bs_snap_shape shape = bs_snap_shape_of(config->shape.n_layers, config->shape.n_kv_heads,
                                                  config->shape.head_dim, &config->shape.format);
     const bool gpu = bs_device_get_info(device)->kind == BS_DEVICE_CUDA;
-    const uint64_t chunk = bs_snap_chunk_bytes(device, &shape);
-    *out = (bs_snapshots_memory){.device_bytes = tail_bytes(config) + (gpu ? 2 * chunk : 0),
-                                 .host_bytes = 2 * chunk};
+    const uint64_t staging = bs_snap_staging_bytes(device, &shape);
+    *out = (bs_snapshots_memory){.device_bytes = tail_bytes(config) + (gpu ? staging : 0),
+                                 .host_bytes = staging};
     return BS_STATUS_OK;
 }
 
