@@ -46,17 +46,6 @@ static void join_codes(const uint8_t *restrict codes, uint8_t *restrict bytes, i
     }
 }
 
-static void split_codes(const uint8_t *restrict bytes, uint8_t *restrict codes, int n, int bits)
-{
-    if (bits == 8) {
-        memcpy(codes, bytes, (size_t)n);
-    } else if (bits == 4) {
-        for (int i = 0; i < n; i++) codes[i] = bytes[i / 2] >> 4 * (i & 1) & 15;
-    } else {
-        for (int i = 0; i < n; i++) codes[i] = bytes[i / 4] >> 2 * (i & 3) & 3;
-    }
-}
-
 static void pack_v_codes(const bs_cpu_kv_layout *l, uint8_t *record, uint8_t *canonical)
 {
     const int d = l->head_dim, bits = l->v_bits;
@@ -70,15 +59,38 @@ static void pack_v_codes(const bs_cpu_kv_layout *l, uint8_t *record, uint8_t *ca
     }
 }
 
+/* The words of one group of tokens, which are the fields of a word, from 16 canonical bytes of each token. A byte holds
+ * n = 8/bits channels of a token, and a word's byte n tokens of a channel: an n × n transposition of codes in every byte, and
+ * then bytes are put together. On bytes side by side, so that the compiler makes vectors of it; bits is known to it. */
+static inline __attribute__((always_inline)) void
+join_tokens(const uint8_t *restrict canonical, int row_bytes, uint32_t *restrict words, const int bits)
+{
+    enum { WIDTH = 16 };
+    const int n = 8 / bits, mask = (1 << bits) - 1;
+    for (int channel = 0; channel < n; channel++) {
+        uint8_t part[4][WIDTH] = {{0}};
+        for (int k = 0; k < 4; k++)
+            for (int t = 0; t < n; t++)
+                for (int i = 0; i < WIDTH; i++)
+                    part[k][i] |= (uint8_t)((canonical[(k * n + t) * row_bytes + i] >> channel * bits & mask)
+                                            << t * bits);
+        for (int i = 0; i < WIDTH; i++)
+            words[i * n + channel] = part[0][i] | (uint32_t)part[1][i] << 8 | (uint32_t)part[2][i] << 16 |
+                                     (uint32_t)part[3][i] << 24;
+    }
+}
+
 static void unpack_v_codes(const bs_cpu_kv_layout *l, uint8_t *record, const uint8_t *canonical)
 {
-    const int d = l->head_dim, bits = l->v_bits;
-    uint8_t codes[BS_MAX_HEAD_DIM];
-    for (int token = 0; token < BS_PAGE_TOKENS; token++) {
-        uint32_t *words = bs_cpu_v_words(l, record, token / l->v_fields, 0);
-        const int field = token % l->v_fields, shift = field * bits;
-        split_codes(canonical + token * d * bits / 8, codes, d, bits);
-        for (int c = 0; c < d; c++) words[c] = (field ? words[c] : 0) | (uint32_t)codes[c] << shift;
+    const int bits = l->v_bits, row = l->head_dim * bits / 8, fields = l->v_fields;
+    for (int group = 0; group < BS_PAGE_TOKENS / fields; group++) {
+        uint32_t *words = bs_cpu_v_words(l, record, group, 0);
+        const uint8_t *tokens = canonical + group * fields * row;
+        for (int at = 0; at < row; at += 16) {
+            if (bits == 8) join_tokens(tokens + at, row, words + at, 8);
+            else if (bits == 4) join_tokens(tokens + at, row, words + at * 2, 4);
+            else join_tokens(tokens + at, row, words + at * 4, 2);
+        }
     }
 }
 
