@@ -64,7 +64,6 @@ typedef struct bs_backend {
     bs_status (*stream_sync)(bs_stream *stream);
     bs_status (*stream_fault)(bs_stream *stream);    /* takes what kernels recorded into stream->fault */
     void *(*stream_native)(const bs_stream *stream); /* or NULL */
-    bs_status (*device_enter)(bs_device *device);    /* NULL: any thread may */
     void (*device_close)(bs_device *device);
 
     /* Graphs; all NULL where there are none. *graph is the backend's own. */
@@ -78,6 +77,8 @@ typedef struct bs_backend {
     void (*timer_close)(void *marks);
     bs_status (*timer_mark)(bs_stream *stream, void *marks, int which); /* 0 start, 1 stop */
     bs_status (*timer_read)(void *marks, double *ms);
+
+    bs_status (*device_enter)(bs_device *device); /* NULL: any thread may */
 } bs_backend;
 
 enum { BS_COPY_TO_DEVICE, BS_COPY_TO_HOST, BS_COPY_ON_DEVICE };
@@ -92,8 +93,8 @@ struct bs_device {
     bs_device_info info;
     size_t allocated_bytes;
     uint64_t allocation_count;
-    int ordinal; /* of the configuration */
     void *state; /* the backend's own: thread pool, cuBLAS handle */
+    int ordinal; /* of the configuration */
 };
 
 struct bs_stream {

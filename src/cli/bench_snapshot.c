@@ -31,7 +31,7 @@
 #include <unistd.h>
 
 enum { MAX_ROUNDS = 5, PIECE = 4 << 20, N_SAMPLES = 8 };
-#define LARGE_BYTES 6e9 /* from here on one round */
+#define LARGE_BYTES 2e9 /* from here on one round */
 
 typedef struct snapshot_bench {
     bs_bench bench;
@@ -312,8 +312,8 @@ static bs_status run_row(snapshot_bench *b, const char *text)
 static bs_status open_bench(snapshot_bench *b)
 {
     const bs_options *o = b->bench.options;
-    const char *parent = bs_options_operand(o, 1);
     if (bs_options_n_operands(o) != 2) return bs_fail(BS_STATUS_USAGE, "bench snapshot: takes a directory");
+    const char *parent = bs_options_operand(o, 1);
     if (strlen(parent) > 800)
         return bs_fail(BS_STATUS_USAGE, "bench snapshot: the directory's name is too long");
     BS_TRY(bs_snapshot_verify_parse(bs_options_string(o, "snapshot-verify"), &b->snapshots_config.verify));

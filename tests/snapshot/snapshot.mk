@@ -10,7 +10,7 @@ tests_snapshot_test_damage_SOURCES = tests/snapshot/test_damage.c tests/snapshot
 tests_snapshot_test_damage_LDADD = $(BS_TEST_LIBS)
 endif
 
-BS_SNAPSHOT_TESTS = tests/snapshot/test_reshard.py tests/snapshot/test_reader.py
+BS_SNAPSHOT_TESTS = tests/snapshot/test_reshard.py tests/snapshot/test_reader.py tests/snapshot/test_commands.py
 TESTS += $(BS_SNAPSHOT_TESTS)
 EXTRA_DIST += $(BS_SNAPSHOT_TESTS) tests/snapshot/snapdir.py
 
