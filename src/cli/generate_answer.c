@@ -102,7 +102,8 @@ static bs_status submit(generate *g, const resume *go_on, int64_t slot)
         config.slot = (int)slot;
         config.n_cached = g->keeper.first_pos;
     }
-    bs_progress_begin(&g->prefill, "prefill", "tokens", g->prompt.n, bs_log_get_level() > BS_LOG_QUIET);
+    const bool is_read = slot >= 0 && g->keeper.first_pos - config.fill_tokens >= config.n_prompt;
+    bs_progress_begin(&g->prefill, "prefill", "tokens", g->prompt.n, !is_read && bs_log_get_level() > BS_LOG_QUIET);
     bs_status status = bs_sched_submit(g->sched, &config, &g->request);
     free(stop);
     BS_TRY(status);

@@ -107,7 +107,7 @@ void bs_generate_snapshot_ended(void *context, const bs_snapshot_result *result)
     generate *g = context;
     keeper *k = &g->keeper;
     if (result->status != BS_STATUS_OK) {
-        k->n_failed += result->line[0] != 0; /* one that nobody wants any more is none */
+        k->n_failed += result->status != BS_STATUS_INTERRUPTED; /* that nobody wanted any more */
         return;
     }
     k->n_taken++;

@@ -175,9 +175,9 @@ def test_usr1():
 def test_end_time():
     r.remove(DIR)
     line = words("greedy", "-n", 20000, "--snapshot", DIR, "--snapshot-every", "1h")
-    iso = r.time.strftime("%Y-%m-%dT%H:%M:%S", r.time.localtime(r.time.time() + 8))
-    utc = r.time.strftime("%Y-%m-%dT%H:%M:%SZ", r.time.gmtime(r.time.time() + 8 + 3))
-    for text, env, late in ((iso, {}, 8), (utc, {}, 8), (None, {"SLURM_JOB_END_TIME": str(int(r.time.time()) + 15)}, 9)):
+    iso = r.time.strftime("%Y-%m-%dT%H:%M:%S", r.time.localtime(r.time.time() + 5))
+    utc = r.time.strftime("%Y-%m-%dT%H:%M:%SZ", r.time.gmtime(r.time.time() + 5))
+    for text, env, late in ((iso, {}, 7), (utc, {}, 9), (None, {"SLURM_JOB_END_TIME": str(int(r.time.time()) + 16)}, 11)):
         start = r.time.monotonic()
         code, out, err = r.run(0, line + (["--end-time", text] if text else []), env=env)
         seconds = r.time.monotonic() - start

@@ -11,7 +11,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "e2e"))
 import common as c
 import resume as r
 
-KILLS = int(os.environ.get("BITSHARD_KILLS", "100" if c.BIG else "6"))
+KILLS = int(os.environ.get("BITSHARD_KILLS", "100" if c.BIG else "3"))
 SEED = int(os.environ.get("BITSHARD_SEED", "1"))
 MODEL, IN = os.path.join(c.WORK, "lines.gguf"), os.path.join(c.WORK, "lines.in.jsonl")
 OUT, DIR = os.path.join(c.WORK, "lines.out.jsonl"), os.path.join(c.WORK, "lines.dir")
