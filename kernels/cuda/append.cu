@@ -31,7 +31,12 @@ typedef struct job {
 template <int E>
 static __device__ void load_channels(const void *from, int64_t first, bs_type act, bool wide, float x[E])
 {
-    if (wide && act != BS_TYPE_F32) {
+    if (wide && act == BS_TYPE_F32) {
+        if constexpr (E == 4) *(float4 *)x = *(const float4 *)((const float *)from + first);
+        else *(float2 *)x = *(const float2 *)((const float *)from + first);
+        return;
+    }
+    if (wide) {
         alignas(8) uint16_t raw[E];
         if constexpr (E == 4) *(uint2 *)raw = *(const uint2 *)((const uint16_t *)from + first);
         else *(uint32_t *)raw = *(const uint32_t *)((const uint16_t *)from + first);
@@ -46,7 +51,12 @@ static __device__ void load_channels(const void *from, int64_t first, bs_type ac
 template <int E>
 static __device__ void store_channels(void *to, int64_t first, bs_type act, bool wide, const float x[E])
 {
-    if (wide && act != BS_TYPE_F32) {
+    if (wide && act == BS_TYPE_F32) {
+        if constexpr (E == 4) *(float4 *)((float *)to + first) = *(const float4 *)x;
+        else *(float2 *)((float *)to + first) = *(const float2 *)x;
+        return;
+    }
+    if (wide) {
         alignas(8) uint16_t raw[E];
 #pragma unroll
         for (int k = 0; k < E; k++) bs_cuda_store_act(raw, k, act, x[k]);
@@ -167,7 +177,7 @@ template <int D> static __global__ void __launch_bounds__(WARP *VECTORS_A_CTA) a
     const void *from = is_q ? j.args.q : is_v ? j.args.v : j.args.k;
     const int64_t first = (is_q ? t * j.args.q_ld + head * D : t * j.args.kv_ld + kv_head * D) +
                           E * (int)threadIdx.x;
-    float x[E];
+    alignas(16) float x[E];
     load_channels<E>(from, first, j.args.act, j.wide, x);
     if (!is_v && j.args.n_rot > 0)
         rotate_pairs<D>(x, rows[threadIdx.y], (const float2 *)(j.args.cos_sin + (int64_t)t * j.args.n_rot),
@@ -193,7 +203,8 @@ bs_status bs_cuda_append(bs_stream *stream, const bs_append_args *args)
     j.fault = bs_cuda_stream_fault(stream);
     const int e = shape->head_dim / WARP;
     const uintptr_t addresses = (uintptr_t)args->q | (uintptr_t)args->k | (uintptr_t)args->v;
-    j.wide = addresses % (2 * (uintptr_t)e) == 0 && (args->q_ld | args->kv_ld) % e == 0;
+    j.wide = addresses % ((uintptr_t)e * (uintptr_t)bs_type_block_bytes(args->act)) == 0 &&
+             (args->q_ld | args->kv_ld) % e == 0;
     const int n_vectors = args->n_heads + 2 * shape->n_kv_heads;
     const dim3 grid((unsigned)args->n_tokens, (unsigned)((n_vectors + VECTORS_A_CTA - 1) / VECTORS_A_CTA));
     const dim3 block(WARP, VECTORS_A_CTA);

@@ -199,12 +199,14 @@ typedef struct run {
     bs_prefill_bench *p;
     int64_t first, end; /* absolute positions */
     int64_t planned, done;
-    bool timed; /* its chunks become points */
+    bool starts; /* a plan of the start alone, which draws the noise */
+    bool timed;  /* its chunks become points */
     double start_s, last_s;
     int n_steps; /* of the chunk at hand */
     bs_progress *progress;
 } run;
 
+/* A sequence that begins behind r->first tokens of noise. */
 static void start_sequence(const run *r, bs_plan *plan)
 {
     if (bs_cache_seq_length(bs_engine_cache(r->p->engine), 0) >= 0) bs_plan_frees(plan)[plan->n_frees++] = 0;
@@ -239,10 +241,12 @@ static bs_status make_plan(void *context, bs_plan *plan)
     const bool late = r->p->most_s > 0 && r->timed && bs_now_s() - r->start_s > r->p->most_s;
     if (r->planned == r->end || late || caught_signal) {
         plan->flags = BS_PLAN_STOP;
-        return BS_STATUS_OK;
+    } else if (r->starts) {
+        start_sequence(r, plan);
+        r->planned = r->end;
+    } else {
+        r->planned = add_step(r, plan, r->planned);
     }
-    if (r->planned == r->first) start_sequence(r, plan);
-    r->planned = add_step(r, plan, r->planned);
     return BS_STATUS_OK;
 }
 
@@ -259,6 +263,7 @@ static bs_status take_result(void *context, const bs_plan *plan, const bs_step_r
     run *r = context;
     const double now = bs_now_s();
     (void)result;
+    if (r->starts) return BS_STATUS_OK;
     const bs_plan_seq *seq = bs_plan_seqs(plan);
     r->done = seq->pos0 + seq->n_tokens;
     r->n_steps++;
@@ -274,19 +279,33 @@ static bs_status take_result(void *context, const bs_plan *plan, const bs_step_r
     return BS_STATUS_OK;
 }
 
-/* Reads the tokens; collective. */
-static bs_status read_tokens(bs_prefill_bench *p, int64_t first, int64_t end, bool timed,
-                             bs_progress *progress)
+static bs_status carry_out(run *r)
 {
-    run r = {.p = p, .first = first, .end = end, .planned = first, .timed = timed, .progress = progress};
-    const bs_driver driver = {&r, make_plan, take_result};
-    r.start_s = r.last_s = bs_now_s();
+    bs_prefill_bench *p = r->p;
+    const bs_driver driver = {r, make_plan, take_result};
+    r->planned = r->first;
+    r->start_s = r->last_s = bs_now_s();
     bs_status status = bs_engine_run(p->engine, p->leader ? &driver : NULL);
     if (status != BS_STATUS_OK) return bs_cli_end_job(p->comm, status);
     int32_t stopped = p->stopped || caught_signal != 0;
     BS_TRY(bs_comm_bcast_host(p->comm, &stopped, sizeof stopped, 0));
     p->stopped = stopped;
     return BS_STATUS_OK;
+}
+
+/* Begins a sequence behind `first` tokens of noise, with room up to `end`. Collective. */
+static bs_status start_behind(bs_prefill_bench *p, int64_t first, int64_t end)
+{
+    run r = {.p = p, .first = first, .end = end, .starts = true};
+    return carry_out(&r);
+}
+
+/* Reads tokens first … end − 1, which come next in the sequence. Collective. */
+static bs_status read_tokens(bs_prefill_bench *p, int64_t first, int64_t end, bool timed,
+                             bs_progress *progress)
+{
+    run r = {.p = p, .first = first, .end = end, .timed = timed, .progress = progress};
+    return p->stopped ? BS_STATUS_OK : carry_out(&r);
 }
 
 /* ---- parts of a chunk ---- */
@@ -394,17 +413,19 @@ static bs_status read_samples(bs_prefill_bench *p, int64_t context, bs_progress 
         const int64_t first = sample_at(p, context, i), end = bs_min_i64(first + chunk, p->n_fill + context);
         if (first <= before) continue; /* a short prompt has fewer chunks */
         before = first;
-        const int kept = p->n_points;
-        BS_TRY(read_tokens(p, bs_max_i64(p->n_fill, first - chunk), end, true, NULL));
-        /* Of the two the first has warmed up. */
-        if (p->n_points == kept + 2) {
-            p->points[kept] = p->points[kept + 1];
-            p->point_steps[kept] = p->point_steps[kept + 1];
-            p->n_points--;
-        }
+        const int64_t warm = bs_max_i64(p->n_fill, first - chunk);
+        BS_TRY(start_behind(p, warm, end));
+        if (warm < first) BS_TRY(read_tokens(p, warm, first, false, NULL));
+        BS_TRY(read_tokens(p, first, end, true, NULL));
         if (progress) bs_progress_update(progress, (uint64_t)(end - p->n_fill));
     }
     return BS_STATUS_OK;
+}
+
+static bs_status read_whole(bs_prefill_bench *p, int64_t context, bs_progress *progress)
+{
+    BS_TRY(start_behind(p, p->n_fill, p->n_fill + context));
+    return read_tokens(p, p->n_fill, p->n_fill + context, true, progress);
 }
 
 /* Where chunks are taken apart: those timed at samples, else the first and the last of each prompt. */
@@ -525,10 +546,11 @@ static bs_status run_format(bs_prefill_bench *p, const bs_kv_format *kv)
                           p->leader && bs_log_get_level() > BS_LOG_QUIET);
         /* What libraries load late, and a clock that is low, are not the first chunk's. */
         const int64_t warm = bs_min_i64(longest, p->config.chunk_tokens);
-        status = read_tokens(p, 0, warm, false, NULL);
+        status = start_behind(p, 0, warm);
+        if (status == BS_STATUS_OK) status = read_tokens(p, 0, warm, false, NULL);
         if (status == BS_STATUS_OK && !p->stopped)
             status = p->n_samples > 0 ? read_samples(p, longest, &progress)
-                                      : read_tokens(p, p->n_fill, p->n_fill + longest, true, &progress);
+                                      : read_whole(p, longest, &progress);
         bs_progress_end(&progress, (uint64_t)longest);
         if (status == BS_STATUS_OK && !p->stopped) status = take_points_apart(p);
     }
