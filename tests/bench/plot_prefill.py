@@ -3,8 +3,8 @@
 
     plot_prefill.py OUT CSV...     OUT.svg and OUT.png from the rows of `bitshard bench prefill --csv`
 
-Left: tokens a second of the chunk at each position, a curve for each format, model and grid; chunks timed at samples are
-marked, those of a prompt read whole are a line. Middle: the share of the rate of a large GEMM that a chunk reaches, all of
+Left: tokens a second of the chunk at each position, a curve for each format, model and grid; a prompt read whole is a line,
+samples are points. Middle: the share of the rate of a large GEMM that a chunk reaches, all of
 it (solid) and attention alone (dashed). Right: parts of a chunk op by op, first and last of each curve. Needs matplotlib.
 """
 import csv
@@ -71,9 +71,9 @@ def main():
     colours, most = colours_of(lines), max(row["at"] + row["n"] for line in lines.values() for row in line)
     figure, (speed, share, parts) = plt.subplots(1, 3, figsize=(16, 4.8), layout="constrained")
     for name, line in lines.items():
-        mark = "s--" if name.endswith("samples") else "-"
+        mark = "s" if name.endswith("samples") else "-"
         speed.plot([row["at"] for row in line], [float(row["tokens_s"]) for row in line], mark, color=colours[name], label=name, markersize=4)
-        share.plot([row["at"] for row in line], [float(row["percent"]) for row in line], mark[0] if mark[0] == "s" else "-", color=colours[name],
+        share.plot([row["at"] for row in line], [float(row["percent"]) for row in line], mark, color=colours[name],
                    markersize=4, linewidth=1)
         apart = [row for row in line if row["attend_percent"] and row["at"] > 0]
         share.plot([row["at"] for row in apart], [float(row["attend_percent"]) for row in apart], "^:", color=colours[name], markersize=5)
