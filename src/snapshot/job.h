@@ -43,7 +43,7 @@ typedef struct bs_snap_job {
     bs_cache_seq_state state;
     /* Ids and what belongs to them: rank 0, once committed. */
     bool committed, given_up;
-    bool is_sealed; /* its manifest is durable: nothing takes it back any more */
+    bool is_sealed;  /* its manifest is durable: nothing takes it back any more */
     int32_t *tokens; /* [capacity] */
     int64_t n_tokens, tokens_capacity;
     bs_snapshot_state request;
@@ -117,6 +117,11 @@ struct bs_snapshot_dir {
     bs_snapshot_restore_stats restore;
 };
 
+/* Gives the thread a task, and enters its phase; whether it is done, after waiting so long at most. */
+void bs_snap_start_task(bs_snapshots *s, bs_snap_phase phase);
+bool bs_snap_is_task_done(bs_snapshots *s, double wait_ms);
+/* A CREATE that is over without the thread, and failed: all ranks will see it fail. */
+void bs_snap_refuse(bs_snapshots *s, bs_status status);
 /* A task on the thread: what it does in a phase (commit.c). Lines go where the thread diverts them. */
 bs_status bs_snap_run_phase(bs_snapshots *s, bs_snap_phase phase);
 /* The manifest of the job's snapshot: kept segments, new files. files: malloc'ed. Rank 0. */

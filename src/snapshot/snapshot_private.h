@@ -7,7 +7,7 @@
  *   manifest.c        manifest to JSON, and back with every number checked
  *   fingerprint.c     what a snapshot is bound to;  weights.c  digests of the weights
  *   dirs.c            file systems: the one place that opens, syncs, renames;  lock.c  one writer a directory
- *   snapshots.c       opening, the thread, phases and their exchanges
+ *   snapshots.c       opening, the thread;  capture.c  a snapshot begins;  phases.c  how it goes on, with all ranks
  *   commit.c          what the thread does in each phase
  *   load.c            finding and verifying the snapshot in force;  dir.c  the same for all ranks
  *   restore.c         back into a cache
