@@ -14,15 +14,21 @@ AC_DEFUN([BS_HDF5], [
                                 [-L*|-l*|-Wl,*|*.so|*.a], [HDF5_LIBS="$HDF5_LIBS $bs_word"])
                         done])])])],
         [HDF5_CFLAGS="-I$with_hdf5/include" HDF5_LIBS="-L$with_hdf5/lib -Wl,-rpath,$with_hdf5/lib -lhdf5"])
-    bs_cflags=$CFLAGS bs_libs=$LIBS
-    CFLAGS="$CFLAGS $HDF5_CFLAGS" LIBS="$HDF5_LIBS $LIBS"
-    AC_MSG_CHECKING([for a usable HDF5])
-    AC_LINK_IFELSE([AC_LANG_PROGRAM([[#include <hdf5.h>
-        #if !H5_VERSION_GE(1, 10, 0)
-        #error too old
-        #endif]], [[return H5open();]])],
-        [AC_MSG_RESULT([yes])],
-        [AC_MSG_RESULT([no])
-         AC_MSG_ERROR([no HDF5 >= 1.10 found: install libhdf5-dev, load an hdf5 module, or give --with-hdf5=DIR])])
+    bs_cflags=$CFLAGS bs_libs=$LIBS bs_found=no
+    # hdf5.h of a parallel build includes mpi.h: only for its types, we call nothing of it.
+    for bs_mpi in no yes; do
+        AS_IF([test $bs_mpi = yes], [HDF5_CFLAGS="$HDF5_CFLAGS $MPI_CFLAGS" HDF5_LIBS="$HDF5_LIBS $MPI_LIBS"])
+        CFLAGS="$bs_cflags $HDF5_CFLAGS" LIBS="$HDF5_LIBS $bs_libs"
+        AC_MSG_CHECKING([for a usable HDF5, parallel: $bs_mpi])
+        AC_LINK_IFELSE([AC_LANG_PROGRAM([[#include <hdf5.h>
+            #if !H5_VERSION_GE(1, 10, 0)
+            #error too old
+            #endif]], [[return H5open();]])],
+            [bs_found=yes], [])
+        AC_MSG_RESULT([$bs_found])
+        AS_IF([test $bs_found = yes], [break])
+    done
+    AS_IF([test $bs_found = no],
+        [AC_MSG_ERROR([no HDF5 >= 1.10 found: install libhdf5-dev, load an hdf5 module, or give --with-hdf5=DIR])])
     CFLAGS=$bs_cflags LIBS=$bs_libs
 ])
