@@ -3,7 +3,7 @@ exit codes, one line for what is wrong."""
 import json
 import os
 
-from snapdir import BITSHARD, check, copy, finish, manifests, path, run, snapshot, write
+from snapdir import BITSHARD, check, copy, finish, manifests, path, read_manifest, restore, run, snapshot, write
 
 
 def fails(words, code, text):
@@ -71,12 +71,43 @@ def bench():
     check(done.returncode == 2 and "takes a directory" in done.stderr, "bench snapshot without a directory")
 
 
+def weights():
+    """A snapshot is bound to the bytes of its model's weights, whose digest is kept by dev, inode, size and times."""
+    models = [path("a.gguf"), path("b.gguf")]
+    for seed, model in enumerate(models):
+        done = run(0, [BITSHARD, "make-model", "tiny", model, "--layers", "2", "--seed", str(seed)], timeout=60)
+        check(done.returncode == 0, f"make-model {done.stderr.strip()}")
+    env = [{"SNAP_MODEL": model, "SNAP_CACHE": path("cache")} for model in models]
+    write("1x1", "int4", 8, path("of-a"), "600", env[0])
+    kept = os.listdir(path("cache/weights"))
+    digest = read_manifest(path("of-a"))["fingerprint"]["weights_sha256"]
+    check(len(kept) == 1 and open(path("cache/weights/" + kept[0])).read().strip() == digest, "the digest is kept")
+    for grid in ["1x1", "2x1", "1x3"]:  # here and on others computed anew, by several ranks
+        done = restore(grid, "int4", 8, 600, [path("of-a")], {**env[0], "SNAP_CACHE": path(f"cache-{grid}")})
+        check(done.returncode == 0, f"the same weights, hashed by {grid} {done.stderr.strip()[-300:]}")
+    done = restore("1x1", "int4", 8, 600, [path("of-a")], env[1])
+    check(done.returncode == 1 and f'weights_sha256: the snapshot\'s is "{digest}"' in done.stderr, "other weights are refused")
+    with open(path("cache/weights/" + kept[0]), "w") as file:
+        file.write("0" * 64 + "\n")
+    done = restore("1x1", "int4", 8, 600, [path("of-a")], env[0])
+    check(done.returncode == 1 and f'this run\'s is "{"0" * 64}"' in done.stderr, "what is kept is used")
+    os.utime(models[0], (1, 1))
+    done = restore("1x1", "int4", 8, 600, [path("of-a")], env[0])
+    check(done.returncode == 0, f"and computed anew for a file with other times {done.stderr.strip()[-300:]}")
+    with open(models[0], "r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(b"!")
+    done = restore("1x1", "int4", 8, 600, [path("of-a")], env[0])
+    check(done.returncode == 1 and "weights_sha256" in done.stderr, "one byte of the weights")
+
+
 good = path("good")
 write("1x1", "int4", 8, good, "1408,3000")
 listing(good)
 verifying(good)
 collecting(good)
 bench()
+weights()
 fails(["ls", path("nowhere")], 1, "there is no such directory")
 fails(["verify", path("")], 1, "holds no snapshot")
 fails(["verify", "--number", 9, good], 1, "holds no snapshot 9")

@@ -1,5 +1,7 @@
 """test_reshard.py: a snapshot of any grid is restored on any other, every page byte for byte; also formats, small stripes,
 several segments, and the pages that a common prefix leaves."""
+import os
+
 from snapdir import BIG, check, finish, n_ranks, path, restore, run, SNAP_RUN, write
 
 GRIDS = ["1x1", "1x2", "2x1", "1x3", "1x4", "4x1", "2x2", "2x3", "8x1"]
@@ -43,4 +45,8 @@ for length in ["1", "127", "128", "129", "1024", "1408"]:
     matrix("f16", ["1x1"], lengths=length)
 for verify in ["sample", "none"]:
     matrix("int4", ["1x1"], env={"SNAP_VERIFY": verify})
+# A real model: 3 KV heads of 64, 30 layers; its weights' digest is part of what must agree on all grids.
+model = os.environ.get("BITSHARD_TEST_MODEL", "")
+if os.path.exists(model):
+    matrix("int4", ["1x1", "3x1", "1x3", "3x2"], lengths="1408,2600", env={"SNAP_MODEL": model, "SNAP_CACHE": path("cache")})
 finish()
