@@ -30,7 +30,8 @@ typedef struct owner {
     unsigned long long start; /* of the process, in clock ticks since boot; 0: not known */
 } owner;
 
-/* Field 22 of /proc/PID/stat, counted behind the name's last parenthesis. */
+/* Field 22 of /proc/PID/stat, counted behind the name's last parenthesis. 0 for one that is dead and only waits for its
+ * parent to notice: in a container nobody may, and a killed job must be able to start again. */
 static unsigned long long process_start(long pid)
 {
     char path[64], text[1024];
@@ -41,6 +42,7 @@ static unsigned long long process_start(long pid)
     fclose(file);
     text[n] = 0;
     const char *at = strrchr(text, ')');
+    if (at && at[1] == ' ' && (at[2] == 'Z' || at[2] == 'X')) return 0;
     for (int field = 2; at && field < 22; field++) at = strchr(at + 1, ' ');
     return at ? strtoull(at + 1, NULL, 10) : 0;
 }
@@ -144,24 +146,57 @@ static bs_status write_owner(int fd, const char *name, const owner *me)
     return bs_snap_fs_pwrite(fd, name, text, (size_t)n, 0);
 }
 
+/* Makes the file under the lock's name, EEXIST where there is one. By a link, so that it is never there without its text:
+ * a kill between the two would leave a lock that nobody can judge. File systems without links get it in two steps. */
+static bs_status make_lock(const bs_snap_fs *fs, const owner *me, int *out, int *error)
+{
+    char random[17], aside[64];
+    int fd;
+    *error = 0;
+    BS_TRY(bs_snap_random_hex(random));
+    snprintf(aside, sizeof aside, BS_SNAP_TMP "lock-%s", random);
+    fd = openat(fs->fd, aside, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0) return bs_fail(BS_STATUS_IO, "%s/%s: create: %s", fs->path, aside, strerror(errno));
+    bs_status status = write_owner(fd, aside, me);
+    if (status == BS_STATUS_OK && linkat(fs->fd, aside, fs->fd, lock_name, 0) != 0) *error = errno;
+    unlinkat(fs->fd, aside, 0);
+    if (status == BS_STATUS_OK && *error == 0) {
+        *out = fd;
+        return BS_STATUS_OK;
+    }
+    close(fd);
+    if (status != BS_STATUS_OK || (*error != EPERM && *error != EOPNOTSUPP && *error != ENOSYS))
+        return status;
+    *error = 0;
+    fd = openat(fs->fd, lock_name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        *error = errno;
+        return BS_STATUS_OK;
+    }
+    status = write_owner(fd, lock_name, me);
+    if (status != BS_STATUS_OK) {
+        close(fd);
+        unlinkat(fs->fd, lock_name, 0);
+        return status;
+    }
+    *out = fd;
+    return BS_STATUS_OK;
+}
+
 bs_status bs_snap_lock_take(const bs_snap_fs *fs, const char *job, bs_snap_lock *out)
 {
     const owner me = this_process(job);
     for (int attempt = 0; attempt < 4; attempt++) {
         bool gone = false;
-        int fd = openat(fs->fd, lock_name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-        if (fd >= 0) {
-            bs_status status = write_owner(fd, lock_name, &me);
-            if (status != BS_STATUS_OK) {
-                close(fd);
-                unlinkat(fs->fd, lock_name, 0);
-                return status;
-            }
+        int fd = -1, error;
+        BS_TRY(make_lock(fs, &me, &fd, &error));
+        if (error == 0) {
             out->fd = fd;
             return BS_STATUS_OK;
         }
-        if (errno != EEXIST)
-            return bs_fail(BS_STATUS_IO, "%s/%s: create: %s", fs->path, lock_name, strerror(errno));
+        if (error == ENOENT) continue; /* the holder has tidied our file away */
+        if (error != EEXIST)
+            return bs_fail(BS_STATUS_IO, "%s/%s: create: %s", fs->path, lock_name, strerror(error));
         BS_TRY(look_at_owner(fs, &me, &gone));
     }
     return bs_fail(BS_STATUS_IO, "%s/%s: others take it as fast as it is given back", fs->path, lock_name);

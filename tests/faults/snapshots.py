@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import time
 
 sys.path.insert(0, os.path.dirname(__file__))
 import shim as s
@@ -61,6 +62,11 @@ def lines_of(text):
     return [line for line in text.splitlines() if line.startswith("bitshard") and not re.search(r"snapshot \d+: \d+ tokens", line)]
 
 
+def said_wrong(done):
+    """What a run that failed said, without mpirun's frames."""
+    return "" if done.returncode == 0 else [line for line in done.stderr.splitlines() if line.startswith(("bitshard", "../", "/")) or "snap_run" in line]
+
+
 def leftovers(directory):
     return [name for name in os.listdir(directory) if name.startswith("tmp-")]
 
@@ -110,7 +116,25 @@ def pids_under(launcher):
     return sorted(found)
 
 
+def wait_until_gone(text, seconds=20):
+    """Until no process has this text in its command line: a launcher may end before its ranks do."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = False
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{entry}/cmdline", "rb") as file:
+                    found = found or (text.encode() in file.read() and int(entry) != os.getpid())
+            except OSError:
+                continue
+        if not found:
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def is_alive(pid):
+    """Neither gone nor only waiting to be waited for."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"

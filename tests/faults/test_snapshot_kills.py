@@ -21,7 +21,7 @@ from shim import c
 
 KILLS = int(os.environ.get("BITSHARD_KILLS", "500" if c.BIG else "100000"))
 SECONDS = 6 * 3600 if c.BIG or "BITSHARD_KILLS" in os.environ else 30
-SEED = int(os.environ.get("BITSHARD_SEED", str(time.time_ns() % 1000000 if c.BIG else 1)))
+SEED = int(os.environ.get("BITSHARD_FAULT_SEED", str(time.time_ns() % 1000000 if c.BIG else 1)))
 TOP = os.path.join(s.FAST, "kills")
 DIR, OUT = os.path.join(TOP, "run"), os.path.join(TOP, "out")
 GRIDS = ["1x1", "1x2", "2x1", "1x3", "2x2"]
@@ -71,13 +71,9 @@ class Victim:
                     os.kill(pid, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
-        else:
-            pids = []
         process.wait(timeout=120)
-        # A launcher that was killed leaves its ranks to find that out.
-        end = time.monotonic() + 20
-        while any(snap.is_alive(pid) for pid in pids) and time.monotonic() < end:
-            time.sleep(0.02)
+        # A launcher leaves its ranks to find out that it is gone; a rank that dies leaves the others to the launcher.
+        c.check(snap.wait_until_gone(DIR), f"{self.what}: nobody is left behind")
         killed = not self.at_call or bool(self.shim.fired())
         if killed:
             hit[self.what] = hit.get(self.what, 0) + 1
@@ -91,6 +87,10 @@ def run(ranks, kv, grid, victim, log):
         killed = victim.strike(process) if victim else bool(process.wait(timeout=120)) and False
     with open(log, encoding="utf-8", errors="replace") as file:
         return process.returncode, killed, file.read()
+
+
+def errors_of(text):
+    return [line for line in text.splitlines() if "error:" in line or "warning:" in line] or text[-500:]
 
 
 def generate_job(source, shim, whole, times, moving, kills_left):
@@ -108,11 +108,11 @@ def generate_job(source, shim, whole, times, moving, kills_left):
         kills += killed
         if code == 0:
             break
-        c.check(killed, f"{what}: exit {code}, {'killed' if killed else text[-500:]}")
+        c.check(killed, f"{what}: exit {code}, {'killed' if killed else errors_of(text)}")
         check_directory(what, said)
         if moving:
             grid = source.choice(GRIDS[:4])
-    c.check(code == 0, f"{what}: it ended {'' if code == 0 else text[-500:]}")
+    c.check(code == 0, f"{what}: it ended {'' if code == 0 else errors_of(text)}")
     if code == 0 and moving:
         with open(OUT, encoding="utf-8", errors="replace") as file:
             whole["moving"].judge(f"generate, {kv}, {kills} kills", file.read())
@@ -138,9 +138,10 @@ def pages_job(source, shim, kills_left):
         do = source.choice(["kill", "kill-after"])
         done = snap.write(grid, DIR, lengths, shim.words("any", source.randint(1, 250), do, rank=rank))
         what = f"pages, {grid}, {lengths}, {do}"
+        c.check(snap.wait_until_gone(DIR), f"{what}: nobody is left behind")
         said = max(said, snap.committed(done.stderr))
         if not shim.fired():
-            c.check(done.returncode == 0, f"{what}: not reached, exit {done.returncode} {done.stderr[-300:] if done.returncode else ''}")
+            c.check(done.returncode == 0, f"{what}: not reached, exit {done.returncode} {snap.said_wrong(done)}")
         else:
             kills += 1
             hit[do] = hit.get(do, 0) + 1
@@ -148,8 +149,32 @@ def pages_job(source, shim, kills_left):
         if found >= 0:
             other = source.choice(GRIDS)
             done = snap.restore(other, DIR, found)
-            c.check(done.returncode == 0, f"{what}: {found} tokens byte-equal on {other} {done.stderr[-300:] if done.returncode else ''}")
+            c.check(done.returncode == 0, f"{what}: {found} tokens byte-equal on {other} {snap.said_wrong(done)}")
     return kills
+
+
+def lock_jobs(shim):
+    """Locks that a killed run leaves: killed in the making of it, and of a process that nobody has waited for yet."""
+    command = snap.generate(0, "int4", ["--snapshot", DIR, "--snapshot-every", "16", "-o", OUT])
+    for k in range(1, 5):
+        for do in ("kill", "kill-after"):
+            snap.copy(None, TOP)
+            os.makedirs(TOP)
+            words = shim.words("any", k, do)
+            killed = subprocess.run([*words, *command], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+            c.check(killed.returncode == -9 and done.returncode == 0, f"lock: {do} at call {k}, then exit {done.returncode} {errors_of(done.stderr) if done.returncode else ''}")
+    snap.copy(None, TOP)
+    os.makedirs(TOP)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not os.path.exists(os.path.join(DIR, "lock")) and process.poll() is None:
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    while snap.is_alive(process.pid):
+        time.sleep(0.001)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+    c.check(done.returncode == 0 and "took over the lock" in done.stderr, f"lock: of a process not yet waited for: exit {done.returncode} {errors_of(done.stderr)}")
+    c.check(process.wait() == -9, "lock: it had been killed")
 
 
 def main():
@@ -168,6 +193,7 @@ def main():
         whole[grid] = snap.read(OUT)
     command = snap.generate(0, "f16", [])
     whole["moving"] = Answer(snap.MODEL, 0, [word for word in command[command.index("--prompt-ids"):] if word != "--quiet"], "kills")
+    lock_jobs(shim)
     began, kills, jobs = time.monotonic(), 0, 0
     while kills < KILLS and time.monotonic() - began < SECONDS:
         kind = jobs % 4
