@@ -5,10 +5,14 @@
  * stay. Called by who holds the directory's lock, after the newest manifest is durable. Manifests go before the files that
  * they name, so that a crash in between leaves files without a manifest and never the other way round.
  */
+#define _GNU_SOURCE
 #include "src/snapshot/snapshot_private.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 typedef struct sweep {
     const bs_snap_fs *fs;
@@ -33,8 +37,17 @@ static void drop(sweep *s, const char *name)
     s->bytes_removed += bytes;
 }
 
-/* Marks the files that a manifest names. *whole false: its digest is wrong. One that is whole and cannot be read is a
- * newer program's: an error, so that nothing of it goes. */
+/* A file of ours that ought to be readable. */
+static bool is_regular(const bs_snap_fs *fs, const char *name)
+{
+    struct stat st;
+    return fstatat(fs->fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0 ||
+           (S_ISREG(st.st_mode) && st.st_uid == geteuid());
+}
+
+/* Marks the files that a manifest names. *whole false: its digest is wrong, or it is no file of ours. One that is whole and
+ * is not understood is a newer program's, and one that the disk does not give us now may be the snapshot in force: errors,
+ * so that nothing goes. */
 static bs_status mark(const bs_snap_fs *fs, const char *name, const uint8_t sha256[32], char **names, int n,
                       bool *keep, bool *whole)
 {
@@ -46,6 +59,8 @@ static bs_status mark(const bs_snap_fs *fs, const char *name, const uint8_t sha2
     const bs_error_diversion before = bs_error_divert(line, sizeof line);
     bs_status status = bs_snap_fs_read_file(fs, name, BS_SNAP_MAX_MANIFEST, &text, &bytes);
     bs_error_divert_back(before);
+    if (status != BS_STATUS_OK && status != BS_STATUS_FORMAT && is_regular(fs, name))
+        return bs_fail(status, "%s", line);
     if (status != BS_STATUS_OK) return BS_STATUS_OK;
     bs_sha256(text, bytes, digest);
     *whole = memcmp(digest, sha256, 32) == 0;

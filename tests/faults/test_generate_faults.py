@@ -50,7 +50,7 @@ def judge(what, done, fired, whole, old, do):
 def main():
     if not os.path.exists(s.LIBRARY):
         c.skip("no tests/faults/shim.so: make check builds it")
-    seed = int(os.environ.get("BITSHARD_SEED", str(time.time_ns() % 1000000 if c.BIG else 1)))
+    seed = int(os.environ.get("BITSHARD_FAULT_SEED", str(time.time_ns() % 1000000 if c.BIG else 1)))
     source = random.Random(seed)
     snap.make_model()
     os.makedirs(TOP, exist_ok=True)

@@ -42,22 +42,26 @@ def judge(what, done, killed):
 
 
 def cases_of(calls, source):
-    """(rank, kind, k, what to do): all of them in bigcheck; else each call but the many writes and reads, with one or two errors."""
+    """(rank, kind, k, what to do): all of them in bigcheck; else each call but the many writes and reads, with one error each. First
+    those at the end of a snapshot, when it is sealed and older ones are collected."""
+    first, others = [], []
     for (rank, kind), times in sorted(calls.items()):
         for k in range(1, times + 1):
             dos = [*s.ERRORS, "kill", "kill-after"] + (["short"] if kind in ("write", "read") else [])
-            if not c.BIG:
-                if times > 40 and k % 7 and k > 3:
-                    continue
-                dos = source.sample(dos, 1)
-            for do in dos:
-                yield rank, kind, k, do
+            if k > times - 6 and kind in ("open", "read", "unlink", "rename"):
+                first.append((rank, kind, k, "EIO"))
+                dos.remove("EIO")
+            if not c.BIG and times > 40 and k % 7 and k > 3:
+                continue
+            others += [(rank, kind, k, do) for do in (dos if c.BIG else source.sample(dos, 1))]
+    source.shuffle(others)
+    return first + others
 
 
 def main():
     if not os.path.exists(s.LIBRARY) or not os.path.exists(snap.RUN):
         c.skip("no tests/faults/shim.so or snap_run: make check builds them")
-    seed = int(os.environ.get("BITSHARD_SEED", str(time.time_ns() % 1000000 if c.BIG else 1)))
+    seed = int(os.environ.get("BITSHARD_FAULT_SEED", str(time.time_ns() % 1000000 if c.BIG else 1)))
     source = random.Random(seed)
     shim, n, outcomes, began = s.Shim(DIR), 0, {}, time.monotonic()
     snap.copy(None, BASE)
@@ -70,8 +74,7 @@ def main():
         print(f"seed {seed}, {grid}: {dict(calls)}")
         c.check(done.returncode == 0 and {kind for _, kind in calls} >= {"open", "write", "fallocate", "fsync", "rename", "close", "read"},
                 f"{grid}: the library sees the calls {done.stderr[-300:]}")
-        cases = list(cases_of(calls, source))
-        source.shuffle(cases)
+        cases = cases_of(calls, source)
         for rank, kind, k, do in cases:
             if time.monotonic() - began > SECONDS:
                 print(f"{grid}: time is up, {n} of {len(cases)} cases")
