@@ -15,6 +15,7 @@
 #   BITSHARD_RANKS           how many ranks                                                 [1]
 #   BITSHARD_LAUNCH          how they are started, as "mpirun -np 16 --hostfile hosts"      [mpirun -np BITSHARD_RANKS]
 #   BITSHARD_RETRIES         runs in a row that may be lost without having come further     [2]
+#   BITSHARD_PAUSE           seconds before another run                                     [5]
 # and every option of generate, as BITSHARD_BATCH_SIZE=32.
 : "${BITSHARD_MODEL:?names no model}" "${BITSHARD_BATCH:?names no requests}"
 output=${BITSHARD_OUTPUT:-out.jsonl}
@@ -51,6 +52,6 @@ while [ -z "$stop" ]; do
     if [ "$(state)" != "$before" ]; then tries=0; else tries=$((tries + 1)); fi
     [ "$tries" -le "${BITSHARD_RETRIES:-2}" ] || { say "exit $code, and $tries runs in a row came no further: given up"; exit "$code"; }
     say "exit $code; again"
-    sleep 1
+    sleep "${BITSHARD_PAUSE:-5}" # ranks of other hosts may take a while to notice
 done
 exit 85

@@ -13,7 +13,7 @@ BS_E2E_TESTS = tests/e2e/test_logits.py tests/e2e/test_greedy.py tests/e2e/test_
     tests/e2e/test_needle.py tests/e2e/test_hf.py tests/e2e/test_gpu.py tests/faults/test_ranks.py \
     tests/e2e/test_jobs.py tests/e2e/test_slurm.py
 TESTS += $(BS_E2E_TESTS)
-EXTRA_DIST += $(BS_E2E_TESTS) tests/e2e/common.py tests/e2e/slurm.py tests/e2e/hf_dir.py tests/e2e/reference.py \
+EXTRA_DIST += $(BS_E2E_TESTS) tests/e2e/common.py tests/e2e/slurm.py tests/e2e/answers.py tests/e2e/hf_dir.py tests/e2e/reference.py \
     tests/data/make_hf_golden.py tests/data/hf
 
 # What make check leaves out: more ranks, more grids.

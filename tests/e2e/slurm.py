@@ -2,7 +2,7 @@
 each with its own key, socket, ports and spool in a temporary directory, as whoever runs the test. Nothing of a Slurm that
 the machine may have is read or touched; the daemons end with the test.
 
-The node claims eight CPUs whatever there are (config_overrides), processes are found by /proc (proctrack/linuxproc) and not
+The node claims sixteen CPUs whatever there are (config_overrides), processes are found by /proc (proctrack/linuxproc) and not
 by cgroups, so that it runs in a container too. Waits are cut down to what Slurm allows: a limit is at least one minute.
 """
 import atexit
@@ -18,7 +18,8 @@ import time
 import common as c
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
-CPUS = 8
+CPUS = 16
+CREDENTIAL_SECONDS = 15
 CONF = """
 ClusterName=bitshard
 SlurmctldHost={host}(127.0.0.1)
@@ -29,8 +30,8 @@ SlurmdPort={port1}
 SrunPortRange={port2}-{port3}
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job may begin once its credential has run out: 120 s otherwise.
-AuthInfo=socket={dir}/munge.socket,cred_expire=5
+# A requeued job may begin once its credential has run out, 120 s otherwise; a busy machine needs a few to start a job with it.
+AuthInfo=socket={dir}/munge.socket,cred_expire={lifetime}
 StateSaveLocation={dir}/state
 SlurmdSpoolDir={dir}/spool
 SlurmctldPidFile={dir}/slurmctld.pid
@@ -102,7 +103,7 @@ class Slurm:
         self.conf = f"{self.dir}/slurm.conf"
         with open(self.conf, "w", encoding="utf-8") as file:
             file.write(CONF.format(dir=self.dir, user=pwd.getpwuid(os.getuid()).pw_name, host=socket.gethostname().split(".")[0], port=port, port1=port + 1,
-                                   port2=port + 2, port3=port + 39, cpus=CPUS))
+                                   port2=port + 2, port3=port + 39, cpus=CPUS, lifetime=CREDENTIAL_SECONDS))
         self.env = {**os.environ, "SLURM_CONF": self.conf}
         for name in [name for name in self.env if name.startswith(("SLURM_", "SBATCH_", "OMPI_COMM", "PMIX_")) and name != "SLURM_CONF"]:
             del self.env[name]
@@ -164,6 +165,14 @@ class Slurm:
                 return fields
             time.sleep(0.25)
         return self.show(job)
+
+    def complaints(self):
+        """What the daemons' logs say of errors, for a job that went wrong."""
+        found = []
+        for name in ("slurmctld", "slurmd"):
+            with open(f"{self.dir}/{name}.log", encoding="utf-8", errors="replace") as file:
+                found += [line for line in file if "error" in line.lower()][-20:]
+        return "".join(found)
 
     def stop(self):
         """Ends the jobs, then the daemons, by their ids; removes the directory."""

@@ -70,7 +70,7 @@ class Run:
             with open(path, "w", encoding="ascii") as file:
                 file.write("text\n")
         self.env = {**os.environ, "PATH": BIN + os.pathsep + os.environ["PATH"], "PLAN": self.plan, "BITSHARD_MODEL": "m.gguf", "BITSHARD_PROMPT_FILE": prompt,
-                    "BITSHARD_OUTPUT": os.path.join(DIR, "out")}
+                    "BITSHARD_OUTPUT": os.path.join(DIR, "out"), "BITSHARD_PAUSE": "0.1"}
         if name.endswith(".sbatch"):
             self.env.update(SLURM_JOB_ID="7", SLURM_NTASKS="2", BITSHARD_LAUNCH="srun --mpi=pmix")
         else:

@@ -3,12 +3,15 @@
   decode    one long answer, signalled, requeued, resumed on another number of tasks, srun
   prefill   a long prompt, stopped in its middle, requeued, resumed on another number of tasks, mpirun
   lost      one rank killed with -9, requeued by the script, srun
+  batch     an array of two over six requests, signalled, requeued, srun
 
 All at once, as there are waits. Outputs equal those of a run that nobody disturbed, by the rule of DESIGN §7: with an f16 cache
 the same text up to the first step at which the two best tokens were closer than 0.05.
 """
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -98,9 +101,45 @@ class Job:
             good &= c.check(f"{self.tasks} tasks, until" in text and f"{self.then_tasks} tasks, until" in text,
                             f"{name}: on {self.tasks} tasks, then on {self.then_tasks}")
         if not good:
-            print(f"== {self.log}\n{text}")
+            print(f"== {self.log}\n{text}\n{self.fields}\n{self.rig.complaints()}")
         else:
             self.case.answer.judge(name, read(self.case.output))
+
+
+class BatchJob:
+    """An array of two jobs of one task each over six requests."""
+
+    def __init__(self, n_tokens):
+        self.requests, self.output, self.whole = f"{DIR}/batch.in", f"{DIR}/batch.out", f"{DIR}/batch.whole"
+        with open(self.requests, "w", encoding="ascii") as file:
+            for i in range(6):
+                body = {"prompt": [5 + i, 6, 7], "max_tokens": n_tokens // 3, "temperature": 0, "ignore_eos": True}
+                file.write(json.dumps({"custom_id": f"b{i}", "method": "POST", "url": "/v1/completions", "body": body}) + "\n")
+        self.words = ["--batch-size", "1", "--kv", "int4"]
+        done = c.run(0, [c.BITSHARD, "generate", "--model", MODEL, "--batch", self.requests, "-o", self.whole, "--quiet", *self.words])
+        assert done.returncode == 0, done.stderr
+
+    def submit(self, rig):
+        self.rig = rig
+        first = rig.submit("--time=1", "--ntasks=1", "--array=0-1", "--signal=B:USR1@55", f"--output={DIR}/batch.%a.log", os.path.join(JOBS, "batch.sbatch"),
+                           *self.words, env={"BITSHARD_MODEL": MODEL, "BITSHARD_BATCH": self.requests, "BITSHARD_OUTPUT": self.output,
+                                             "BITSHARD_SNAPSHOT_EVERY": "64"})
+        self.ids = [f"{first}_{i}" for i in range(2)]
+
+    def look(self):
+        self.fields = [self.rig.show(name) for name in self.ids]
+        states = {fields.get("JobState") for fields in self.fields}
+        return states.pop() if len(states) == 1 else "/".join(sorted(map(str, states)))
+
+    def judge(self):
+        restarts = [int(fields.get("Restarts", 0)) for fields in self.fields]
+        good = c.check(self.look() == "COMPLETED" and max(restarts) >= 1, f"batch: requeued {restarts} times, {self.look()}")
+        if good:
+            got, whole = ([re.sub(r'"id":"batch_req_\d+",', "", line) for line in sorted(read(path).splitlines(), key=lambda line: json.loads(line)["custom_id"])]
+                          for path in (self.output, self.whole))  # their ids number the lines of a part
+            good = c.check(got == whole and len(got) == 6, "batch: the answers are the undisturbed ones, to the byte")
+        if not good:
+            print("\n".join(log_of(f"{DIR}/batch.{i}.log") for i in range(2)), self.rig.complaints())
 
 
 def main():
@@ -123,9 +162,11 @@ def main():
     prefill, lost = Case("prefill", n_prompt, 30), Case("lost", 200, n_tokens, like=decode)
     for case in (decode, prefill, lost):
         case.run_undisturbed()
+    batch = BatchJob(n_tokens)
     srun = "srun --mpi=pmix --kill-on-bad-exit=1"
     jobs = [Job(rig, decode, "long-context.sbatch", 2, srun, then_tasks=3), Job(rig, prefill, "long-context.sbatch", 3, "mpirun", then_tasks=2),
-            Job(rig, lost, "long-context.sbatch", 2, srun)]
+            Job(rig, lost, "long-context.sbatch", 2, srun), batch]
+    batch.submit(rig)
     began, killed, before = time.monotonic(), None, None
     while time.monotonic() - began < 480:
         states = [job.look() for job in jobs]
