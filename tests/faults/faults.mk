@@ -5,6 +5,7 @@ tests_faults_shim_so_SOURCES = tests/faults/shim.c
 tests_faults_shim_so_CFLAGS = -std=gnu11 -Wall -Wextra -fPIC $(WERROR)
 tests_faults_shim_so_LDFLAGS = -shared
 tests_faults_shim_so_LDADD =
-BS_FAULT_TESTS = tests/faults/test_batch_faults.py
+BS_FAULT_TESTS = tests/faults/test_batch_faults.py tests/faults/test_snapshot_faults.py tests/faults/test_generate_faults.py \
+    tests/faults/test_snapshot_kills.py
 TESTS += $(BS_FAULT_TESTS)
-EXTRA_DIST += $(BS_FAULT_TESTS) tests/faults/shim.py
+EXTRA_DIST += $(BS_FAULT_TESTS) tests/faults/shim.py tests/faults/snapshots.py
