@@ -71,6 +71,7 @@ typedef struct keeper {
     bool on;
     bs_snapshots *machine;
     bs_snapshot_dir **dirs;   /* [max_seqs] by slot */
+    char **paths;             /* theirs */
     bs_snapshot_result taken; /* of the last ORDER_TAKE */
     int64_t first_pos;        /* of the last ORDER_RESTORE */
     double restore_s;
@@ -188,8 +189,6 @@ void bs_generate_keep(generate *g, kept *one);
 void bs_generate_forget(generate *g, kept *one);
 /* Why the job stops for good: "stopped by SIGTERM". */
 const char *bs_generate_why(const generate *g);
-/* Unlinks a snapshot directory's files, and it. Only names of ours. Rank 0. */
-void bs_generate_remove_snapshot(const char *path);
 /* Whether a directory has a manifest. */
 bool bs_generate_has_snapshot(const char *path);
 

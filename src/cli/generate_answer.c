@@ -227,7 +227,7 @@ static bs_status begin(generate *g, order *out)
 {
     if (!g->keeper.on) return start(g, out);
     snprintf(g->kept.path, sizeof g->kept.path, "%s", bs_options_string(g->options, "snapshot"));
-    if (strcmp(g->keeper.resume, "never") == 0) bs_generate_remove_snapshot(g->kept.path);
+    if (strcmp(g->keeper.resume, "never") == 0) BS_TRY(bs_snapshot_remove(g->kept.path, bs_comm_job(g->comm)));
     out->kind = ORDER_OPEN;
     memcpy(out->path, g->kept.path, sizeof out->path);
     g->stage = STAGE_OPENED;

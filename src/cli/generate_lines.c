@@ -85,10 +85,25 @@ static bool is_there(const generate *g, const char *custom_id, kept *out)
     return true;
 }
 
+/* This rank's object of it is closed first: it holds the lock. What cannot be removed is no reason to stop. */
+static void remove_path(generate *g, const char *path)
+{
+    keeper *k = &g->keeper;
+    for (int slot = 0; k->paths && slot < g->config.max_seqs; slot++) {
+        if (!k->paths[slot] || !k->dirs[slot] || strcmp(k->paths[slot], path) != 0) continue;
+        bs_engine_set_snapshot_dir(g->engine, slot, NULL);
+        bs_snapshot_dir_close(k->dirs[slot]);
+        k->dirs[slot] = NULL;
+    }
+    if (bs_snapshot_remove(path, bs_comm_job(g->comm)) == BS_STATUS_OK) return;
+    bs_log_warn("%s", bs_error_message());
+    bs_error_clear();
+}
+
 void bs_lines_remove(generate *g, const char *custom_id)
 {
     kept one;
-    if (is_there(g, custom_id, &one)) bs_generate_remove_snapshot(one.path);
+    if (is_there(g, custom_id, &one)) remove_path(g, one.path);
 }
 
 bool bs_lines_begun(generate *g, const char *custom_id)
@@ -96,7 +111,7 @@ bool bs_lines_begun(generate *g, const char *custom_id)
     kept one;
     if (!is_there(g, custom_id, &one)) return false;
     if (strcmp(g->keeper.resume, "never") != 0 && bs_generate_has_snapshot(one.path)) return true;
-    bs_generate_remove_snapshot(one.path);
+    remove_path(g, one.path);
     return false;
 }
 
@@ -109,7 +124,7 @@ void bs_lines_sweep(generate *g)
 {
     json_t *garbage = g->batch->garbage, *path;
     size_t i;
-    json_array_foreach(garbage, i, path) bs_generate_remove_snapshot(json_string_value(path));
+    json_array_foreach(garbage, i, path) remove_path(g, json_string_value(path));
     if (garbage) json_array_clear(garbage);
 }
 

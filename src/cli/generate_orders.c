@@ -50,7 +50,11 @@ static bs_status open_dir(generate *g, const order *o)
 {
     keeper *k = &g->keeper;
     bs_snapshot_dir **dir = &k->dirs[o->slot];
-    if (*dir) BS_TRY(wait_for_snapshot(g)); /* one of it may be under way */
+    char *path = strdup(o->path);
+    BS_TRY(bs_comm_agree(g->comm, path ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "%s: no memory", o->path)));
+    free(k->paths[o->slot]);
+    k->paths[o->slot] = path;
+    BS_TRY(wait_for_snapshot(g)); /* one of the directory before may be under way */
     bs_engine_set_snapshot_dir(g->engine, (int)o->slot, NULL);
     bs_snapshot_dir_close(*dir);
     *dir = NULL;

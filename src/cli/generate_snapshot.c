@@ -16,8 +16,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /* ---- options ---------------------------------------------------------------------------------------------------- */
 
@@ -76,10 +74,11 @@ static bs_status open_local(generate *g, bs_snapshots_config *config, uint8_t di
         config->tokenizer_sha256 = digest;
     }
     k->dirs = calloc((size_t)g->config.max_seqs, sizeof(bs_snapshot_dir *));
+    k->paths = calloc((size_t)g->config.max_seqs, sizeof(char *));
     for (int i = 0; i < 2 && g->leader && !g->is_batch; i++)
         if (!(k->times.ms[i] = calloc(STEP_TIMES, sizeof(float))))
             return bs_fail(BS_STATUS_NOMEM, "--snapshot: no memory");
-    return k->dirs ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "--snapshot: no memory");
+    return k->dirs && k->paths ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "--snapshot: no memory");
 }
 
 bs_status bs_generate_snapshot_open(generate *g)
@@ -97,6 +96,8 @@ void bs_generate_snapshot_close(generate *g)
     keeper *k = &g->keeper;
     bs_snapshots_close(k->machine);
     for (int i = 0; k->dirs && i < g->config.max_seqs; i++) bs_snapshot_dir_close(k->dirs[i]);
+    for (int i = 0; k->paths && i < g->config.max_seqs; i++) free(k->paths[i]);
+    free(k->paths);
     free(k->dirs);
     free(k->times.ms[1]);
     free(k->times.ms[0]);
@@ -225,15 +226,6 @@ bs_driver bs_generate_driver(generate *g)
 
 /* ---- directories ------------------------------------------------------------------------------------------------ */
 
-/* Names of what snapshots are made of (docs/snapshot-format.md). */
-static bool is_ours(const char *name)
-{
-    static const char *const heads[] = {"manifest-", "seg-", "tail-", "tmp-"};
-    for (size_t i = 0; i < sizeof heads / sizeof heads[0]; i++)
-        if (strncmp(name, heads[i], strlen(heads[i])) == 0) return true;
-    return strcmp(name, "lock") == 0;
-}
-
 bool bs_generate_has_snapshot(const char *path)
 {
     DIR *dir = opendir(path);
@@ -242,17 +234,4 @@ bool bs_generate_has_snapshot(const char *path)
         found = strncmp(e->d_name, "manifest-", 9) == 0;
     if (dir) closedir(dir);
     return found;
-}
-
-void bs_generate_remove_snapshot(const char *path)
-{
-    DIR *dir = opendir(path);
-    if (!dir) return;
-    /* Manifests first: what is left of a removal that was cut off is no snapshot. */
-    for (int pass = 0; pass < 2; pass++, rewinddir(dir))
-        for (struct dirent *e = readdir(dir); e; e = readdir(dir))
-            if (is_ours(e->d_name) && (pass == 1 || strncmp(e->d_name, "manifest-", 9) == 0))
-                unlinkat(dirfd(dir), e->d_name, 0);
-    closedir(dir);
-    rmdir(path);
 }

@@ -123,6 +123,10 @@ void bs_snapshot_dir_close(bs_snapshot_dir *dir);
 /* NULL: there is none. Valid until the next capture or close. */
 const bs_snapshot_info *bs_snapshot_dir_info(const bs_snapshot_dir *dir);
 
+/* Removes all snapshots of a directory, and it, if nothing else is in it. IO when somebody is writing there (it is locked
+ * meanwhile; job: bs_comm_job). One that is not there is fine. Not collective: rank 0. */
+bs_status bs_snapshot_remove(const char *path, const char *job);
+
 /* ---- writing ---------------------------------------------------------------------------------------------- */
 
 /* Begins a snapshot of sequence `seq` as it stands between two steps: pins its sealed pages that are not on disk, and
