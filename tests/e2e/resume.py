@@ -101,7 +101,14 @@ def stop_and_wait(process, ranks, number, only=None, timeout=60):
     """Signals the job and waits until all of its ranks are gone, which mpirun does not. As end()."""
     pids = rank_pids(process, ranks)
     send(process, ranks, number, only)
-    done = end(process, timeout)
+    try:
+        done = end(process, timeout)
+    except subprocess.TimeoutExpired:
+        if any(is_alive(pid) for pid in pids):
+            raise
+        print("note: all ranks are gone and mpirun is not (PMIx_server_finalize waits for itself, OpenMPI 4.1.4): killed")
+        process.kill()
+        done = end(process)
     wait_for(lambda: not any(is_alive(pid) for pid in pids), limit=20)
     return done
 
