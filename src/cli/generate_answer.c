@@ -287,7 +287,7 @@ bs_status bs_generate_answer_next(generate *g, order *out)
         BS_TRY(decide(g, r));
         if (r->kind == RESUME_FRESH) return start(g, out);
         if (r->kind == RESUME_EXACT || r->kind == RESUME_PREFIX) return order_restore(g, r, out);
-        if (r->kind == RESUME_DONE) {
+        if (r->kind == RESUME_DONE && !bs_output_is_new(g->out)) {
             bs_log_info("%s: the answer is complete: nothing to do", g->kept.path);
             out->kind = ORDER_END;
             return BS_STATUS_OK;

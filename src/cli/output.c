@@ -163,6 +163,11 @@ static bs_status cut(bs_output *o, int64_t bytes)
     return BS_STATUS_OK;
 }
 
+bool bs_output_is_new(const bs_output *o)
+{
+    return o->is_new;
+}
+
 bs_status bs_output_begin(bs_output *o)
 {
     return o->fd < 0 ? BS_STATUS_OK : cut(o, 0);

@@ -17,6 +17,8 @@ typedef struct bs_output bs_output;
 bs_status bs_output_open(const char *path, bs_output **out);
 /* Closes it as it is. NULL is fine. */
 void bs_output_close(bs_output *output);
+/* There was no such file. */
+bool bs_output_is_new(const bs_output *output);
 /* From the beginning: a file that was there becomes empty. Nothing on standard output. */
 bs_status bs_output_begin(bs_output *output);
 /* Goes on behind `text` (n bytes), which an earlier run has written: a file must have the first n_kept of it, is cut there

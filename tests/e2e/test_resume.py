@@ -90,6 +90,9 @@ def test_stopped_and_resumed():
         code, out, err = r.run(ranks, line)
         c.check(code == 0 and out == b"" and "complete: nothing to do" in err and r.read(OUT) == whole and r.listing(DIR) == before,
                 f"{name}, once more: exit {code}, nothing is done")
+        os.unlink(OUT)
+        code, out, err = r.run(ranks, line)
+        c.check(code == 0 and out == b"" and r.read(OUT) == whole and r.listing(DIR) == before, f"{name}: a file that is gone is written again: exit {code}")
     c.check(went_on >= runs // 3, f"{stops} stops in {runs} jobs, {hit}; {went_on} runs went on in mid-answer")
 
 
@@ -128,6 +131,37 @@ def test_json():
     c.check(s["taken"] >= 1 and s["failed"] == 0 and s["bytes"] > 0 and s["stall_ms"] > 0 and
             list(s) == ["taken", "failed", "bytes", "tokens_reused", "stall_ms", "total_ms_max", "steps_quiet", "steps_snapshot"] and
             list(s["steps_quiet"]) == ["n", "ms", "ms_p99", "ms_max"], f"snapshots: {s}")
+
+
+def test_ends():
+    """Answers that end at a stop string or a token of their own, found again or gone on behind."""
+    whole, _ = uninterrupted("greedy")
+    code, out, _ = r.run(0, words("greedy", "--json"))
+    tokens = json.loads(out)["tokens"]
+    late = next(i for i in range(200, 400) if tokens[i] not in tokens[:i])
+    text = whole.decode(errors="replace")
+    stop = next(text[i:i + 3] for i in range(300, len(text) - 3) if text[i:i + 3].isascii() and text[i:i + 3].isprintable() and text[i:i + 3] not in text[:i])
+    for more in (["--stop-token", tokens[late]], ["--stop", stop]):
+        r.remove(DIR, OUT)
+        code, out, _ = r.run(0, words("greedy", *more))
+        line = words("greedy", *more, "--snapshot", DIR, "--snapshot-every", 20, "-o", OUT)
+        process = r.begin(0, line)
+        r.wait_for(lambda: (r.manifests(DIR) or [0])[-1] >= 3, process)
+        stopped = r.stop_and_wait(process, 0, r.signal.SIGTERM)[0]
+        code, _, err = r.run(0, line)
+        c.check(stopped == r.STOPPED and code == 0 and r.read(OUT) == out and len(out) < len(whole), f"{more}: exit {stopped}, {code}, {len(out)} bytes")
+        before = r.listing(DIR)
+        code, _, err = r.run(0, line)
+        c.check(code == 0 and "nothing to do" in err and r.read(OUT) == out and r.listing(DIR) == before, f"{more}: once more: exit {code}")
+        os.unlink(OUT)
+        code, _, err = r.run(0, line)
+        c.check(code == 0 and r.read(OUT) == out, f"{more}: the file is written again: exit {code}, {r.one_line(err)}")
+    # A larger --max-tokens goes on behind an answer that had reached its length.
+    r.remove(DIR, OUT)
+    for n in (50, 51, 120, 400):
+        code, out, err = r.run(0, words("greedy", "-n", n, "--snapshot", DIR, "-o", OUT))
+        c.check(code == 0 and (n == 50 or "goes on at token" in err), f"-n {n}: exit {code} {r.one_line(err)}")
+    c.check(r.read(OUT) == whole, "an answer made longer three times is the long one")
 
 
 def test_prefill():
@@ -310,7 +344,7 @@ for path, seed in ((MODEL, 1), (OTHER, 2)):
     made = c.run(0, [c.BITSHARD, "make-model", "tiny", path, "--layers", "2", "--seed", str(seed), "--context-length", "16384"])
     assert made.returncode == 0, made.stderr
 only = sys.argv[1:]
-for test in (test_dry_run, test_stdout, test_json, test_usr1, test_prefill, test_end_time, test_refusals, test_locked, test_other_prompt, test_stopped_and_resumed):
+for test in (test_dry_run, test_stdout, test_json, test_ends, test_usr1, test_prefill, test_end_time, test_refusals, test_locked, test_other_prompt, test_stopped_and_resumed):
     if not only or test.__name__ in only:
         print(f"-- {test.__name__}", flush=True)
         test()
