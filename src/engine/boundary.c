@@ -56,9 +56,13 @@ bs_status bs_engine_boundary(bs_engine *e, const bs_plan *plan)
     const double start = bs_now_s();
     BS_TRY(poll_snapshots(e));
     if (capture) BS_TRY(bs_engine_capture(e, plan->snapshot_seq));
-    const double spent = bs_now_s() - start;
-    if (spent > e->boundary_s) e->boundary_s = spent;
+    bs_engine_note_boundary(e, bs_now_s() - start);
     return BS_STATUS_OK;
+}
+
+void bs_engine_note_boundary(bs_engine *e, double spent_s)
+{
+    if (spent_s > e->boundary_s) e->boundary_s = spent_s;
 }
 
 double bs_engine_boundary_s(const bs_engine *e)

@@ -193,6 +193,7 @@ bs_status bs_engine_run_ops(bs_engine *engine);
 bs_status bs_engine_prepare(bs_engine *engine);
 /* boundary.c: before a plan is carried out: snapshots that are under way move on, one that it asks for begins. */
 bs_status bs_engine_boundary(bs_engine *engine, const bs_plan *plan);
+void bs_engine_note_boundary(bs_engine *engine, double spent_s);
 /* chain.c: whether this step's dense work runs as chains; whether the one before `layer` gives that layer's q, k and v;
  * the one behind a layer's attention. */
 bool bs_engine_has_chain(const bs_engine *engine);

@@ -483,11 +483,14 @@ static bs_status settle(bs_sched *s)
         return BS_STATUS_OK;
     }
     if (c->request->stats.n_answer < c->n_answer) return BS_STATUS_OK;
+    const double start = bs_now_s();
     bs_request_snapshot(c->request, &tokens, &state);
     if (c->request->config.on_snapshot)
         c->request->config.on_snapshot(c->request->config.context, c->request, &state);
     c->open = false;
-    return bs_snapshot_commit(c->dir, tokens, state.n_prompt + c->n_answer, &state);
+    bs_status status = bs_snapshot_commit(c->dir, tokens, state.n_prompt + c->n_answer, &state);
+    bs_engine_note_boundary(s->engine, bs_now_s() - start); /* the steps wait for it, too */
+    return status;
 }
 
 static bs_status take_results(void *context, const bs_plan *plan, const bs_step_result *result)
