@@ -4,10 +4,12 @@
  * job leaves its lock behind. It is taken over when its owner is known to be gone: on this machine, no process of that
  * number which started then; the same batch job, started again since; on another machine, a file that nobody has touched
  * for five minutes (owners touch theirs every half a minute). Otherwise the owner is named, and the user decides.
+ * Ranks of a killed job live on for a second or two, so an owner on this machine is waited for a little.
  * A stale file is moved aside by a rename, which one of two rivals alone can do, and looked at again before it goes.
  */
 #define _GNU_SOURCE
 #include "src/base/log.h"
+#include "src/base/progress.h"
 #include "src/snapshot/snapshot_private.h"
 
 #include <errno.h>
@@ -22,6 +24,7 @@
 #include <unistd.h>
 
 enum { STALE_S = 300, LOCK_BYTES = 1024 };
+static const double wait_s = 5; /* mpirun's own delays are 2 s */
 static const char lock_name[] = "lock";
 
 typedef struct owner {
@@ -115,7 +118,8 @@ static bs_status remove_stale(const bs_snap_fs *fs, const struct stat *judged, b
     return status;
 }
 
-static bs_status look_at_owner(const bs_snap_fs *fs, const owner *me, bool *gone)
+/* *wait: its owner is a process of this machine that may be about to go. */
+static bs_status look_at_owner(const bs_snap_fs *fs, const owner *me, bool *gone, bool *wait)
 {
     char text[LOCK_BYTES + 1];
     struct stat st;
@@ -133,6 +137,7 @@ static bs_status look_at_owner(const bs_snap_fs *fs, const owner *me, bool *gone
                     them.host);
         return remove_stale(fs, &st, gone);
     }
+    *wait = strcmp(them.host, me->host) == 0 && them.pid != me->pid;
     return bs_fail(BS_STATUS_IO,
                    "%s: in use by process %ld on %s (job %s, seen %ld s ago): if it is gone, remove %s/%s",
                    fs->path, them.pid, them.host, them.job, age, fs->path, lock_name);
@@ -183,9 +188,10 @@ static bs_status make_lock(const bs_snap_fs *fs, const owner *me, int *out, int 
     return BS_STATUS_OK;
 }
 
-bs_status bs_snap_lock_take(const bs_snap_fs *fs, const char *job, bs_snap_lock *out)
+static bs_status take_now(const bs_snap_fs *fs, const char *job, bs_snap_lock *out, bool *wait)
 {
     const owner me = this_process(job);
+    *wait = false;
     for (int attempt = 0; attempt < 4; attempt++) {
         bool gone = false;
         int fd = -1, error;
@@ -197,9 +203,21 @@ bs_status bs_snap_lock_take(const bs_snap_fs *fs, const char *job, bs_snap_lock 
         if (error == ENOENT) continue; /* the holder has tidied our file away */
         if (error != EEXIST)
             return bs_fail(BS_STATUS_IO, "%s/%s: create: %s", fs->path, lock_name, strerror(error));
-        BS_TRY(look_at_owner(fs, &me, &gone));
+        BS_TRY(look_at_owner(fs, &me, &gone, wait));
     }
     return bs_fail(BS_STATUS_IO, "%s/%s: others take it as fast as it is given back", fs->path, lock_name);
+}
+
+bs_status bs_snap_lock_take(const bs_snap_fs *fs, const char *job, bs_snap_lock *out)
+{
+    const double start = bs_now_s();
+    for (;;) {
+        bool wait;
+        const bs_status status = take_now(fs, job, out, &wait);
+        if (status == BS_STATUS_OK || !wait || bs_now_s() - start >= wait_s) return status;
+        bs_error_clear();
+        nanosleep(&(struct timespec){.tv_nsec = 50 * 1000 * 1000}, NULL);
+    }
 }
 
 void bs_snap_lock_touch(const bs_snap_lock *lock)

@@ -286,6 +286,15 @@ def test_locked():
     c.check(code == 1 and len(r.one_line(err)) == 1 and str(process.pid) in err, f"a directory in use: exit {code} {r.one_line(err)}")
     process.send_signal(r.signal.SIGTERM)
     c.check(r.end(process)[0] == r.STOPPED, "its owner is not disturbed")
+    # One that is dead, and nobody has asked how it died.
+    process = r.begin(0, line)
+    r.wait_for(lambda: os.path.exists(os.path.join(DIR, "lock")), process)
+    process.kill()
+    r.wait_for(lambda: not r.is_alive(process.pid))
+    start = r.time.monotonic()
+    code, out, err = r.run(0, words("greedy", "-n", 5, "--snapshot", DIR, "--resume", "never"))
+    c.check(code == 0 and r.time.monotonic() - start < 5, f"a zombie's lock is taken over: exit {code} {r.one_line(err)}")
+    r.end(process)
 
 
 def answer_of(*more, ranks=0):
