@@ -31,7 +31,8 @@ JOBS = {
     "heads": (2, ["--prompt-ids", ids(1100, 4), "-n", 150, "--kv", "k4v2", "--grid", "2x1"]),
     "both": (4, ["--prompt-ids", ids(1500, 5), "-n", 100, "--kv", "int8", "--grid", "2x2", "--temperature", 1, "--merge", "allgather"]),
 }
-BASE = ["generate", "--model", MODEL, "--ignore-eos", "--stripe-pages", 1, "--chunk-tokens", 256]
+# The watchdog waits for a machine that does other things besides.
+BASE = ["generate", "--model", MODEL, "--ignore-eos", "--stripe-pages", 1, "--chunk-tokens", 256, "--watchdog-s", 60]
 
 
 def words(name, *more):
