@@ -120,7 +120,8 @@ enum {
 bs_status bs_snapshot_dir_open(bs_snapshots *snapshots, const char *path, int flags, bs_snapshot_dir **out);
 /* Not while a snapshot of it is under way. NULL is fine. Not collective. */
 void bs_snapshot_dir_close(bs_snapshot_dir *dir);
-/* NULL: there is none. Valid until the next capture or close. */
+/* What was found when it was opened; snapshots taken since do not change it. NULL: there was none. Valid until the next restore
+ * or close. */
 const bs_snapshot_info *bs_snapshot_dir_info(const bs_snapshot_dir *dir);
 
 /* Removes all snapshots of a directory, and it, if nothing else is in it. IO when somebody is writing there (it is locked
@@ -158,7 +159,8 @@ typedef struct bs_snapshot_result {
  * this call, and *result (may be NULL) says how. Rank 0 has then logged a line. Only BS_STATUS_COMM is returned as an
  * error. */
 bs_status bs_snapshots_poll(bs_snapshots *snapshots, bool *ended, bs_snapshot_result *result);
-/* Polls until nothing is under way (or at once, when nothing is). Collective in so far as every rank must call it or go
+/* Polls until nothing is under way (or at once, when nothing is); on rank 0 one that was captured and never committed is given
+ * up. Collective in so far as every rank must call it or go
  * on polling. */
 bs_status bs_snapshots_wait(bs_snapshots *snapshots, bool *ended, bs_snapshot_result *result);
 /* On this rank one has been begun and has not ended. */
