@@ -98,34 +98,45 @@ static bs_status write_file(bs_snapshots *s, int fd, const bs_snap_file *f)
                                  (size_t)f->part[BS_SNAP_TOKENS].bytes, f->part[BS_SNAP_TOKENS].offset));
         s->progress.bytes += f->part[BS_SNAP_TOKENS].bytes;
     }
-    /* Also a rank without a page of it: who has nothing dirty is done at once. */
-    return bs_snap_fs_sync(fd, f->name);
+    return BS_STATUS_OK;
 }
 
+static bs_status open_file(bs_snapshots *s, const bs_snap_file *f, int *fd)
+{
+    uint64_t bytes;
+    char temporary[BS_SNAP_NAME_BYTES + 8];
+    temporary_name(f->name, temporary);
+    BS_TRY(bs_snap_fs_open_file(&s->job.dir->fs, temporary, true, fd, &bytes));
+    if (bytes == f->bytes) return BS_STATUS_OK;
+    close(*fd);
+    return bs_fail(BS_STATUS_IO, "%s: %" PRIu64 " bytes here, %" PRIu64 " where it was made", f->name, bytes,
+                   f->bytes);
+}
+
+/* All files are written before the first is waited for: the disk goes on with one while the next is packed. */
 static bs_status write_files(bs_snapshots *s)
 {
     bs_snap_job *job = &s->job;
+    int fds[BS_SNAP_MAX_NEW], n_open = 0;
     double ms;
     BS_TRY(bs_timer_ms(s->captured_mark, &ms)); /* the capture is done, and the steps before it */
     job->write_from_s = bs_now_s();
-    for (int i = 0; i < job->n_files; i++) {
-        int fd;
-        uint64_t bytes;
-        char temporary[BS_SNAP_NAME_BYTES + 8];
-        const bs_snap_file *f = &job->files[i];
-        temporary_name(f->name, temporary);
-        BS_TRY(bs_snap_fs_open_file(&job->dir->fs, temporary, true, &fd, &bytes));
-        bs_status status = bytes == f->bytes
-                               ? write_file(s, fd, f)
-                               : bs_fail(BS_STATUS_IO,
-                                         "%s: %" PRIu64 " bytes here, %" PRIu64 " where it was made", f->name,
-                                         bytes, f->bytes);
-        bs_snap_fs_drop_cache(fd);
-        if (close(fd) != 0 && status == BS_STATUS_OK)
-            status = bs_fail(BS_STATUS_IO, "%s: close failed", f->name);
-        BS_TRY(status);
+    bs_status status = BS_STATUS_OK;
+    while (n_open < job->n_files && status == BS_STATUS_OK) {
+        status = open_file(s, &job->files[n_open], &fds[n_open]);
+        if (status != BS_STATUS_OK) break;
+        status = write_file(s, fds[n_open], &job->files[n_open]);
+        n_open++;
     }
-    return BS_STATUS_OK;
+    /* Also by a rank without a page of a file: who has nothing dirty is done at once. */
+    for (int i = 0; i < n_open && status == BS_STATUS_OK; i++)
+        status = bs_snap_fs_sync(fds[i], job->files[i].name);
+    for (int i = 0; i < n_open; i++) {
+        bs_snap_fs_drop_cache(fds[i]);
+        if (close(fds[i]) != 0 && status == BS_STATUS_OK)
+            status = bs_fail(BS_STATUS_IO, "%s: close failed", job->files[i].name);
+    }
+    return status;
 }
 
 /* ---- CHECK ------------------------------------------------------------------------------------------------- */
