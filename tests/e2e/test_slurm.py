@@ -3,7 +3,7 @@
   decode    one long answer, signalled, requeued, resumed on another number of tasks, srun
   prefill   a long prompt, stopped in its middle, requeued, resumed on another number of tasks, mpirun
   lost      one rank killed with -9, requeued by the script, srun
-  batch     an array of two over six requests, signalled, requeued, srun
+  batch     an array of two over six requests, stopped by scancel --signal=USR1 --batch, requeued, srun
 
 All at once, as there are waits. Outputs equal those of a run that nobody disturbed, by the rule of DESIGN §7: with an f16 cache
 the same text up to the first step at which the two best tokens were closer than 0.05.
@@ -27,7 +27,7 @@ DIR = os.path.join(c.WORK, "slurm")
 MODEL = os.path.join(DIR, "tiny.gguf")
 # How long a case should take with the machine to itself and its two ranks; all together take as many times longer as there are fewer
 # than seven cores. Slurm looks at limits every 30 s, so the warning comes within 40.
-SECONDS = 45 / max(1, 7 / len(os.sched_getaffinity(0)))
+SECONDS = 60 / max(1, 7 / len(os.sched_getaffinity(0)))
 COMMON = ["--kv", "f16", "--ignore-eos"]
 
 
@@ -92,6 +92,9 @@ class Job:
             self.resized = True
         return self.fields.get("JobState")
 
+    def n_restarts(self):
+        return int(self.fields.get("Restarts", 0))
+
     def judge(self):
         text, name = log_of(self.log), self.case.name
         good = c.check(self.fields.get("JobState") == "COMPLETED" and int(self.fields.get("Restarts", 0)) >= 1,
@@ -124,40 +127,55 @@ class BatchJob:
         first = rig.submit("--time=1", "--ntasks=1", "--array=0-1", "--signal=B:USR1@55", f"--output={DIR}/batch.%a.log", os.path.join(JOBS, "batch.sbatch"),
                            *self.words, env={"BITSHARD_MODEL": MODEL, "BITSHARD_BATCH": self.requests, "BITSHARD_OUTPUT": self.output,
                                              "BITSHARD_SNAPSHOT_EVERY": "64"})
-        self.ids = [f"{first}_{i}" for i in range(2)]
+        self.ids, self.warned = [f"{first}_{i}" for i in range(2)], set()
 
     def look(self):
+        """The state; warns each part once, when it has a snapshot of a line, as its time limit would a little later."""
         self.fields = [self.rig.show(name) for name in self.ids]
+        for i, name in enumerate(self.ids):
+            path = f"{self.output}.parts/{i}-of-2.snapshots"
+            if i not in self.warned and any(entry.startswith("manifest-") for _, _, entries in os.walk(path) for entry in entries):
+                self.rig.command("scancel", "--signal=USR1", "--batch", name)
+                self.warned.add(i)
         states = {fields.get("JobState") for fields in self.fields}
         return states.pop() if len(states) == 1 else "/".join(sorted(map(str, states)))
 
+    @staticmethod
+    def answers(path):
+        """Lines by id, without the ids that number the lines of a part."""
+        with open(path, "rb") as file:
+            lines = file.read().split(b"\n")[:-1]
+        return {json.loads(line)["custom_id"]: re.sub(rb'"(batch_req_|req_|cmpl-)\d+"', b"", line) for line in lines}
+
+    def n_restarts(self):
+        """Of the part that was started again more often."""
+        return max(int(fields.get("Restarts", 0)) for fields in self.fields)
+
     def judge(self):
-        restarts = [int(fields.get("Restarts", 0)) for fields in self.fields]
-        good = c.check(self.look() == "COMPLETED" and max(restarts) >= 1, f"batch: requeued {restarts} times, {self.look()}")
+        good = c.check(self.look() == "COMPLETED" and self.n_restarts() >= 1, f"batch: requeued {self.n_restarts()} times, {self.look()}")
         if good:
-            got, whole = ([re.sub(r'"id":"batch_req_\d+",', "", line) for line in sorted(read(path).splitlines(), key=lambda line: json.loads(line)["custom_id"])]
-                          for path in (self.output, self.whole))  # their ids number the lines of a part
+            got, whole = self.answers(self.output), self.answers(self.whole)
             good = c.check(got == whole and len(got) == 6, "batch: the answers are the undisturbed ones, to the byte")
         if not good:
             print("\n".join(log_of(f"{DIR}/batch.{i}.log") for i in range(2)), self.rig.complaints())
 
 
-def main():
-    if "--snapshot " not in c.run(0, [c.BITSHARD, "generate", "--help"]).stdout:
-        c.skip("this build has no snapshots")
-    rig = slurm.Slurm()  # first: it skips where there is none
+def has_snapshot(case):
+    path = f"{case.output}.snapshot"
+    return os.path.isdir(path) and any(name.startswith("manifest-") for name in os.listdir(path))
+
+
+def run_all(rig, n_tokens, n_prompt):
+    """All four at once, to their ends: the jobs, when a rank was killed (None: never), and how much there was to do."""
     shutil.rmtree(DIR, ignore_errors=True)
     os.makedirs(DIR)
     done = c.run(0, [c.BITSHARD, "make-model", "tiny", MODEL, "--layers", "8", "--context-length", "65536"])
     assert done.returncode == 0, done.stderr
-    os.environ["PATH"] = c.BUILD + os.pathsep + os.environ["PATH"]
-    for name, value in (("OMPI_MCA_rmaps_base_oversubscribe", "1"), ("OMPI_MCA_hwloc_base_binding_policy", "none"), ("OMPI_MCA_mpi_yield_when_idle", "1"),
-                        ("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"), ("PATH", os.environ["PATH"])):
-        rig.env[name] = value
-    tried = Case("tried", 1000, 60).run_undisturbed()
-    n_tokens = int(min(8000, max(300, SECONDS * 1000 / tried["ms_per_token"])))
-    # Prompts cost more a token the longer they are: the estimate is on the safe side.
-    n_prompt = int(min(60000, max(4000, SECONDS * 1000 / tried["prefill_ms"] * 1000)))
+    if not n_tokens:
+        tried = Case("tried", 1000, 60).run_undisturbed()
+        n_tokens = int(min(8000, max(600, SECONDS * 1000 / tried["ms_per_token"])))
+        # Prompts cost more a token the longer they are: the estimate is on the safe side.
+        n_prompt = int(min(60000, max(4000, SECONDS * 1000 / tried["prefill_ms"] * 1000)))
     decode = Case("decode", 200, n_tokens)
     prefill, lost = Case("prefill", n_prompt, 30), Case("lost", 200, n_tokens, like=decode)
     for case in (decode, prefill, lost):
@@ -173,16 +191,33 @@ def main():
         if all(state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") for state in states):
             break
         # The third loses a rank once a snapshot of it is there.
-        if not killed and any(name.startswith("manifest-") for name in (os.listdir(f"{lost.output}.snapshot") if os.path.isdir(f"{lost.output}.snapshot") else [])):
-            pids = pids_of_job(jobs[2].id)
-            if pids:
-                killed = random.choice(pids)
-                os.kill(killed, signal.SIGKILL)
-                print(f"lost: killed rank with pid {killed}")
+        pids = pids_of_job(jobs[2].id) if not killed and has_snapshot(lost) else []
+        if pids:
+            killed = time.monotonic() - began
+            os.kill(random.choice(pids), signal.SIGKILL)
+            print(f"lost: killed one of the ranks {pids}")
         if states != before:
             print(f"{time.monotonic() - began:.0f} s: {states}", flush=True)
         before = states
         time.sleep(0.25)
+    return jobs, killed, n_tokens, n_prompt
+
+
+def main():
+    if "--snapshot " not in c.run(0, [c.BITSHARD, "generate", "--help"]).stdout:
+        c.skip("this build has no snapshots")
+    rig = slurm.Slurm()
+    os.environ["PATH"] = c.BUILD + os.pathsep + os.environ["PATH"]
+    for name, value in (("OMPI_MCA_rmaps_base_oversubscribe", "1"), ("OMPI_MCA_hwloc_base_binding_policy", "none"), ("OMPI_MCA_mpi_yield_when_idle", "1"),
+                        ("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"), ("PATH", os.environ["PATH"])):
+        rig.env[name] = value
+    n_tokens = n_prompt = 0
+    for _ in range(3):
+        jobs, killed, n_tokens, n_prompt = run_all(rig, n_tokens, n_prompt)
+        if all(job.n_restarts() > 0 or job.look() != "COMPLETED" for job in jobs[:2]):
+            break
+        print("a job was done before its warning: again, with twice as much to do")
+        n_tokens, n_prompt = 2 * n_tokens, 3 * n_prompt // 2
     c.check(killed is not None, "lost: a rank was killed")
     for job in jobs[:2]:
         c.check("stopped by SIGUSR2 after" in log_of(job.log), f"{job.case.name}: stopped by Slurm's warning")

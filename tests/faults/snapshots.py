@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 
@@ -116,21 +117,28 @@ def pids_under(launcher):
     return sorted(found)
 
 
+def with_text(text):
+    """Pids of the processes that have this text in their command line."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as file:
+                if text.encode() in file.read() and int(entry) != os.getpid():
+                    found.append(int(entry))
+        except OSError:
+            continue
+    return found
+
+
 def wait_until_gone(text, seconds=20):
-    """Until no process has this text in its command line: a launcher may end before its ranks do."""
+    """Waits until no process has this text in its command line, as a launcher may end before its ranks do, and kills those that stay. How
+    many these were: OpenMPI 4.1.4 leaves ranks waiting in PMIx_Init for ever when mpirun is killed just then."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = False
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{entry}/cmdline", "rb") as file:
-                    found = found or (text.encode() in file.read() and int(entry) != os.getpid())
-            except OSError:
-                continue
-        if not found:
-            return True
+    while (found := with_text(text)) and time.monotonic() < end:
         time.sleep(0.02)
-    return False
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    return len(found)
 
 
 def is_alive(pid):
