@@ -94,8 +94,13 @@ bs_status bs_generate_snapshot_open(generate *g)
 void bs_generate_snapshot_close(generate *g)
 {
     keeper *k = &g->keeper;
+    const int n_dirs = k->dirs ? g->config.max_seqs : 0;
+    /* Behind an error, which all ranks have alike, one may be under way: directories are closed when it has ended. */
+    for (int i = 0; i < n_dirs && g->leader; i++)
+        if (k->dirs[i]) bs_snapshot_give_up(k->dirs[i]);
+    if (k->machine && bs_snapshots_busy(k->machine)) (void)bs_snapshots_wait(k->machine, NULL, NULL);
+    for (int i = 0; i < n_dirs; i++) bs_snapshot_dir_close(k->dirs[i]);
     bs_snapshots_close(k->machine);
-    for (int i = 0; k->dirs && i < g->config.max_seqs; i++) bs_snapshot_dir_close(k->dirs[i]);
     for (int i = 0; k->paths && i < g->config.max_seqs; i++) free(k->paths[i]);
     free(k->paths);
     free(k->dirs);

@@ -168,7 +168,7 @@ def test_ends():
 def test_prefill():
     """Signals act between two steps of a prompt, too."""
     prompt = ids(5000, 9)
-    line = ["generate", "--model", MODEL, "--prompt-ids", prompt, "-n", 20, "--ignore-eos", "--chunk-tokens", 128, "--kv", "int4", "-o", OUT]
+    line = ["generate", "--model", MODEL, "--prompt-ids", prompt, "-n", 20, "--ignore-eos", "--chunk-tokens", 128, "--kv", "int4", "-o", OUT, "--watchdog-s", 60]
     r.remove(DIR, OUT)
     code, _, err = r.run(0, line)
     whole = r.read(OUT)

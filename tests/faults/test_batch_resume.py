@@ -35,7 +35,7 @@ def write(lines):
 
 
 def words(size, *more):
-    return ["generate", "--model", MODEL, "--batch", IN, "-o", OUT, "--batch-size", size, "--stripe-pages", 1, "--kv", "int2", *more]
+    return ["generate", "--model", MODEL, "--batch", IN, "-o", OUT, "--batch-size", size, "--stripe-pages", 1, "--watchdog-s", 60, "--kv", "int2", *more]
 
 
 def keep(*more):

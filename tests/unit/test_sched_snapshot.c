@@ -64,8 +64,9 @@ static void open_all(void)
 static void close_all(void)
 {
     bs_sched_close(sched);
-    bs_snapshots_close(snapshots);
+    assert_ok(bs_snapshots_wait(snapshots, NULL, NULL));
     bs_snapshot_dir_close(dir);
+    bs_snapshots_close(snapshots);
     close_engine(&f);
 }
 
