@@ -47,9 +47,10 @@ const bs_command bs_cli_commands[BS_CLI_N_COMMANDS] = {
          "With --model it prints the shape, the types of the tensors, the size of a token in the cache, and "
          "for the ranks of this job the grid and the part of the model that each holds."},
     [BS_CLI_BENCH] =
-        {"bench", "kernel [attend|quantize|gemv|read|all] | decode | prefill | comm | snapshot DIR", 1, 2,
+        {"bench", "kernel [WHICH] | decode | prefill | comm | snapshot DIR", 1, 2,
          "Times kernels, a token or a prompt of a model, collectives, or snapshots",
-         "Each case is checked first (attend: a few rows against fp64 over the dequantized cache; quantize: bit "
+         "bench kernel times attend, quantize, gemv or read, or without a word all of them. Each case is checked "
+         "first (attend: a few rows against fp64 over the dequantized cache; quantize: bit "
          "for bit against a CPU; gemv: rows against fp64), then timed, then a row of the table: bytes of a call, microseconds (median, "
          "10th and 90th percentile), GB/s, and the share of the bandwidth that a streaming read reached in the "
          "same run; on a GPU, attend of 17 query tokens and more in TFLOP/s too, beside a bf16 product measured "
