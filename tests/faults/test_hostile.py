@@ -59,7 +59,11 @@ def options():
             (["--device", "tpu"], "--device tpu"), (["--device", "gpu:"], "--device gpu:"), (["--stop", ""], "--stop: must not be empty"),
             (["--stop-token", "nowhere"], "--stop-token nowhere"), (["--stop-token", "99999999"], "--stop-token 99999999"),
             (["--system", "x"], "--system: only with --chat"), (["--prompt-file", "y"], "--prompt and --prompt-file"),
-            (["--dry-run", "--json"], "--dry-run"), (["--quiet", "--verbose"], "--quiet"), (["-o", "x"], "--output x: only with --batch"),
+            (["--dry-run", "--json"], "--dry-run"), (["--quiet", "--verbose"], "--quiet"), (["--snapshot", ""], "--snapshot: must not be empty"),
+            (["--snapshot-every", "5"], "--snapshot-every: only with --snapshot"), (["--resume", "auto"], "--resume: only with --snapshot"),
+            (["--snapshot", "d", "--snapshot-every", "5q"], "--snapshot-every 5q"), (["--snapshot", "d", "--resume", "maybe"], "--resume maybe"),
+            (["--snapshot", "d", "--snapshot-verify", "most"], "--snapshot-verify most"), (["--snapshot", "d", "--snapshot-keep", "1"], "--snapshot-keep 1"),
+            (["--snapshot", "d", "--end-time", "yesterday"], "--end-time yesterday"),
             (["--grid", "0x1"], "--grid 0x1"), (["--grid", "axb"], "--grid axb"), (["--grid", "7x7"], "--grid 7x7"), (["--grid", "9" * 20 + "x1"], "--grid 999"),
             (["--kv", ""], "--kv"), (["--kv", "int3"], "int3"), (["--kv", "int4:"], "int4:"), (["--kv", "int4:g7"], "g7"), (["--kv", "int4:kc:kt"], "kt"),
             (["--kv", "f16vint4"], "f16vint4"), (["--kv", "int4:s99999999999"], "s99999999999")):
