@@ -184,6 +184,7 @@ def test_bench(name):
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background, and so by all scripts
     for word in ("bash", "awk", "cksum"):
         if not shutil.which(word):
             c.skip(f"no {word} here")

@@ -206,6 +206,8 @@ def run_all(rig, n_tokens, n_prompt):
 def main():
     if "--snapshot " not in c.run(0, [c.BITSHARD, "generate", "--help"]).stdout:
         c.skip("this build has no snapshots")
+    if not c.BIG:
+        c.skip("a quarter of an hour on two cores: make bigcheck runs it")
     rig = slurm.Slurm()
     os.environ["PATH"] = c.BUILD + os.pathsep + os.environ["PATH"]
     for name, value in (("OMPI_MCA_rmaps_base_oversubscribe", "1"), ("OMPI_MCA_hwloc_base_binding_policy", "none"), ("OMPI_MCA_mpi_yield_when_idle", "1"),
