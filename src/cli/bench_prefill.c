@@ -13,28 +13,10 @@
 #include "src/base/log.h"
 #include "src/base/progress.h"
 #include "src/cli/bench_prefill.h"
+#include "src/cli/stop.h"
 
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- signals ---- */
-
-static volatile sig_atomic_t caught_signal;
-
-static void on_signal(int number)
-{
-    caught_signal = number;
-}
-
-/* The first SIGINT or SIGTERM ends the run behind the step that runs (rank 0's counts), a second one the process. */
-static void catch_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND | SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
 
 /* ---- options ---- */
 
@@ -239,7 +221,7 @@ static bs_status make_plan(void *context, bs_plan *plan)
 {
     run *r = context;
     const bool late = r->p->most_s > 0 && r->timed && bs_now_s() - r->start_s > r->p->most_s;
-    if (r->planned == r->end || late || caught_signal) {
+    if (r->planned == r->end || late || bs_cli_stop_signal()) {
         plan->flags = BS_PLAN_STOP;
     } else if (r->starts) {
         start_sequence(r, plan);
@@ -287,7 +269,7 @@ static bs_status carry_out(run *r)
     r->start_s = r->last_s = bs_now_s();
     bs_status status = bs_engine_run(p->engine, p->leader ? &driver : NULL);
     if (status != BS_STATUS_OK) return bs_cli_end_job(p->comm, status);
-    int32_t stopped = p->stopped || caught_signal != 0;
+    int32_t stopped = p->stopped || bs_cli_stop_signal() != 0;
     BS_TRY(bs_comm_bcast_host(p->comm, &stopped, sizeof stopped, 0));
     p->stopped = stopped;
     return BS_STATUS_OK;
@@ -449,7 +431,7 @@ static bs_status take_points_apart(bs_prefill_bench *p)
     for (int i = 0;; i++) {
         double part_ms[BS_PREFILL_N_PARTS];
         memset(&next, 0, sizeof next);
-        if (p->leader && caught_signal) p->stopped = true;
+        if (p->leader && bs_cli_stop_signal()) p->stopped = true;
         next.more = i < p->n_points && !p->stopped;
         if (p->leader && next.more) next.point = p->points[i];
         BS_TRY(bs_comm_bcast_host(p->comm, &next, sizeof next, 0));
@@ -572,8 +554,8 @@ static bs_status run_formats(bs_prefill_bench *p)
     if (watchdog_s > 0) BS_TRY(bs_comm_agree(p->comm, bs_comm_watchdog_start(p->comm, watchdog_s)));
     for (int f = 0; f < p->n_formats && !p->stopped; f++) BS_TRY(run_format(p, &p->kv[f]));
     if (!p->stopped) return BS_STATUS_OK;
-    return bs_comm_agree(p->comm, bs_fail(BS_STATUS_INTERRUPTED, "bench prefill: stopped by %s",
-                                          caught_signal == SIGINT ? "SIGINT" : "SIGTERM"));
+    return bs_comm_agree(p->comm,
+                         bs_fail(BS_STATUS_INTERRUPTED, "bench prefill: stopped by %s", bs_cli_stop_name()));
 }
 
 bs_status bs_bench_prefill(const bs_options *options, bs_comm *comm)
@@ -582,7 +564,7 @@ bs_status bs_bench_prefill(const bs_options *options, bs_comm *comm)
     bs_status status = p ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "bench: no memory");
     BS_TRY_GOTO(bs_comm_agree(comm, status), err_free);
     *p = (bs_prefill_bench){.bench = {.options = options}, .comm = comm, .leader = bs_comm_rank(comm) == 0};
-    catch_signals();
+    bs_cli_catch_stop();
     status = run_formats(p);
     bs_engine_close(p->engine);
     free_points(p);

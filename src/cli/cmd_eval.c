@@ -13,29 +13,11 @@
 #include "src/base/log.h"
 #include "src/base/checked.h"
 #include "src/cli/eval.h"
+#include "src/cli/stop.h"
 #include "src/cli/table.h"
 
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- signals ---- */
-
-static volatile sig_atomic_t caught_signal;
-
-static void on_signal(int number)
-{
-    caught_signal = number;
-}
-
-/* The first SIGINT or SIGTERM ends the run between two steps (rank 0's counts), a second one the process. */
-static void catch_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND | SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
 
 /* ---- setting up ---- */
 
@@ -230,10 +212,9 @@ static bs_status take_rows(bs_eval *e, const scorer *s, int skip, int n, int64_t
         bs_score_merge(s->all + (size_t)r * (size_t)e->n_formats, e->grid.size, stride, e->n_formats, scores);
         BS_TRY(bs_eval_take(e, scores, index + r));
     }
-    if (!caught_signal) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_INTERRUPTED, "eval: stopped by %s after %lld of %lld tokens",
-                   caught_signal == SIGINT ? "SIGINT" : "SIGTERM", (long long)(index + n),
-                   (long long)e->n_text);
+    if (!bs_cli_stop_signal()) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_INTERRUPTED, "eval: stopped by %s after %lld of %lld tokens", bs_cli_stop_name(),
+                   (long long)(index + n), (long long)e->n_text);
 }
 
 static bs_status run_window(bs_eval *e, scorer *s, const bs_eval_window *w, uint64_t *done)
@@ -294,7 +275,7 @@ static bs_status run(bs_eval *e)
     BS_TRY_GOTO(bs_comm_agree(e->comm, open_scorer(e, &s)), err_close);
     if (watchdog_s > 0)
         BS_TRY_GOTO(bs_comm_agree(e->comm, bs_comm_watchdog_start(e->comm, watchdog_s)), err_close);
-    catch_signals();
+    bs_cli_catch_stop();
     BS_TRY_GOTO(run_windows(e, &s), err_close);
     status = bs_comm_agree(e->comm, e->leader ? bs_eval_report(e) : BS_STATUS_OK);
 err_close:

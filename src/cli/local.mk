@@ -1,7 +1,7 @@
 # The program, and bitshard(1) from its own table of options.
 bin_PROGRAMS += bitshard
 bitshard_SOURCES = src/cli/main.c src/cli/table.h src/cli/table.c src/cli/common.h src/cli/common.c \
-    src/cli/generate.h src/cli/cmd_generate.c src/cli/generate_orders.c src/cli/generate_answer.c src/cli/generate_batch.c \
+    src/cli/stop.h src/cli/stop.c src/cli/generate.h src/cli/cmd_generate.c src/cli/generate_orders.c src/cli/generate_answer.c src/cli/generate_batch.c \
     src/cli/generate_lines.c src/cli/generate_snapshot.c src/cli/generate_resume.c src/cli/generate_report.c \
     src/cli/output.h src/cli/output.c src/cli/when.h src/cli/when.c src/cli/cmd_tokenize.c \
     src/cli/cmd_make_model.c src/cli/cmd_info.c src/cli/cmd_snapshot.c src/cli/cmd_bench.c src/cli/bench.h src/cli/bench_data.h \

@@ -168,6 +168,24 @@ typedef struct tables {
     int32_t *index;
 } tables;
 
+/* The same call for n of its sequences from `first` on: tables that do not begin at 0, and bounds of their own, but the
+ * same rows of q, o and lse. */
+static bs_attend_args attend_some(const bs_attend_args *whole, const tables *tb, int first, int n)
+{
+    bs_attend_args args = *whole;
+    args.max_seqs = n;
+    args.max_tokens = tb->q_start[first + n] - tb->q_start[first];
+    args.max_pages = tb->page_start[first + n] - tb->page_start[first];
+    args.q_start += first;
+    args.q_pos0 += first;
+    args.page_start += first;
+    args.n_sink += first;
+    args.n_quant += first;
+    args.n_f16 += first;
+    args.n_tokens += first;
+    return args;
+}
+
 /* Sequence b: S tokens in all, the last T of them query tokens; this shard owns the pages p with p % share ==
  * 0. S = 0 is an unused slot, though it may have rows. */
 static void add_sequence(fixture *fx, tables *tb, int b, int S, int T, int share, bool outliers,

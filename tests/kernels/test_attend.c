@@ -5,8 +5,7 @@
  * of the machine, one and three threads; the same bits twice, and nothing allocated. */
 #include "tests/kernels/attend_cases.h"
 
-/* The same sequences in two calls, as a step of decode tokens and a prompt's chunk makes them: tables that do not begin at
- * 0, and bounds of their own, but the same rows of q, o and lse. */
+/* The same sequences in two calls, as a step of decode tokens and a prompt's chunk makes them. */
 static void check_in_parts(fixture *fx, tables *tb, const bs_attend_args *whole, const float *q, float *o,
                            float *lse, bs_stream *stream)
 {
@@ -15,17 +14,7 @@ static void check_in_parts(fixture *fx, tables *tb, const bs_attend_args *whole,
     memset(lse, 0xff, (size_t)(T * fx->n_heads) * 4);
     for (int part = 0; part < 2; part++) {
         const int first = cuts[part], end = cuts[part + 1];
-        bs_attend_args args = *whole;
-        args.max_seqs = end - first;
-        args.max_tokens = tb->q_start[end] - tb->q_start[first];
-        args.max_pages = tb->page_start[end] - tb->page_start[first];
-        args.q_start += first;
-        args.q_pos0 += first;
-        args.page_start += first;
-        args.n_sink += first;
-        args.n_quant += first;
-        args.n_f16 += first;
-        args.n_tokens += first;
+        bs_attend_args args = attend_some(whole, tb, first, end - first);
         args.o = o;
         args.lse = lse;
         assert_int_equal(bs_op_attend(stream, &args), BS_STATUS_OK);

@@ -339,18 +339,8 @@ static void test_subsets(void **state)
     fill(s.lse, 0xff);
     for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
         const int first = calls[i][0], n = calls[i][1];
-        bs_attend_args args = s.args;
+        bs_attend_args args = attend_some(&s.args, &x.tb, first, n);
         args.pools = &s.pools;
-        args.max_seqs = n;
-        args.max_tokens = x.tb.q_start[first + n] - x.tb.q_start[first];
-        args.max_pages = x.tb.page_start[first + n] - x.tb.page_start[first];
-        args.q_start += first;
-        args.q_pos0 += first;
-        args.page_start += first;
-        args.n_sink += first;
-        args.n_quant += first;
-        args.n_f16 += first;
-        args.n_tokens += first;
         ok(bs_op_attend(stream, &args));
     }
     ok(bs_copy_to_host(stream, o, s.args.o, s.o_bytes));
