@@ -2,6 +2,7 @@
  * and its kin hold its variants: pairs of code widths × head size 64, 128 × 4 or 8 rows a warp × groups of 32 or more:
  * 40 in all. Chunks of them, by the call's bounds, go to attend_chunk.cu where the card has what that needs. */
 #include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/attend_args.h"
 #include "kernels/cuda/attend_chunk.cuh"
 #include "kernels/cuda/cuda_private.h"
 
@@ -123,33 +124,12 @@ bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
     BS_TRY(bs_cuda_attribute(cudaDevAttrMultiProcessorCount, "attend", &n_sms));
     const int n_ctas = n_sms < ATTEND_MAX_CTAS ? n_sms : ATTEND_MAX_CTAS;
     attend_params p = {};
-    p.layout = bs_cuda_kv_layout_of(shape);
+    attend_take_args(p, a);
     const variant v = choose_variant(shape, p.layout, a->max_tokens, a->max_seqs, group);
-    p.quant_pool = (const uint8_t *)a->pools->quant_pool + bs_cuda_kv_record_at(&p.layout, 0, a->layer, 0);
-    p.f16_pool = (const uint8_t *)a->pools->f16_pool + bs_cuda_kv_f16_at(&p.layout, 0, a->layer, 0, false);
-    p.q = a->q;
-    p.q_ld = a->q_ld;
-    p.act = a->act;
-    p.q_start = a->q_start;
-    p.q_pos0 = a->q_pos0;
-    p.page_start = a->page_start;
-    p.page_index = a->page_index;
-    p.page_slot = a->page_slot;
-    p.n_sink = a->n_sink;
-    p.n_quant = a->n_quant;
-    p.n_f16 = a->n_f16;
-    p.n_tokens = a->n_tokens;
-    p.scale = a->scale;
-    p.window = a->window;
-    p.max_seqs = a->max_seqs;
-    p.n_heads = a->n_heads;
-    p.group = group;
     p.max_query = max_query_of(a->max_tokens, a->max_seqs);
     p.part_o = (float *)a->workspace;
     p.part_ml = (float2 *)(p.part_o + (size_t)2 * ATTEND_MAX_CTAS * 8 * attend_row_floats(shape->head_dim));
     p.arrived = (uint32_t *)((uint8_t *)a->workspace + parts_bytes(shape->head_dim));
-    p.o = a->o;
-    p.lse = a->lse;
     p.stage_bytes = v.stage_bytes;
     p.slice_log2 = v.slice_log2;
     p.overlap = stream->overlap;

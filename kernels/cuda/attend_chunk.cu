@@ -9,6 +9,7 @@
  *
  * Rejected: dequantizing inside the kernel that multiplies (each of 64 blocks of rows would do it again: 6 instructions
  * an element against the 2 that 128 rows of softmax take); one kernel for all slabs (a barrier of the grid between). */
+#include "kernels/cuda/attend_args.h"
 #include "kernels/cuda/attend_chunk.cuh"
 
 enum {
@@ -147,13 +148,10 @@ static chunk_sizes sizes_of(const bs_kv_shape *shape, int n_heads, int max_seqs,
 static bool has_wgmma(void)
 {
 #ifdef BS_HAVE_SM90A
-    int device, major, minor;
-    if (cudaGetDevice(&device) != cudaSuccess) return false;
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess)
-        return false;
-    if (cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
-        return false;
-    return major == 9 && minor == 0;
+    int major, minor;
+    return bs_cuda_attribute(cudaDevAttrComputeCapabilityMajor, "attend", &major) == BS_STATUS_OK &&
+           bs_cuda_attribute(cudaDevAttrComputeCapabilityMinor, "attend", &minor) == BS_STATUS_OK &&
+           major == 9 && minor == 0;
 #else
     return false;
 #endif
@@ -200,30 +198,8 @@ static int splits_of(const chunk_sizes &z, int n_ctas, int n_units, int n_sms, s
 
 static chunk_params params_of(const bs_attend_args *a)
 {
-    const bs_kv_shape *shape = a->pools->shape;
     chunk_params p = {};
-    p.layout = bs_cuda_kv_layout_of(shape);
-    p.quant_pool = (const uint8_t *)a->pools->quant_pool + bs_cuda_kv_record_at(&p.layout, 0, a->layer, 0);
-    p.f16_pool = (const uint8_t *)a->pools->f16_pool + bs_cuda_kv_f16_at(&p.layout, 0, a->layer, 0, false);
-    p.q = a->q;
-    p.q_ld = a->q_ld;
-    p.act = a->act;
-    p.q_start = a->q_start;
-    p.q_pos0 = a->q_pos0;
-    p.page_start = a->page_start;
-    p.page_index = a->page_index;
-    p.page_slot = a->page_slot;
-    p.n_sink = a->n_sink;
-    p.n_quant = a->n_quant;
-    p.n_f16 = a->n_f16;
-    p.n_tokens = a->n_tokens;
-    p.scale = a->scale;
-    p.window = a->window;
-    p.max_seqs = a->max_seqs;
-    p.n_heads = a->n_heads;
-    p.group = a->n_heads / shape->n_kv_heads;
-    p.o = a->o;
-    p.lse = a->lse;
+    attend_take_args(p, a);
     p.n_splits = 1;
     return p;
 }
