@@ -14,11 +14,6 @@ void bs_engine_use_snapshots(bs_engine *e, bs_snapshots *snapshots, bs_engine_sn
     e->snapshot_context = context;
 }
 
-bs_snapshots *bs_engine_get_snapshots(const bs_engine *e)
-{
-    return e->snapshots;
-}
-
 void bs_engine_set_snapshot_dir(bs_engine *e, int seq, bs_snapshot_dir *dir)
 {
     e->seqs[seq].dir = dir;

@@ -2,7 +2,6 @@
  * right to cut a prompt well, only to stay the same. */
 #include "src/engine/cost.h"
 #include "src/base/checked.h"
-#include "src/engine/engine_private.h"
 
 /* A chunk is not cut below this for time: there the weights' bytes dominate, and shorter would hardly be
  * faster. */
@@ -43,19 +42,12 @@ double bs_cost_tokens_ms(const bs_cost *cost, int n_tokens, int64_t context)
     return n_tokens * (cost->token_ms + cost->pair_ms * (double)context);
 }
 
-int bs_engine_prompt_cut(const bs_engine *e, int64_t position, double max_step_ms)
+double bs_cost_share(const bs_cost *cost, int64_t position, int64_t n_done, int64_t n_tokens)
 {
-    const bs_cost cost = bs_cost_of(e->desc, bs_device_get_info(e->device), e->grid->size);
-    return bs_cost_cut(&cost, position, e->config.chunk_tokens, bs_engine_max_cut(e), max_step_ms);
-}
-
-double bs_engine_prompt_share(const bs_engine *e, int64_t position, int64_t n_done, int64_t n_tokens)
-{
-    const bs_cost cost = bs_cost_of(e->desc, bs_device_get_info(e->device), e->grid->size);
     const double first = (double)position, done = (double)n_done, all = (double)n_tokens;
     if (n_done >= n_tokens) return 1;
-    return done * (cost.token_ms + cost.pair_ms * (first + done / 2)) /
-           (all * (cost.token_ms + cost.pair_ms * (first + all / 2)));
+    return done * (cost->token_ms + cost->pair_ms * (first + done / 2)) /
+           (all * (cost->token_ms + cost->pair_ms * (first + all / 2)));
 }
 
 int bs_cost_cut(const bs_cost *cost, int64_t pos, int chunk_tokens, int max_tokens, double max_ms)

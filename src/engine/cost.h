@@ -19,6 +19,8 @@ typedef struct bs_cost {
 bs_cost bs_cost_of(const bs_model_desc *desc, const bs_device_info *device, int n_ranks);
 /* What n tokens of a sequence that then holds `context` add to a step. */
 double bs_cost_tokens_ms(const bs_cost *cost, int n_tokens, int64_t context);
+/* How much of the time of n_tokens from this position on the first n_done take, 0 to 1. */
+double bs_cost_share(const bs_cost *cost, int64_t position, int64_t n_done, int64_t n_tokens);
 /* How many prompt tokens from position pos on make the next chunk: up to the next multiple of the largest
  * power of two ≤ max_tokens that is predicted to take ≤ max_ms there, and never across a multiple of
  * chunk_tokens. */

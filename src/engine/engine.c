@@ -4,6 +4,7 @@
  * Opening is local work followed by one agreement: a rank that fails (no memory, a bad option) makes all
  * fail.
  */
+#include "src/engine/cost.h"
 #include "src/engine/engine_private.h"
 
 #include <stdlib.h>
@@ -160,6 +161,23 @@ const bs_model *bs_engine_model(const bs_engine *engine)
 bs_comm *bs_engine_comm(const bs_engine *engine)
 {
     return engine->comm;
+}
+
+static bs_cost cost_of(const bs_engine *e)
+{
+    return bs_cost_of(e->desc, bs_device_get_info(e->device), e->grid->size);
+}
+
+int bs_engine_prompt_cut(const bs_engine *e, int64_t position, double max_step_ms)
+{
+    const bs_cost cost = cost_of(e);
+    return bs_cost_cut(&cost, position, e->config.chunk_tokens, bs_engine_max_cut(e), max_step_ms);
+}
+
+double bs_engine_prompt_share(const bs_engine *e, int64_t position, int64_t n_done, int64_t n_tokens)
+{
+    const bs_cost cost = cost_of(e);
+    return bs_cost_share(&cost, position, n_done, n_tokens);
 }
 
 uint64_t bs_engine_step_weight_bytes(const bs_engine *engine)

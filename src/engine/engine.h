@@ -112,7 +112,6 @@ bs_status bs_engine_step(bs_engine *engine, const bs_plan *plan, bs_step_result 
 typedef void bs_engine_snapshot_ended(void *context, const bs_snapshot_result *result);
 void bs_engine_use_snapshots(bs_engine *engine, bs_snapshots *snapshots, bs_engine_snapshot_ended *ended,
                              void *context);
-bs_snapshots *bs_engine_get_snapshots(const bs_engine *engine); /* NULL: none */
 /* The directory that slot `seq` is captured to; not owned; NULL: none. Every rank, before a plan asks for it. */
 void bs_engine_set_snapshot_dir(bs_engine *engine, int seq, bs_snapshot_dir *dir);
 bs_snapshot_dir *bs_engine_snapshot_dir(const bs_engine *engine, int seq);

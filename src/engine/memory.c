@@ -79,21 +79,6 @@ static void lay_out_activations(bs_engine_layout *l, const bs_model_desc *desc)
     l->act_at.bytes = end;
 }
 
-/* The most that any call of attention wants: everybody's decode tokens, a chunk alone, and what is between. */
-static size_t attend_workspace(const bs_engine_layout *l, const bs_device *device,
-                               const bs_engine_config *config, int max_pages)
-{
-    const int chunk = (int)bs_min_i64(config->chunk_tokens, l->max_tokens);
-    const int shapes[][2] = {{l->max_seqs, l->max_tokens}, {l->max_seqs, l->max_seqs}, {1, chunk}};
-    size_t most = 0;
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        size_t bytes = bs_attend_workspace_bytes(device, &l->cache.shape, l->n_heads, shapes[i][0],
-                                                 shapes[i][1], max_pages);
-        if (bytes > most) most = bytes;
-    }
-    return most;
-}
-
 static void lay_out_workspace(bs_engine_layout *l, const bs_model *model, const bs_device *device,
                               const bs_grid *grid, const bs_engine_config *config,
                               const bs_cache_memory *cache)
@@ -111,7 +96,9 @@ static void lay_out_workspace(bs_engine_layout *l, const bs_model *model, const 
     l->work.gemm = 0;
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
         if (sizes[i] > l->work.gemm) l->work.gemm = sizes[i];
-    l->work.attend = attend_workspace(l, device, config, cache->max_pages);
+    /* Enough for each of a step's calls, which have smaller bounds. */
+    l->work.attend = bs_attend_workspace_bytes(device, &l->cache.shape, l->n_heads, l->max_seqs,
+                                               l->max_tokens, cache->max_pages);
     l->work.merge = bs_merge_workspace_bytes(config->merge, grid->seq, l->max_tokens * l->n_heads,
                                              l->head_dim);
     size_t shared = l->work.gemm > l->work.merge ? l->work.gemm : l->work.merge;
