@@ -26,9 +26,8 @@ struct bs_request {
         ids; /* [fill_tokens + n_prompt + max_tokens + 1]: 0 for noise, prompt, answer, the token that ended it */
     int32_t *prompt, *answer; /* in ids */
     int32_t *stop_tokens;
-    bool has_end;  /* the answer ended at a token that is not of it; it stands behind the answer */
-    bool silent;   /* the text of an answer that an earlier run has begun is not given out again */
-    bool restored; /* its sequence was */
+    bool has_end; /* the answer ended at a token that is not of it; it stands behind the answer */
+    bool silent;  /* the text of an answer that an earlier run has begun is not given out again */
     char **stop;
     size_t longest_stop; /* bytes */
     bs_detokenizer detokenizer;

@@ -174,9 +174,18 @@ void bs_sched_close(bs_sched *s)
 /* ---- submitting ---------------------------------------------------------------------------------------------
  */
 
-static bs_status check_request(const bs_sched *s, const bs_request_config *c)
+static bs_status check_ids(const bs_sched *s, const char *what, const int32_t *ids, int64_t n)
 {
     int n_vocab = bs_model_get_desc(bs_engine_model(s->engine))->n_vocab;
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= n_vocab)
+            return bs_fail(BS_STATUS_RANGE, "%s token %lld: id %d is not 0 … %d", what, (long long)i, ids[i],
+                           n_vocab - 1);
+    return BS_STATUS_OK;
+}
+
+static bs_status check_request(const bs_sched *s, const bs_request_config *c)
+{
     if (c->n_prompt < 1) return bs_fail(BS_STATUS_RANGE, "prompt: has no token");
     if (c->max_tokens < 0)
         return bs_fail(BS_STATUS_RANGE, "max tokens %lld: must be 0 or more", (long long)c->max_tokens);
@@ -193,10 +202,8 @@ static bs_status check_request(const bs_sched *s, const bs_request_config *c)
         return bs_fail(BS_STATUS_RANGE,
                        "request of %lld prompt tokens and %lld to answer: the context is %lld",
                        (long long)c->n_prompt, (long long)c->max_tokens, (long long)s->max_tokens);
-    for (int64_t i = 0; i < c->n_prompt; i++)
-        if (c->prompt[i] < 0 || c->prompt[i] >= n_vocab)
-            return bs_fail(BS_STATUS_RANGE, "prompt token %lld: id %d is not 0 … %d", (long long)i,
-                           c->prompt[i], n_vocab - 1);
+    BS_TRY(check_ids(s, "prompt", c->prompt, c->n_prompt));
+    BS_TRY(check_ids(s, "answer", c->answer, c->n_answer));
     return bs_sampling_check(&c->sampling);
 }
 
@@ -204,7 +211,6 @@ static bs_status check_request(const bs_sched *s, const bs_request_config *c)
 static void go_on(bs_sched *s, bs_request *r)
 {
     r->seq = r->config.slot;
-    r->restored = true;
     r->n_planned = r->config.n_cached - r->config.fill_tokens;
     r->n_prefilled = r->n_planned < r->config.n_prompt ? r->n_planned : r->config.n_prompt;
     r->n_draws = r->stats.n_answer;
@@ -219,7 +225,13 @@ bs_status bs_sched_submit(bs_sched *s, const bs_request_config *config, bs_reque
     bs_request *r;
     bs_finish how = BS_FINISH_NONE;
     BS_TRY(bs_request_create(config, s->tokenizer, &r));
-    if (config->n_answer > 0) BS_TRY(bs_request_replay(r, config->answer, config->n_answer, &how));
+    bs_status status = config->n_answer > 0 ? bs_request_replay(r, config->answer, config->n_answer, &how)
+                                            : BS_STATUS_OK;
+    if (status != BS_STATUS_OK) {
+        r->finished = true;
+        bs_request_free(r);
+        return status;
+    }
     *out = r;
     if (how == BS_FINISH_NONE && r->stats.n_answer == config->max_tokens && config->max_tokens > 0)
         how = BS_FINISH_LENGTH;
@@ -250,8 +262,7 @@ static void plan_frees(bs_sched *s, bs_plan *plan)
             continue;
         }
         bs_plan_frees(plan)[plan->n_frees++] = slot;
-        s->n_reserved -= s->slot_tokens[slot];
-        s->slot_tokens[slot] = 0;
+        bs_sched_release(s, slot);
     }
     s->n_to_free = n_held;
 }
@@ -288,6 +299,13 @@ static bool find_room(bs_sched *s, int64_t start_number, int64_t n_tokens, int n
     return s->n_reserved + n_tokens <= s->total_tokens || (fits && n_unknown == 0);
 }
 
+static void take_slot(bs_sched *s, int slot, int64_t n_tokens)
+{
+    s->next_start++;
+    s->slot_tokens[slot] = n_tokens;
+    s->n_reserved += n_tokens;
+}
+
 /* Starts those that waited longest, while their pages are sure to fit. */
 static void plan_starts(bs_sched *s, bs_plan *plan, const flight *before)
 {
@@ -298,7 +316,7 @@ static void plan_starts(bs_sched *s, bs_plan *plan, const flight *before)
         int64_t n_tokens = r->config.fill_tokens + r->config.n_prompt + r->config.max_tokens;
         if (!find_room(s, r->config.start_number, n_tokens, before->n_starts + plan->n_starts, &start_s))
             return;
-        s->next_start++;
+        take_slot(s, slot, n_tokens);
         bs_plan_starts(plan)[plan->n_starts++] = (bs_plan_start){.seq = slot,
                                                                  .start_s = start_s,
                                                                  .n_tokens = n_tokens,
@@ -308,8 +326,6 @@ static void plan_starts(bs_sched *s, bs_plan *plan, const flight *before)
                                                                  .sampling = r->config.sampling};
         list_remove(&s->waiting, r);
         list_append(&s->running, r);
-        s->slot_tokens[slot] = n_tokens;
-        s->n_reserved += n_tokens;
         r->seq = slot;
         r->start_s = bs_now_s();
     }
@@ -323,19 +339,23 @@ static bool may_prefill(const bs_sched *s)
     return n < s->max_prefill_seqs;
 }
 
+static bool has_room(bs_sched *s, int64_t n_tokens, int64_t start_number, int *slot, int *start_s)
+{
+    *slot = find_slot(s);
+    return *slot >= 0 && may_prefill(s) && find_room(s, start_number, n_tokens, 0, start_s);
+}
+
 bool bs_sched_has_room(bs_sched *s, int64_t n_tokens, int64_t start_number)
 {
-    int start_s;
-    return find_slot(s) >= 0 && may_prefill(s) && find_room(s, start_number, n_tokens, 0, &start_s);
+    int slot, start_s;
+    return has_room(s, n_tokens, start_number, &slot, &start_s);
 }
 
 bool bs_sched_reserve(bs_sched *s, int64_t n_tokens, int64_t start_number, int *slot, int *start_s)
 {
-    int free_slot = find_slot(s);
-    if (free_slot < 0 || !may_prefill(s) || !find_room(s, start_number, n_tokens, 0, start_s)) return false;
-    s->next_start++;
-    s->slot_tokens[free_slot] = n_tokens;
-    s->n_reserved += n_tokens;
+    int free_slot;
+    if (!has_room(s, n_tokens, start_number, &free_slot, start_s)) return false;
+    take_slot(s, free_slot, n_tokens);
     *slot = free_slot;
     return true;
 }
@@ -457,8 +477,8 @@ static bs_status take_result(bs_sched *s, bs_request *r, const bs_plan_seq *entr
         r->n_prefilled += entry->n_tokens;
         if (r->n_prefilled == r->config.n_prompt) r->prefilled_s = now;
         if (r->config.on_prefill) {
-            const double share = bs_engine_prompt_share(s->engine, r->config.fill_tokens, r->n_prefilled,
-                                                        r->config.n_prompt);
+            const double share = bs_cost_share(&s->cost, r->config.fill_tokens, r->n_prefilled,
+                                               r->config.n_prompt);
             r->config.on_prefill(r->config.context, r->n_prefilled, r->config.n_prompt, share);
         }
         if (r->n_prefilled == r->config.n_prompt && r->config.max_tokens == 0) how = BS_FINISH_LENGTH;
