@@ -1,11 +1,10 @@
 /* pack.c: between a slot and canonical bytes (docs/kv-format.md), bit for bit, for snapshots, tests and
  * tools.
  *
- * K codes: a canonical u32 word (F channels of a token) is a word of kv_layout.h; only the order of words
- * differs, a transposition in each tile of 16 tokens. V codes: the fields of a word are tokens, so each
- * token's codes are taken out as bytes and joined again along the channels. Parameters: s and z stand apart
- * here, side by side there. Plain loops that the compiler makes vectors of; memory and the disk behind it are
- * slower. Little-endian machines.
+ * K codes: a canonical u32 word (F channels of a token) is a word of kv_layout.h; only the order of words differs, a
+ * transposition in each tile of 16 tokens. V codes: the fields of a word are tokens, those of a byte here channels, so codes
+ * are transposed inside bytes and then bytes. Parameters: s and z stand apart here, side by side there. All of it on vectors
+ * of 16 bytes that any x86-64 has: a core moves 6 to 9 GB/s of canonical bytes (docs/perf/LOG.md). Little-endian machines.
  */
 #include <string.h>
 
@@ -17,120 +16,171 @@
 #error "canonical bytes are little-endian"
 #endif
 
-/* Canonical side of K codes: [token][word], any alignment. */
+/* ---- perfect shuffles ----
+ *
+ * Both orders are the same elements with the bits of their index turned round, so that one step does it all: the elements
+ * of the first half of n vectors between those of the second, which turns the index left by one bit. */
+
+enum { WIDTH = 16, MAX_VECTORS = 16 };
+#define UNROLL _Pragma("GCC unroll 16") /* so that the vectors are registers at -O2, too */
+typedef uint8_t v16u8 __attribute__((vector_size(WIDTH)));
+typedef uint16_t v8u16 __attribute__((vector_size(WIDTH)));
+typedef uint32_t v4u32 __attribute__((vector_size(WIDTH)));
+
+#define DEFINE_WEAVE(name, vec, low, high)                                                                   \
+    static inline __attribute__((always_inline)) void name(vec *x, int n_vectors, int times)                 \
+    {                                                                                                        \
+        UNROLL for (int i = 0; i < times; i++)                                                               \
+        {                                                                                                    \
+            vec y[MAX_VECTORS];                                                                              \
+            UNROLL for (int v = 0; v < n_vectors / 2; v++)                                                   \
+            {                                                                                                \
+                y[2 * v] = __builtin_shuffle(x[v], x[v + n_vectors / 2], low);                               \
+                y[2 * v + 1] = __builtin_shuffle(x[v], x[v + n_vectors / 2], high);                          \
+            }                                                                                                \
+            UNROLL for (int v = 0; v < n_vectors; v++) x[v] = y[v];                                          \
+        }                                                                                                    \
+    }
+
+DEFINE_WEAVE(weave_bytes, v16u8, ((v16u8){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}),
+             ((v16u8){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31}))
+DEFINE_WEAVE(weave_halves, v8u16, ((v8u16){0, 8, 1, 9, 2, 10, 3, 11}), ((v8u16){4, 12, 5, 13, 6, 14, 7, 15}))
+DEFINE_WEAVE(weave_words, v4u32, ((v4u32){0, 4, 1, 5}), ((v4u32){2, 6, 3, 7}))
+
+/* n vectors that stand `stride` bytes apart. */
+static inline __attribute__((always_inline)) void load(void *x, const void *from, size_t stride, int n)
+{
+    UNROLL for (int i = 0; i < n; i++)
+        memcpy((uint8_t *)x + i * WIDTH, (const uint8_t *)from + (size_t)i * stride, WIDTH);
+}
+
+static inline __attribute__((always_inline)) void store(void *to, const void *x, size_t stride, int n)
+{
+    UNROLL for (int i = 0; i < n; i++)
+        memcpy((uint8_t *)to + (size_t)i * stride, (const uint8_t *)x + i * WIDTH, WIDTH);
+}
+
+/* ---- codes ---- */
+
+/* Canonical side of K codes: [token][word], any alignment; tiles of 4 words of 4 tokens are turned. */
 static void move_k_codes(const bs_cpu_kv_layout *l, uint8_t *record, uint8_t *canonical, bool pack)
 {
-    const int n_words = l->head_dim / l->k_fields;
-    for (int token = 0; token < BS_PAGE_TOKENS; token++) {
-        for (int w = 0; w < n_words; w++) {
-            uint32_t *word = bs_cpu_k_words(l, record, token / BS_CPU_LANES, w) + token % BS_CPU_LANES;
-            uint8_t *bytes = canonical + ((size_t)token * (size_t)n_words + (size_t)w) * sizeof *word;
-            if (pack) memcpy(bytes, word, sizeof *word);
-            else memcpy(word, bytes, sizeof *word);
+    const size_t row = (size_t)(l->head_dim / l->k_fields) * sizeof(uint32_t);
+    const size_t lanes = BS_CPU_LANES * sizeof(uint32_t);
+    for (int token = 0; token < BS_PAGE_TOKENS; token += 4) {
+        for (size_t at = 0; at < row; at += WIDTH) {
+            uint8_t *bytes = canonical + (size_t)token * row + at;
+            uint32_t *words = bs_cpu_k_words(l, record, token / BS_CPU_LANES, (int)(at / sizeof *words)) +
+                              token % BS_CPU_LANES;
+            v4u32 x[4];
+            load(x, pack ? (void *)words : bytes, pack ? lanes : row, 4);
+            weave_words(x, 4, 2);
+            store(pack ? bytes : (void *)words, x, pack ? row : lanes, 4);
         }
     }
 }
 
-/* n codes, a byte each, to n·bits/8 bytes, low bits first; and back. */
-static void join_codes(const uint8_t *restrict codes, uint8_t *restrict bytes, int n, int bits)
+static inline __attribute__((always_inline)) void swap_codes(v16u8 *a, v16u8 *b, int shift, uint8_t mask)
 {
-    if (bits == 8) {
-        memcpy(bytes, codes, (size_t)n);
-    } else if (bits == 4) {
-        for (int i = 0; i < n / 2; i++) bytes[i] = (uint8_t)(codes[2 * i] | codes[2 * i + 1] << 4);
-    } else {
-        for (int i = 0; i < n / 4; i++) {
-            const uint8_t *c = codes + 4 * i;
-            bytes[i] = (uint8_t)(c[0] | c[1] << 2 | c[2] << 4 | c[3] << 6);
-        }
+    const v16u8 t = (*a >> shift ^ *b) & mask;
+    *b ^= t;
+    *a ^= t << shift;
+}
+
+/* A canonical byte holds n = 8/bits channels of a token, a byte of a word n tokens of a channel: rows [byte of a word][token
+ * of it] become [byte of a word][channel], and back. */
+static inline __attribute__((always_inline)) void turn_codes(v16u8 *rows, int bits)
+{
+    UNROLL for (int byte = 0; byte < 4; byte++)
+    {
+        v16u8 *x = rows + byte * (8 / bits);
+        if (bits == 4) swap_codes(x, x + 1, 4, 0x0f);
+        if (bits != 2) continue;
+        swap_codes(x, x + 1, 2, 0x33);
+        swap_codes(x + 2, x + 3, 2, 0x33);
+        swap_codes(x, x + 2, 4, 0x0f);
+        swap_codes(x + 1, x + 3, 4, 0x0f);
     }
 }
 
-static void pack_v_codes(const bs_cpu_kv_layout *l, uint8_t *record, uint8_t *canonical)
+/* V codes of the tokens that are the fields of a word, 16 canonical bytes of each. Words' bytes are [byte of a row][channel of
+ * it][byte of a word]; the vectors between [channel][byte of a word], their bytes those of a row. */
+static inline __attribute__((always_inline)) void move_v_tile(uint32_t *words, uint8_t *canonical, size_t row,
+                                                              const int bits, bool pack)
 {
-    const int d = l->head_dim, bits = l->v_bits;
-    const uint32_t mask = (1u << bits) - 1;
-    uint8_t codes[BS_MAX_HEAD_DIM];
-    for (int token = 0; token < BS_PAGE_TOKENS; token++) {
-        const uint32_t *words = bs_cpu_v_words(l, record, token / l->v_fields, 0);
-        const int shift = token % l->v_fields * bits;
-        for (int c = 0; c < d; c++) codes[c] = (uint8_t)(words[c] >> shift & mask);
-        join_codes(codes, canonical + token * d * bits / 8, d, bits);
-    }
-}
-
-/* The words of one group of tokens, which are the fields of a word, from 16 canonical bytes of each token. A byte holds
- * n = 8/bits channels of a token, and a word's byte n tokens of a channel: an n × n transposition of codes in every byte, and
- * then bytes are put together. On bytes side by side, so that the compiler makes vectors of it; bits is known to it. */
-static inline __attribute__((always_inline)) void
-join_tokens(const uint8_t *restrict canonical, int row_bytes, uint32_t *restrict words, const int bits)
-{
-    enum { WIDTH = 16 };
-    const int n = 8 / bits, mask = (1 << bits) - 1;
-    for (int channel = 0; channel < n; channel++) {
-        uint8_t part[4][WIDTH] = {{0}};
-        for (int k = 0; k < 4; k++)
-            for (int t = 0; t < n; t++)
-                for (int i = 0; i < WIDTH; i++)
-                    part[k][i] |= (uint8_t)((canonical[(k * n + t) * row_bytes + i] >> channel * bits & mask)
-                                            << t * bits);
-        for (int i = 0; i < WIDTH; i++)
-            words[i * n + channel] = part[0][i] | (uint32_t)part[1][i] << 8 | (uint32_t)part[2][i] << 16 |
-                                     (uint32_t)part[3][i] << 24;
-    }
-}
-
-static void unpack_v_codes(const bs_cpu_kv_layout *l, uint8_t *record, const uint8_t *canonical)
-{
-    const int bits = l->v_bits, row = l->head_dim * bits / 8, fields = l->v_fields;
-    for (int group = 0; group < BS_PAGE_TOKENS / fields; group++) {
-        uint32_t *words = bs_cpu_v_words(l, record, group, 0);
-        const uint8_t *tokens = canonical + group * fields * row;
-        for (int at = 0; at < row; at += 16) {
-            if (bits == 8) join_tokens(tokens + at, row, words + at, 8);
-            else if (bits == 4) join_tokens(tokens + at, row, words + at * 2, 4);
-            else join_tokens(tokens + at, row, words + at * 4, 2);
-        }
-    }
-}
-
-/* One (s, z) pair of the slot and its canonical place. */
-static void move_pair(bs_f16 *s, int16_t *z, uint8_t *canonical, bool pack)
-{
+    const int n = 8 / bits, turns = bits == 8 ? 2 : bits == 4 ? 3 : 4;
+    v16u8 rows[MAX_VECTORS], x[MAX_VECTORS];
     if (pack) {
-        memcpy(canonical, s, sizeof *s);
-        memcpy(canonical + sizeof *s, z, sizeof *z);
+        load(x, words, WIDTH, 4 * n);
+        weave_bytes(x, 4 * n, 4);
     } else {
-        memcpy(s, canonical, sizeof *s);
-        memcpy(z, canonical + sizeof *s, sizeof *z);
+        load(rows, canonical, row, 4 * n);
+        turn_codes(rows, bits);
     }
-}
-
-/* kc: [group][channel] on both sides, then n. */
-static void move_channel_meta(const bs_cpu_kv_layout *l, uint8_t *record, uint8_t *canonical, bool pack)
-{
-    for (int g = 0; g < l->n_k_groups; g++) {
-        bs_f16 *s = bs_cpu_k_scales(l, record, g);
-        int16_t *z = bs_cpu_k_zeros(l, record, g);
-        for (int c = 0; c < l->head_dim; c++, canonical += 4) move_pair(s + c, z + c, canonical, pack);
-    }
-}
-
-/* kt and V: [group][token] here (128 s, then 128 z a group), [token][group] there. */
-static void move_token_meta(bs_f16 *meta, int n_groups, uint8_t *canonical, bool pack)
-{
-    for (int token = 0; token < BS_PAGE_TOKENS; token++) {
-        for (int g = 0; g < n_groups; g++, canonical += 4) {
-            bs_f16 *s = meta + g * 2 * BS_PAGE_TOKENS + token;
-            move_pair(s, (int16_t *)s + BS_PAGE_TOKENS, canonical, pack);
+    UNROLL for (int byte = 0; byte < 4; byte++)
+    {
+        UNROLL for (int channel = 0; channel < n; channel++)
+        {
+            if (pack) rows[byte * n + channel] = x[channel * 4 + byte];
+            else x[channel * 4 + byte] = rows[byte * n + channel];
         }
     }
+    if (pack) {
+        turn_codes(rows, bits);
+        store(canonical, rows, row, 4 * n);
+    } else {
+        weave_bytes(x, 4 * n, turns);
+        store(words, x, WIDTH, 4 * n);
+    }
+}
+
+static void move_v_codes(const bs_cpu_kv_layout *l, uint8_t *record, uint8_t *canonical, bool pack)
+{
+    const size_t row = (size_t)(l->head_dim * l->v_bits / 8);
+    for (int group = 0; group < BS_PAGE_TOKENS / l->v_fields; group++) {
+        uint32_t *words = bs_cpu_v_words(l, record, group, 0);
+        uint8_t *tokens = canonical + (size_t)(group * l->v_fields) * row;
+        for (size_t at = 0; at < row; at += WIDTH) {
+            if (l->v_bits == 8) move_v_tile(words + at, tokens + at, row, 8, pack);
+            else if (l->v_bits == 4) move_v_tile(words + at * 2, tokens + at, row, 4, pack);
+            else move_v_tile(words + at * 4, tokens + at, row, 2, pack);
+        }
+    }
+}
+
+/* ---- parameters ---- */
+
+/* Planes [plane][axis] here, [axis][plane] there; a power of two of planes, known to the compiler. */
+static inline __attribute__((always_inline)) void move_planes(uint8_t *planes, int axis, uint8_t *canonical,
+                                                              const int n_planes, const int turns, bool pack)
+{
+    const size_t stride = (size_t)axis * sizeof(uint16_t);
+    for (size_t at = 0; at < stride; at += WIDTH, canonical += n_planes * WIDTH) {
+        v8u16 x[MAX_VECTORS];
+        load(x, pack ? planes + at : canonical, pack ? stride : WIDTH, n_planes);
+        weave_halves(x, n_planes, pack ? turns : 3);
+        store(pack ? canonical : planes + at, x, pack ? WIDTH : stride, n_planes);
+    }
+}
+
+/* (s, z) pairs of n groups: [group][s, z][axis] here, [axis][group][s, z] there. */
+static void move_pairs(bs_f16 *meta, int n_groups, int axis, uint8_t *canonical, bool pack)
+{
+    uint8_t *planes = (uint8_t *)meta;
+    if (n_groups == 1) move_planes(planes, axis, canonical, 2, 1, pack);
+    else if (n_groups == 2) move_planes(planes, axis, canonical, 4, 2, pack);
+    else move_planes(planes, axis, canonical, 8, 3, pack); /* 4 groups of 32: the most */
 }
 
 static void move_k_meta(const bs_cpu_kv_layout *l, uint8_t *record, uint8_t *canonical, bool pack)
 {
-    if (l->k_per_channel) move_channel_meta(l, record, canonical, pack);
-    else move_token_meta(bs_cpu_k_scales(l, record, 0), l->n_k_groups, canonical, pack);
+    if (l->k_per_channel) { /* each group's pairs apart */
+        const int d = l->head_dim;
+        for (int g = 0; g < l->n_k_groups; g++)
+            move_pairs(bs_cpu_k_scales(l, record, g), 1, d, canonical + g * d * 4, pack);
+    } else {
+        move_pairs(bs_cpu_k_scales(l, record, 0), l->n_k_groups, BS_PAGE_TOKENS, canonical, pack);
+    }
     if (!l->k_norm) return;
     const size_t at = l->k_norm_at - l->k_meta, bytes = BS_PAGE_TOKENS * sizeof(bs_f16);
     if (pack) memcpy(canonical + at, bs_cpu_k_norms(l, record), bytes);
@@ -141,9 +191,9 @@ static void move_quantized(const bs_cpu_kv_layout *l, uint8_t *record, const bs_
 {
     if (page->k) move_k_codes(l, record, page->k, pack);
     if (page->k_meta) move_k_meta(l, record, page->k_meta, pack);
-    if (page->v && pack) pack_v_codes(l, record, page->v);
-    if (page->v && !pack) unpack_v_codes(l, record, page->v);
-    if (page->v_meta) move_token_meta(bs_cpu_v_scales(l, record, 0), l->n_v_groups, page->v_meta, pack);
+    if (page->v) move_v_codes(l, record, page->v, pack);
+    if (page->v_meta)
+        move_pairs(bs_cpu_v_scales(l, record, 0), l->n_v_groups, BS_PAGE_TOKENS, page->v_meta, pack);
 }
 
 static void move_f16(const bs_cpu_kv_layout *l, void *f16_pool, const bs_kv_page_ref *page, bool pack)
