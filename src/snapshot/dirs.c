@@ -217,12 +217,15 @@ bs_status bs_snap_fs_read_file(const bs_snap_fs *fs, const char *name, size_t mo
     return BS_STATUS_OK;
 }
 
-bool bs_snap_fs_file_bytes(const bs_snap_fs *fs, const char *name, uint64_t *bytes)
+bs_status bs_snap_fs_file_bytes(const bs_snap_fs *fs, const char *name, bool *found, uint64_t *bytes)
 {
     struct stat st;
-    if (fstatat(fs->fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0 || S_ISDIR(st.st_mode)) return false;
-    *bytes = (uint64_t)st.st_size;
-    return true;
+    const int error = fstatat(fs->fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : errno;
+    if (error != 0 && error != ENOENT)
+        return bs_fail(BS_STATUS_IO, "%s/%s: stat: %s", fs->path, name, strerror(error));
+    *found = error == 0 && !S_ISDIR(st.st_mode);
+    *bytes = *found ? (uint64_t)st.st_size : 0;
+    return BS_STATUS_OK;
 }
 
 bs_status bs_snap_fs_pwrite(int fd, const char *name, const void *data, size_t bytes, uint64_t offset)

@@ -3,7 +3,8 @@
  * Kept are the newest manifests that are whole, and every file that one of these names. All else with a name of ours goes:
  * older manifests, damaged ones, data that no kept manifest names, temporary files. Files with other names are not ours and
  * stay. Called by who holds the directory's lock, after the newest manifest is durable. Manifests go before the files that
- * they name, so that a crash in between leaves files without a manifest and never the other way round.
+ * they name, durably, and while one of them stays all data stays: a crash or an error in between leaves files without a
+ * manifest and never the other way round.
  */
 #define _GNU_SOURCE
 #include "src/snapshot/snapshot_private.h"
@@ -22,19 +23,47 @@ typedef struct sweep {
     bs_status status;
 } sweep;
 
-static void drop(sweep *s, const char *name)
+static bs_status remove_name(sweep *s, const char *name)
 {
+    bool found;
     uint64_t bytes;
-    if (!bs_snap_fs_file_bytes(s->fs, name, &bytes)) return;
-    if (!s->dry) {
-        bs_status status = bs_snap_fs_unlink(s->fs, name);
-        if (status != BS_STATUS_OK) {
-            s->status = status;
-            return;
-        }
-    }
+    BS_TRY(bs_snap_fs_file_bytes(s->fs, name, &found, &bytes));
+    if (!found) return BS_STATUS_OK;
+    if (!s->dry) BS_TRY(bs_snap_fs_unlink(s->fs, name));
     s->n_removed++;
     s->bytes_removed += bytes;
+    return BS_STATUS_OK;
+}
+
+/* One that cannot be removed does not keep the others. */
+static void drop(sweep *s, const char *name)
+{
+    const bs_status status = remove_name(s, name);
+    if (s->status == BS_STATUS_OK) s->status = status;
+}
+
+static bool is_manifest(const char *name)
+{
+    int64_t number;
+    uint8_t sha256[32];
+    return bs_snap_manifest_parse_name(name, &number, sha256);
+}
+
+static bool is_temporary(const char *name)
+{
+    return strncmp(name, BS_SNAP_TMP, sizeof BS_SNAP_TMP - 1) == 0;
+}
+
+/* Manifests, and once these are gone from the disk what they may name. */
+static void sweep_names(sweep *s, char **names, int n, const bool *keep)
+{
+    for (int i = 0; i < n; i++)
+        if (!(keep && keep[i]) && is_manifest(names[i])) drop(s, names[i]);
+    if (s->status == BS_STATUS_OK && s->n_removed > 0 && !s->dry) s->status = bs_snap_fs_sync_dir(s->fs);
+    if (s->status != BS_STATUS_OK) return;
+    for (int i = 0; i < n; i++)
+        if (!(keep && keep[i]) && (bs_snap_is_data_name(names[i]) || is_temporary(names[i])))
+            drop(s, names[i]);
 }
 
 /* A file of ours that ought to be readable. */
@@ -88,18 +117,6 @@ static bs_status mark_kept(const bs_snap_fs *fs, int keep_manifests, char **name
     return BS_STATUS_OK;
 }
 
-static bool is_manifest(const char *name)
-{
-    int64_t number;
-    uint8_t sha256[32];
-    return bs_snap_manifest_parse_name(name, &number, sha256);
-}
-
-static bool is_temporary(const char *name)
-{
-    return strncmp(name, BS_SNAP_TMP, sizeof BS_SNAP_TMP - 1) == 0;
-}
-
 bs_status bs_snap_collect(const bs_snap_fs *fs, int keep_manifests, bool dry, int *n_removed,
                           uint64_t *bytes_removed)
 {
@@ -108,21 +125,24 @@ bs_status bs_snap_collect(const bs_snap_fs *fs, int keep_manifests, bool dry, in
     BS_TRY(bs_snap_fs_list(fs, &names, &n));
     sweep s = {.fs = fs, .dry = dry};
     bool *keep = calloc((size_t)n + 1, sizeof *keep);
-    if (!keep) {
-        bs_snap_fs_free_list(names, n);
-        return bs_fail(BS_STATUS_NOMEM, "%s: no memory for %d names", fs->path, n);
-    }
-    s.status = mark_kept(fs, keep_manifests, names, n, keep, &n_kept);
-    if (s.status != BS_STATUS_OK) goto done;
-    if (n_kept == 0) goto done; /* nothing is known to be of no use */
-    for (int i = 0; i < n; i++)
-        if (!keep[i] && is_manifest(names[i])) drop(&s, names[i]);
-    for (int i = 0; i < n; i++)
-        if (!keep[i] && (bs_snap_is_data_name(names[i]) || is_temporary(names[i]))) drop(&s, names[i]);
-done:
+    s.status = keep ? mark_kept(fs, keep_manifests, names, n, keep, &n_kept)
+                    : bs_fail(BS_STATUS_NOMEM, "%s: no memory for %d names", fs->path, n);
+    /* None kept: nothing is known to be of no use. */
+    if (s.status == BS_STATUS_OK && n_kept > 0) sweep_names(&s, names, n, keep);
     free(keep);
     bs_snap_fs_free_list(names, n);
     if (n_removed) *n_removed = s.n_removed;
     if (bytes_removed) *bytes_removed = s.bytes_removed;
+    return s.status;
+}
+
+bs_status bs_snap_remove_all(const bs_snap_fs *fs)
+{
+    char **names;
+    int n;
+    BS_TRY(bs_snap_fs_list(fs, &names, &n));
+    sweep s = {.fs = fs};
+    sweep_names(&s, names, n, NULL);
+    bs_snap_fs_free_list(names, n);
     return s.status;
 }

@@ -221,8 +221,8 @@ bs_status bs_snap_fs_open_file(const bs_snap_fs *fs, const char *name, bool writ
 /* Its whole content, malloc'ed, with a 0 behind it; at most `most` bytes. */
 bs_status bs_snap_fs_read_file(const bs_snap_fs *fs, const char *name, size_t most, char **text,
                                size_t *bytes);
-/* Size of what has this name, a symlink's own; false: nothing has, or a directory. */
-bool bs_snap_fs_file_bytes(const bs_snap_fs *fs, const char *name, uint64_t *bytes);
+/* Size of what has this name, a symlink's own. *found false: nothing has, or a directory. */
+bs_status bs_snap_fs_file_bytes(const bs_snap_fs *fs, const char *name, bool *found, uint64_t *bytes);
 /* Everything or an error; `name` for the line. EINTR and short counts are dealt with; a short file is FORMAT. */
 bs_status bs_snap_fs_pwrite(int fd, const char *name, const void *data, size_t bytes, uint64_t offset);
 bs_status bs_snap_fs_pread(int fd, const char *name, void *data, size_t bytes, uint64_t offset);
@@ -414,8 +414,11 @@ int64_t bs_snap_list_owned(int64_t first, int64_t end, int start_s, int stripe_p
 /* ---- collection -------------------------------------------------------------------------------------------- */
 
 /* Removes manifests but the newest `keep` whole ones, files that none of these names, and temporary ones. Only names of
- * ours. n_removed, bytes_removed: may be NULL. An error does not stop it; the first one is returned. dry: only counts. */
+ * ours. n_removed, bytes_removed: may be NULL. dry: only counts. The first error is returned: one of reading stops it, and
+ * while a manifest cannot be removed no data goes. */
 bs_status bs_snap_collect(const bs_snap_fs *fs, int keep, bool dry, int *n_removed, uint64_t *bytes_removed);
+/* Removes all names of ours, in the same order. */
+bs_status bs_snap_remove_all(const bs_snap_fs *fs);
 /* Whether a name is one of a segment or tail: "seg-…​.h5", "tail-….h5". */
 bool bs_snap_is_data_name(const char *name);
 
