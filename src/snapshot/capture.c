@@ -71,7 +71,7 @@ static bs_status capture_pages(bs_snapshots *s, bs_stream *stream)
 /* One that has ended everywhere but whose last exchange this rank has not looked at. */
 static bs_status finish_before(bs_snapshots *s)
 {
-    while (s->job.phase != BS_SNAP_IDLE && !bs_snap_leader(s)) BS_TRY(bs_snapshots_poll(s, NULL, NULL));
+    if (!bs_snap_leader(s)) BS_TRY(bs_snapshots_wait(s, NULL, NULL));
     if (s->job.phase == BS_SNAP_IDLE) return BS_STATUS_OK;
     return bs_fail(BS_STATUS_RANGE, "snapshot: one is under way");
 }

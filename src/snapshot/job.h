@@ -91,6 +91,7 @@ struct bs_snapshots {
     char task_line[256];
     bs_snap_progress progress;
     bs_snapshot_dir *locked; /* directories whose lock is kept fresh */
+    double touched_s;        /* when that was done last */
 
     /* The exchange. */
     bool exchanging;

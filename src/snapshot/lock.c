@@ -87,55 +87,63 @@ static bool is_stale(const owner *them, const owner *me, time_t touched)
     return time(NULL) - touched > STALE_S;
 }
 
-static bs_status read_lock(const bs_snap_fs *fs, const char *name, char text[LOCK_BYTES + 1], struct stat *st)
+/* *found false: it is not there, or no longer. */
+static bs_status read_lock(const bs_snap_fs *fs, const char *name, char text[LOCK_BYTES + 1], struct stat *st,
+                           bool *found)
 {
-    int fd;
-    BS_TRY(bs_snap_fs_open_file(fs, name, false, &fd, NULL));
+    int fd = openat(fs->fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+    *found = fd >= 0 || errno != ENOENT;
+    if (!*found) return BS_STATUS_OK;
+    if (fd < 0) return bs_fail(BS_STATUS_IO, "%s/%s: open: %s", fs->path, name, strerror(errno));
     ssize_t n = fstat(fd, st) == 0 ? pread(fd, text, LOCK_BYTES, 0) : -1;
+    const int error = errno;
     close(fd);
-    if (n < 0) return bs_fail(BS_STATUS_IO, "%s/%s: read: %s", fs->path, name, strerror(errno));
+    if (n < 0) return bs_fail(BS_STATUS_IO, "%s/%s: read: %s", fs->path, name, strerror(error));
     text[n] = 0;
     return BS_STATUS_OK;
 }
 
-/* Takes the stale file out of the way; *gone false: it was another one by then, which is put back. */
-static bs_status remove_stale(const bs_snap_fs *fs, const struct stat *judged, bool *gone)
+/* Takes the stale file out of the way; if it was another one by then, that is put back. */
+static bs_status remove_stale(const bs_snap_fs *fs, const struct stat *judged)
 {
     char random[17], aside[64], text[LOCK_BYTES + 1];
     struct stat st;
+    bool found;
     BS_TRY(bs_snap_random_hex(random));
     snprintf(aside, sizeof aside, BS_SNAP_TMP "lock-%s", random);
-    *gone = false;
     if (renameat(fs->fd, lock_name, fs->fd, aside) != 0)
         return errno == ENOENT
                    ? BS_STATUS_OK
                    : bs_fail(BS_STATUS_IO, "%s/%s: rename: %s", fs->path, lock_name, strerror(errno));
-    bs_status status = read_lock(fs, aside, text, &st);
-    *gone = status == BS_STATUS_OK && st.st_ino == judged->st_ino && st.st_mtime == judged->st_mtime;
-    if (*gone) return bs_snap_fs_unlink(fs, aside);
+    bs_status status = read_lock(fs, aside, text, &st, &found);
+    if (status == BS_STATUS_OK && !found) return status;
+    if (status == BS_STATUS_OK && st.st_ino == judged->st_ino && st.st_mtime == judged->st_mtime)
+        return bs_snap_fs_unlink(fs, aside);
     /* A rival took it over between our look and our rename: his again, unless a third has one. */
     if (linkat(fs->fd, aside, fs->fd, lock_name, 0) == 0) bs_snap_fs_unlink(fs, aside);
     return status;
 }
 
-/* *wait: its owner is a process of this machine that may be about to go. */
-static bs_status look_at_owner(const bs_snap_fs *fs, const owner *me, bool *gone, bool *wait)
+/* OK: it is gone, or out of the way. *wait: its owner is a process of this machine that may be about to go. */
+static bs_status look_at_owner(const bs_snap_fs *fs, const owner *me, bool *wait)
 {
     char text[LOCK_BYTES + 1];
     struct stat st;
     owner them;
-    BS_TRY(read_lock(fs, lock_name, text, &st));
+    bool found;
+    BS_TRY(read_lock(fs, lock_name, text, &st, &found));
+    if (!found) return BS_STATUS_OK;
     const long age = (long)(time(NULL) - st.st_mtime);
     if (!parse_owner(text, &them)) {
         /* Being written just now, or the machine went down over it. */
-        if (age > STALE_S) return remove_stale(fs, &st, gone);
+        if (age > STALE_S) return remove_stale(fs, &st);
         return bs_fail(BS_STATUS_IO, "%s/%s: does not say who holds it: remove it if no job does", fs->path,
                        lock_name);
     }
     if (is_stale(&them, me, st.st_mtime)) {
         bs_log_warn("%s: took over the lock of process %ld on %s, which is gone", fs->path, them.pid,
                     them.host);
-        return remove_stale(fs, &st, gone);
+        return remove_stale(fs, &st);
     }
     *wait = strcmp(them.host, me->host) == 0 && them.pid != me->pid;
     return bs_fail(BS_STATUS_IO,
@@ -188,12 +196,12 @@ static bs_status make_lock(const bs_snap_fs *fs, const owner *me, int *out, int 
     return BS_STATUS_OK;
 }
 
+/* *wait: it may soon be free. */
 static bs_status take_now(const bs_snap_fs *fs, const char *job, bs_snap_lock *out, bool *wait)
 {
     const owner me = this_process(job);
     *wait = false;
     for (int attempt = 0; attempt < 4; attempt++) {
-        bool gone = false;
         int fd = -1, error;
         BS_TRY(make_lock(fs, &me, &fd, &error));
         if (error == 0) {
@@ -203,8 +211,9 @@ static bs_status take_now(const bs_snap_fs *fs, const char *job, bs_snap_lock *o
         if (error == ENOENT) continue; /* the holder has tidied our file away */
         if (error != EEXIST)
             return bs_fail(BS_STATUS_IO, "%s/%s: create: %s", fs->path, lock_name, strerror(error));
-        BS_TRY(look_at_owner(fs, &me, &gone, wait));
+        BS_TRY(look_at_owner(fs, &me, wait));
     }
+    *wait = true;
     return bs_fail(BS_STATUS_IO, "%s/%s: others take it as fast as it is given back", fs->path, lock_name);
 }
 
@@ -213,9 +222,12 @@ bs_status bs_snap_lock_take(const bs_snap_fs *fs, const char *job, bs_snap_lock 
     const double start = bs_now_s();
     for (;;) {
         bool wait;
+        char line[512];
+        const bs_error_diversion before = bs_error_divert(line, sizeof line);
         const bs_status status = take_now(fs, job, out, &wait);
-        if (status == BS_STATUS_OK || !wait || bs_now_s() - start >= wait_s) return status;
-        bs_error_clear();
+        bs_error_divert_back(before);
+        if (status == BS_STATUS_OK) return status;
+        if (!wait || bs_now_s() - start >= wait_s) return bs_fail(status, "%s", line);
         nanosleep(&(struct timespec){.tv_nsec = 50 * 1000 * 1000}, NULL);
     }
 }

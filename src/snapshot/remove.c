@@ -16,6 +16,6 @@ bs_status bs_snapshot_remove(const char *path, const char *job)
         bs_snap_lock_release(&fs, &lock);
     }
     bs_snap_fs_close(&fs);
-    if (status == BS_STATUS_OK && rmdir(path) != 0) return BS_STATUS_OK; /* somebody else's files stay, in their place */
+    if (status == BS_STATUS_OK) rmdir(path); /* where somebody else's files are it stays */
     return status;
 }

@@ -3,6 +3,7 @@
  * The thread does one task at a time and knows no other rank; what it does is commit.c, when it is told to is phases.c.
  */
 #include "src/base/checked.h"
+#include "src/base/progress.h"
 #include "src/snapshot/job.h"
 
 #include <inttypes.h>
@@ -26,8 +27,12 @@ bs_status bs_snapshot_verify_parse(const char *text, bs_snapshot_verify *out)
 
 enum { TOUCH_S = 30 };
 
+/* Every so often, by whichever thread comes by. With the lock held. */
 static void touch_locks(bs_snapshots *s)
 {
+    const double now = bs_now_s();
+    if (now - s->touched_s < TOUCH_S) return;
+    s->touched_s = now;
     for (const bs_snapshot_dir *d = s->locked; d; d = d->next_locked) bs_snap_lock_touch(&d->lock);
 }
 
@@ -38,7 +43,8 @@ static void wait_for_task(bs_snapshots *s)
         struct timespec until;
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_sec += TOUCH_S;
-        if (pthread_cond_timedwait(&s->wake, &s->lock, &until) != 0) touch_locks(s);
+        touch_locks(s);
+        pthread_cond_timedwait(&s->wake, &s->lock, &until);
     }
 }
 
@@ -56,7 +62,6 @@ static void *run_thread(void *context)
         bs_error_divert(s->task_line, sizeof s->task_line); /* "" again */
         bs_status status = entered == BS_STATUS_OK ? bs_snap_run_phase(s, phase) : entered;
         pthread_mutex_lock(&s->lock);
-        touch_locks(s);
         s->task_status = status;
         s->task_done = true;
         pthread_cond_signal(&s->ended);
@@ -89,6 +94,7 @@ bool bs_snap_is_task_done(bs_snapshots *s, double wait_ms)
         pthread_cond_timedwait(&s->ended, &s->lock, &until);
     }
     bool done = s->task_done;
+    touch_locks(s); /* a task may take longer than a lock lives */
     pthread_mutex_unlock(&s->lock);
     return done;
 }

@@ -4,11 +4,12 @@
 #include "tests/snapshot/rig.h"
 
 #include "src/snapshot/inspect.h"
-#include "src/snapshot/snapshot_private.h"
+#include "src/snapshot/job.h"
 
 #include <dirent.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <stdatomic.h>
 #include <stdarg.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -554,6 +555,67 @@ static void test_lock(void **state)
     unlink(path);
 }
 
+/* A task that takes longer than a lock lives: who polls keeps the lock fresh. */
+static void test_lock_stays_fresh(void **state)
+{
+    const struct timespec old[2] = {{.tv_sec = time(NULL) - 1000}, {.tv_sec = time(NULL) - 1000}};
+    char path[600];
+    struct stat st;
+    bs_snapshot_dir *dir;
+    make_snapshot();
+    OK(bs_snapshot_dir_open(r.snapshots, dir_path, BS_SNAPSHOT_LOCK, &dir));
+    find_file("lock", path);
+    bs_snap_is_task_done(r.snapshots, 0);
+    assert_int_equal(utimensat(AT_FDCWD, path, old, 0), 0);
+    bs_snap_is_task_done(r.snapshots, 0);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_mtime, old[0].tv_sec); /* not at every step */
+    r.snapshots->touched_s -= 1000;
+    bs_snap_is_task_done(r.snapshots, 0);
+    assert_int_equal(stat(path, &st), 0);
+    assert_true(time(NULL) - st.st_mtime < 100);
+    bs_snapshot_dir_close(dir);
+}
+
+static atomic_bool is_over;
+
+/* Takes the lock and gives it back, as fast as it can. */
+static void *take_and_give(void *context)
+{
+    char held[600], lock[600];
+    snprintf(held, sizeof held, "%s/held", dir_path);
+    snprintf(lock, sizeof lock, "%s/lock", dir_path);
+    while (!is_over)
+        if (link(held, lock) == 0) unlink(lock);
+    return NULL;
+}
+
+/* A lock that is given back between our try and our look at it is free, and no error. */
+static void test_lock_vanishes(void **state)
+{
+    char held[600], lock[600], line[512];
+    pthread_t rival;
+    int n_taken = 0;
+    make_snapshot();
+    write_lock("host elsewhere pid 7 start 9 job 12.0\n");
+    snprintf(held, sizeof held, "%s/held", dir_path);
+    snprintf(lock, sizeof lock, "%s/lock", dir_path);
+    assert_int_equal(rename(lock, held), 0);
+    is_over = false;
+    assert_int_equal(pthread_create(&rival, NULL, take_and_give, NULL), 0);
+    for (int i = 0; i < 5000; i++) {
+        const bs_status status = take_lock("", line);
+        n_taken += status == BS_STATUS_OK;
+        if (status != BS_STATUS_OK && !strstr(line, "in use by process 7 on elsewhere")) break;
+        line[0] = 0;
+    }
+    is_over = true;
+    pthread_join(rival, NULL);
+    assert_string_equal(line, "");
+    assert_true(n_taken > 0);
+    unlink(held);
+}
+
 /* ---- collection -------------------------------------------------------------------------------------------- */
 
 static int count_files(const char *prefix)
@@ -650,6 +712,7 @@ int main(void)
         cmocka_unit_test(test_owners_and_links),   cmocka_unit_test(test_modes),
         cmocka_unit_test(test_fingerprint_fields), cmocka_unit_test(test_manifest_fields),
         cmocka_unit_test(test_failed_restore),     cmocka_unit_test(test_lock),
+        cmocka_unit_test(test_lock_stays_fresh),   cmocka_unit_test(test_lock_vanishes),
         cmocka_unit_test(test_collection),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
