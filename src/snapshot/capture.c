@@ -68,6 +68,12 @@ static bs_status capture_pages(bs_snapshots *s, bs_stream *stream)
     return BS_STATUS_OK;
 }
 
+void bs_snap_unpin(bs_snapshots *s)
+{
+    if (s->job.is_pinned) bs_cache_unpin(s->config.cache, s->job.pinned, s->job.n_pinned);
+    s->job.is_pinned = false;
+}
+
 /* One that has ended everywhere but whose last exchange this rank has not looked at. */
 static bs_status finish_before(bs_snapshots *s)
 {
@@ -104,22 +110,11 @@ bs_status bs_snapshot_capture(bs_snapshot_dir *dir, bs_stream *stream, int seq)
     for (int i = 0; i < job->n_files; i++) job->files[i].name[0] = 0;
     BS_TRY(capture_pages(s, stream));
     job->holds = true;
-    s->cancel = false;
     job->phase = BS_SNAP_CREATE;
     job->started_s = now;
     job->stall_s = bs_now_s() - now;
     if (!bs_snap_leader(s)) bs_snap_start_task(s, BS_SNAP_CREATE);
     return BS_STATUS_OK;
-}
-
-/* Rank 0's CREATE, without the thread: all ranks see it fail. */
-void bs_snap_refuse(bs_snapshots *s, bs_status status)
-{
-    pthread_mutex_lock(&s->lock);
-    s->job.phase = s->task = BS_SNAP_CREATE;
-    s->task_status = status;
-    s->task_done = true;
-    pthread_mutex_unlock(&s->lock);
 }
 
 static bs_status check_commit(const bs_snap_job *job, const int32_t *tokens, int64_t n_tokens,
@@ -147,8 +142,7 @@ bs_status bs_snapshot_commit(bs_snapshot_dir *dir, const int32_t *tokens, int64_
     job->committed = true;
     bs_status status = check_commit(job, tokens, n_tokens, state);
     if (status != BS_STATUS_OK) {
-        snprintf(s->task_line, sizeof s->task_line, "%s", "its token ids were refused");
-        bs_snap_refuse(s, status);
+        bs_snap_refuse(s, BS_SNAP_CREATE, status, "its token ids were refused");
         return status;
     }
     memcpy(job->tokens, tokens, (size_t)n_tokens * sizeof *tokens);
@@ -165,6 +159,5 @@ void bs_snapshot_give_up(bs_snapshot_dir *dir)
     bs_snapshots *s = dir->snapshots;
     if (s->job.dir != dir || s->job.phase != BS_SNAP_CREATE || s->job.committed) return;
     s->job.committed = s->job.given_up = true;
-    s->task_line[0] = 0;
-    bs_snap_refuse(s, BS_STATUS_INTERRUPTED);
+    bs_snap_refuse(s, BS_SNAP_CREATE, BS_STATUS_INTERRUPTED, "");
 }

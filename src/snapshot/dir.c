@@ -171,6 +171,7 @@ bs_status bs_snapshot_dir_open(bs_snapshots *snapshots, const char *path, int fl
 void bs_snapshot_dir_close(bs_snapshot_dir *dir)
 {
     if (!dir) return;
+    if (bs_snapshots_busy(dir->snapshots) && dir->snapshots->job.dir == dir) bs_snap_stop(dir->snapshots);
     watch_lock(dir->snapshots, dir, false);
     bs_snap_lock_release(&dir->fs, &dir->lock);
     bs_snap_fs_close(&dir->fs);

@@ -79,14 +79,12 @@ struct bs_snapshots {
     bs_snap_job job;
     bs_snapshot_result result; /* of the one that ended last */
 
-    /* The thread. `task` IDLE: it waits. */
+    /* The thread: does job.phase while task_done is false, and waits else. */
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t wake, ended;
-    bool has_thread, quit;
-    volatile bool cancel;
-    bs_snap_phase task;
-    bool task_done;
+    bool has_thread, task_done;
+    atomic_bool quit; /* stops a task as well */
     bs_status task_status;
     char task_line[256];
     bs_snap_progress progress;
@@ -121,8 +119,12 @@ struct bs_snapshot_dir {
 /* Gives the thread a task, and enters its phase; whether it is done, after waiting so long at most. */
 void bs_snap_start_task(bs_snapshots *s, bs_snap_phase phase);
 bool bs_snap_is_task_done(bs_snapshots *s, double wait_ms);
-/* A CREATE that is over without the thread, and failed: all ranks will see it fail. */
-void bs_snap_refuse(bs_snapshots *s, bs_status status);
+/* A phase that is over without the thread, and failed: all ranks will see it fail. */
+void bs_snap_refuse(bs_snapshots *s, bs_snap_phase phase, bs_status status, const char *line);
+/* Ends the thread for good, and gives up what is under way. */
+void bs_snap_stop(bs_snapshots *s);
+/* Gives up the captured pages, if that has not been done. */
+void bs_snap_unpin(bs_snapshots *s);
 /* A task on the thread: what it does in a phase (commit.c). Lines go where the thread diverts them. */
 bs_status bs_snap_run_phase(bs_snapshots *s, bs_snap_phase phase);
 /* The manifest of the job's snapshot: kept segments, new files. files: malloc'ed. Rank 0. */

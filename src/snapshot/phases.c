@@ -59,10 +59,7 @@ static bs_status begin_exchange(bs_snapshots *s)
         snprintf(s->word.line, sizeof s->word.line, "%s",
                  s->task_line[0] ? s->task_line : bs_status_text(s->task_status));
     /* Whoever has written has read its pages: from here on nobody needs them on this rank. */
-    if (job->phase == BS_SNAP_WRITE || s->task_status != BS_STATUS_OK) {
-        if (job->is_pinned) bs_cache_unpin(s->config.cache, job->pinned, job->n_pinned);
-        job->is_pinned = false;
-    }
+    if (job->phase == BS_SNAP_WRITE || s->task_status != BS_STATUS_OK) bs_snap_unpin(s);
     if (offers && bs_snap_leader(s)) fill_offer(s);
     s->exchanging = true;
     return bs_comm_exchange_begin(s->config.comm, &s->word, s->words, sizeof s->word, s->offer,
@@ -79,10 +76,9 @@ static int find_failed(const bs_snapshots *s)
 
 static void end_job(bs_snapshots *s)
 {
-    if (s->job.is_pinned) bs_cache_unpin(s->config.cache, s->job.pinned, s->job.n_pinned);
-    s->job.is_pinned = s->job.holds = false;
+    bs_snap_unpin(s);
+    s->job.holds = false;
     s->job.phase = BS_SNAP_IDLE;
-    s->task = BS_SNAP_IDLE;
 }
 
 static double gb_per_s(uint64_t bytes, double seconds)
@@ -148,9 +144,20 @@ static void fail_job(bs_snapshots *s, int rank)
     fill_result(s, (bs_status)word->status, bs_snap_leader(s) ? line : "");
     if (bs_snap_leader(s) && !word->silent)
         bs_log_warn("snapshot %" PRId64 " failed, the one before stays in force: %s", s->job.number, line);
-    if (s->job.is_pinned) bs_cache_unpin(s->config.cache, s->job.pinned, s->job.n_pinned);
-    s->job.is_pinned = s->job.holds = false;
+    bs_snap_unpin(s);
+    s->job.holds = false;
     bs_snap_start_task(s, BS_SNAP_CLEAN);
+}
+
+/* Unless rank 0's files are not those that this rank has worked out: that is told with the next exchange. */
+static void begin_writing(bs_snapshots *s)
+{
+    char line[256];
+    const bs_error_diversion before = bs_error_divert(line, sizeof line);
+    const bs_status status = bs_snap_leader(s) ? BS_STATUS_OK : take_offer(s);
+    bs_error_divert_back(before);
+    if (status == BS_STATUS_OK) bs_snap_start_task(s, BS_SNAP_WRITE);
+    else bs_snap_refuse(s, BS_SNAP_WRITE, status, line);
 }
 
 /* All ranks have told how their phase went. */
@@ -166,17 +173,7 @@ static void end_phase(bs_snapshots *s, bool *ended)
         return;
     }
     switch (job->phase) {
-    case BS_SNAP_CREATE:
-        if (!bs_snap_leader(s) && take_offer(s) != BS_STATUS_OK) {
-            /* Told with the next phase, which this rank fails. */
-            snprintf(s->task_line, sizeof s->task_line, "%s", bs_error_message());
-            bs_error_clear();
-            bs_snap_refuse(s, BS_STATUS_INTERNAL);
-            job->phase = s->task = BS_SNAP_WRITE;
-            return;
-        }
-        bs_snap_start_task(s, BS_SNAP_WRITE);
-        return;
+    case BS_SNAP_CREATE: begin_writing(s); return;
     case BS_SNAP_WRITE:
         job->holds = false;
         job->bytes = bytes;

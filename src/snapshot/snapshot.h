@@ -75,8 +75,7 @@ bs_status bs_snapshots_plan_memory(const bs_device *device, const bs_cache_confi
 bs_status bs_snapshots_open(const bs_snapshots_config *config,
                             void (*progress)(void *context, uint64_t done, uint64_t total), void *context,
                             bs_snapshots **out);
-/* Gives up what is under way (its temporary files go). Not collective, but no rank may wait for this one any more: call
- * bs_snapshots_wait first. NULL is fine. */
+/* Behind its directories' bs_snapshot_dir_close. Not collective. NULL is fine. */
 void bs_snapshots_close(bs_snapshots *snapshots);
 
 /* ---- a directory ------------------------------------------------------------------------------------------ */
@@ -118,7 +117,8 @@ enum {
  * fine: info is NULL then. What is captured afterwards is a sequence of its own, written from its beginning, unless this
  * snapshot was restored: then it goes on from the pages that were kept. FORMAT when there are manifests and none of them is whole. Collective, agreed. */
 bs_status bs_snapshot_dir_open(bs_snapshots *snapshots, const char *path, int flags, bs_snapshot_dir **out);
-/* Not while a snapshot of it is under way. NULL is fine. Not collective. */
+/* Call bs_snapshots_wait first. Where that failed, one that is under way is given up (its temporary files go) and the machinery
+ * can only be closed. NULL is fine. Not collective. */
 void bs_snapshot_dir_close(bs_snapshot_dir *dir);
 /* What was found when it was opened; snapshots taken since do not change it. NULL: there was none. Valid until the next restore
  * or close. */

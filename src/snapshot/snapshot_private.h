@@ -23,6 +23,8 @@
 #include "src/snapshot/snapshot.h"
 #include "src/snapshot/workers.h"
 
+#include <stdatomic.h>
+
 /* ---- the format's numbers ---------------------------------------------------------------------------------- */
 
 enum {
@@ -327,8 +329,8 @@ bool bs_snap_walk_next(bs_snap_walk *walk, const bs_snap_source *source, bs_snap
 
 /* What may stop a thread, and what it has done. */
 typedef struct bs_snap_progress {
-    const volatile bool *cancel; /* or NULL: INTERRUPTED at the next chunk */
-    uint64_t bytes;              /* grows */
+    const atomic_bool *cancel; /* or NULL: INTERRUPTED at the next chunk */
+    uint64_t bytes;            /* grows */
 } bs_snap_progress;
 
 /* Writes a rank's pages of one file, with their checksums. */

@@ -39,7 +39,7 @@ static void touch_locks(bs_snapshots *s)
 /* Waits for a task, or to be told to quit; keeps locks fresh meanwhile. With the lock held. */
 static void wait_for_task(bs_snapshots *s)
 {
-    while (!s->quit && (s->task == BS_SNAP_IDLE || s->task_done)) {
+    while (!s->quit && s->task_done) {
         struct timespec until;
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_sec += TOUCH_S;
@@ -51,16 +51,18 @@ static void wait_for_task(bs_snapshots *s)
 static void *run_thread(void *context)
 {
     bs_snapshots *s = context;
-    bs_status entered = bs_device_enter(s->config.device);
-    bs_error_divert(s->task_line, sizeof s->task_line);
+    char line[256];
+    bs_error_divert(line, sizeof line);
+    const bs_status entered = bs_device_enter(s->config.device);
     pthread_mutex_lock(&s->lock);
     for (;;) {
         wait_for_task(s);
         if (s->quit) break;
-        const bs_snap_phase phase = s->task;
+        const bs_snap_phase phase = s->job.phase;
         pthread_mutex_unlock(&s->lock);
         bs_error_divert(s->task_line, sizeof s->task_line); /* "" again */
-        bs_status status = entered == BS_STATUS_OK ? bs_snap_run_phase(s, phase) : entered;
+        const bs_status status = entered == BS_STATUS_OK ? bs_snap_run_phase(s, phase)
+                                                         : bs_fail(entered, "%s", line);
         pthread_mutex_lock(&s->lock);
         s->task_status = status;
         s->task_done = true;
@@ -72,13 +74,21 @@ static void *run_thread(void *context)
 
 void bs_snap_start_task(bs_snapshots *s, bs_snap_phase phase)
 {
-    s->job.phase = phase;
     pthread_mutex_lock(&s->lock);
-    s->task = phase;
+    s->job.phase = phase;
     s->task_done = false;
     s->task_status = BS_STATUS_OK;
-    s->progress = (bs_snap_progress){.cancel = &s->cancel};
+    s->progress = (bs_snap_progress){.cancel = &s->quit};
     pthread_cond_signal(&s->wake);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void bs_snap_refuse(bs_snapshots *s, bs_snap_phase phase, bs_status status, const char *line)
+{
+    pthread_mutex_lock(&s->lock);
+    s->job.phase = phase;
+    s->task_status = status;
+    snprintf(s->task_line, sizeof s->task_line, "%s", line);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -97,6 +107,25 @@ bool bs_snap_is_task_done(bs_snapshots *s, double wait_ms)
     touch_locks(s); /* a task may take longer than a lock lives */
     pthread_mutex_unlock(&s->lock);
     return done;
+}
+
+void bs_snap_stop(bs_snapshots *s)
+{
+    if (!s->has_thread) return;
+    pthread_mutex_lock(&s->lock);
+    s->quit = true;
+    pthread_cond_signal(&s->wake);
+    pthread_mutex_unlock(&s->lock);
+    pthread_join(s->thread, NULL);
+    s->has_thread = false;
+    if (s->job.phase == BS_SNAP_IDLE) return;
+    /* The job ends; what stays is temporary and goes with the next one. */
+    char line[256];
+    const bs_error_diversion before = bs_error_divert(line, sizeof line);
+    bs_snap_run_phase(s, BS_SNAP_CLEAN);
+    bs_error_divert_back(before);
+    bs_snap_unpin(s);
+    s->job.phase = BS_SNAP_IDLE;
 }
 
 /* ---- opening ----------------------------------------------------------------------------------------------- */
@@ -196,6 +225,7 @@ bs_status bs_snapshots_open(const bs_snapshots_config *config,
     bs_status status = s ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "snapshot: no memory");
     if (s) {
         s->config = *config;
+        s->task_done = true;
         if (s->config.keep == 0) s->config.keep = 2;
         if (s->config.segment_tokens == 0) s->config.segment_tokens = BS_SNAP_SEGMENT_TOKENS;
         pthread_mutex_init(&s->lock, NULL);
@@ -221,22 +251,7 @@ bs_status bs_snapshots_open(const bs_snapshots_config *config,
 void bs_snapshots_close(bs_snapshots *s)
 {
     if (!s) return;
-    if (s->has_thread) {
-        s->cancel = true;
-        pthread_mutex_lock(&s->lock);
-        s->quit = true;
-        pthread_cond_signal(&s->wake);
-        pthread_mutex_unlock(&s->lock);
-        pthread_join(s->thread, NULL);
-        if (s->job.phase != BS_SNAP_IDLE && s->job.phase != BS_SNAP_CLEAN) {
-            char line[256];
-            const bs_error_diversion before = bs_error_divert(
-                line, sizeof line); /* the job ends; what stays is temporary and goes with the next one */
-            bs_snap_run_phase(s, BS_SNAP_CLEAN);
-            bs_error_divert_back(before);
-        }
-    }
-    if (s->job.is_pinned) bs_cache_unpin(s->config.cache, s->job.pinned, s->job.n_pinned);
+    bs_snap_stop(s);
     bs_snap_staging_close(&s->staging);
     bs_timer_destroy(s->captured_mark);
     bs_buffer_free(s->tail);

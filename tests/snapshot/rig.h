@@ -35,12 +35,24 @@ typedef struct rig {
     bs_snapshots *snapshots;
 } rig;
 
+static inline void open_snapshots(rig *r)
+{
+    const char *verify = getenv("SNAP_VERIFY"), *segment = getenv("SNAP_SEGMENT");
+    bs_snapshots_config config = {.device = r->device,
+                                  .comm = r->comm,
+                                  .cache = r->cache,
+                                  .cache_config = r->config,
+                                  .model = r->model,
+                                  .segment_tokens = segment ? atoi(segment) : 0,
+                                  .cache_dir = getenv("SNAP_CACHE")};
+    if (verify) OK(bs_snapshot_verify_parse(verify, &config.verify));
+    OK(bs_snapshots_open(&config, NULL, NULL, &r->snapshots));
+}
+
 static inline void open_rig(rig *r, bool gpu, const char *grid, const char *kv, int stripe_pages,
                             int64_t max_context)
 {
-    const char *name = getenv("SNAP_MODEL"), *verify = getenv("SNAP_VERIFY"),
-               *segment = getenv("SNAP_SEGMENT");
-    const char *chunk = getenv("SNAP_CHUNK");
+    const char *name = getenv("SNAP_MODEL"), *chunk = getenv("SNAP_CHUNK");
     OK(bs_model_open(name ? name : "random:tiny-d128", &r->model));
     const bs_model_desc *desc = bs_model_get_desc(r->model);
     OK(bs_grid_choose(bs_comm_rank(r->comm), bs_comm_size(r->comm), desc->n_kv_heads, grid, &r->grid));
@@ -62,16 +74,7 @@ static inline void open_rig(rig *r, bool gpu, const char *grid, const char *kv, 
                                   .total_tokens = 2 * max_context};
     OK(bs_kv_format_parse(kv, &r->config.shape.format));
     OK(bs_cache_open(r->device, r->stream, &r->config, &r->cache));
-    const bs_snapshots_config config = {.device = r->device,
-                                        .comm = r->comm,
-                                        .cache = r->cache,
-                                        .cache_config = r->config,
-                                        .model = r->model,
-                                        .segment_tokens = segment ? atoi(segment) : 0,
-                                        .cache_dir = getenv("SNAP_CACHE")};
-    bs_snapshots_config with = config;
-    if (verify) OK(bs_snapshot_verify_parse(verify, &with.verify));
-    OK(bs_snapshots_open(&with, NULL, NULL, &r->snapshots));
+    open_snapshots(r);
 }
 
 static inline void close_rig(rig *r)

@@ -663,6 +663,33 @@ static void test_collection(void **state)
     remove_tree(dir_path);
 }
 
+/* Closed in any phase: no temporary file stays, and what is in force is whole. */
+static void test_close_gives_up(void **state)
+{
+    int32_t *ids = make_ids(N);
+    make_snapshot();
+    const uint32_t n_quant = bs_cache_free_slots(r.cache, true);
+    for (int n_tasks = 0; n_tasks < 6; n_tasks++) {
+        bs_snapshot_dir *dir;
+        OK(bs_snapshot_dir_open(r.snapshots, dir_path, BS_SNAPSHOT_LOCK, &dir));
+        OK(bs_snapshot_capture(dir, r.stream, 0));
+        OK(bs_snapshot_commit(dir, ids, N + 1, &(bs_snapshot_state){.n_prompt = N}));
+        for (int i = 0; i < n_tasks; i++) {
+            while (!bs_snap_is_task_done(r.snapshots, 5)) continue;
+            if (i + 1 < n_tasks) OK(bs_snapshots_poll(r.snapshots, NULL, NULL));
+        }
+        bs_snapshot_dir_close(dir);
+        bs_snapshots_close(r.snapshots);
+        open_snapshots(&r);
+        assert_int_equal(count_files("tmp-"), 0);
+        assert_int_equal(count_files("lock"), 0);
+        assert_int_equal(bs_cache_free_slots(r.cache, true), n_quant);
+        assert_int_equal(check_all(), BS_STATUS_OK);
+    }
+    assert_int_equal(count_files("manifest-"), 2);
+    free(ids);
+}
+
 /* ---- geometry ---------------------------------------------------------------------------------------------- */
 
 /* Growing by any steps, segments cover all sealed blocks, none overlaps, and there are never many. */
@@ -713,7 +740,7 @@ int main(void)
         cmocka_unit_test(test_fingerprint_fields), cmocka_unit_test(test_manifest_fields),
         cmocka_unit_test(test_failed_restore),     cmocka_unit_test(test_lock),
         cmocka_unit_test(test_lock_stays_fresh),   cmocka_unit_test(test_lock_vanishes),
-        cmocka_unit_test(test_collection),
+        cmocka_unit_test(test_collection),         cmocka_unit_test(test_close_gives_up),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
