@@ -61,9 +61,11 @@ static bs_status share(bs_snapshot_dir *dir, told *t, bs_snap_found *found)
     dir->last_number = t->last_number;
     if (!t->found) return BS_STATUS_OK;
     char *text = leader ? found->text : malloc((size_t)t->bytes + 1);
-    BS_TRY(
-        bs_comm_agree(comm, text ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "%s: no memory for it", t->name)));
-    bs_status status = bs_comm_bcast_host(comm, text, (size_t)t->bytes, 0);
+    bs_status status = bs_comm_agree(comm, text ? BS_STATUS_OK
+                                                : bs_fail(BS_STATUS_NOMEM,
+                                                          "%s/%s: no memory for its %" PRIu64 " bytes",
+                                                          dir->fs.path, t->name, t->bytes));
+    if (status == BS_STATUS_OK) status = bs_comm_bcast_host(comm, text, (size_t)t->bytes, 0);
     bs_snap_manifest m = {0};
     if (status == BS_STATUS_OK) {
         if (leader) m = found->manifest;
@@ -150,11 +152,14 @@ static void watch_lock(bs_snapshots *s, bs_snapshot_dir *dir, bool on)
 bs_status bs_snapshot_dir_open(bs_snapshots *snapshots, const char *path, int flags, bs_snapshot_dir **out)
 {
     bs_snapshot_dir *dir = calloc(1, sizeof *dir);
-    BS_TRY(bs_comm_agree(snapshots->config.comm,
-                         dir ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "%s: no memory to open it", path)));
-    dir->snapshots = snapshots;
-    dir->fs.fd = dir->lock.fd = -1;
-    bs_status status = open_fs(dir, path, flags);
+    if (dir) {
+        dir->snapshots = snapshots;
+        dir->fs.fd = dir->lock.fd = -1;
+    }
+    bs_status status = bs_comm_agree(snapshots->config.comm,
+                                     dir ? BS_STATUS_OK
+                                         : bs_fail(BS_STATUS_NOMEM, "%s: no memory to open it", path));
+    if (status == BS_STATUS_OK) status = open_fs(dir, path, flags);
     if (status == BS_STATUS_OK) {
         dir->may_write = flags & BS_SNAPSHOT_LOCK && dir->fs.fd >= 0;
         if (dir->lock.fd >= 0) watch_lock(snapshots, dir, true);

@@ -259,15 +259,17 @@ bs_status bs_snapshot_drop_cache(const char *path)
     int n;
     BS_TRY(open_dir(path, &fs));
     bs_status status = bs_snap_fs_list(&fs, &names, &n);
-    for (int i = 0; status == BS_STATUS_OK && i < n; i++) {
-        int fd;
-        if (!bs_snap_is_data_name(names[i])) continue;
-        status = bs_snap_fs_open_file(&fs, names[i], false, &fd, NULL);
-        if (status != BS_STATUS_OK) break;
-        bs_snap_fs_drop_cache(fd);
-        close(fd);
+    if (status == BS_STATUS_OK) {
+        for (int i = 0; status == BS_STATUS_OK && i < n; i++) {
+            int fd;
+            if (!bs_snap_is_data_name(names[i])) continue;
+            status = bs_snap_fs_open_file(&fs, names[i], false, &fd, NULL);
+            if (status != BS_STATUS_OK) break;
+            bs_snap_fs_drop_cache(fd);
+            close(fd);
+        }
+        bs_snap_fs_free_list(names, n);
     }
-    if (status == BS_STATUS_OK) bs_snap_fs_free_list(names, n);
     bs_snap_fs_close(&fs);
     return status;
 }

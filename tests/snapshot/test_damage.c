@@ -323,6 +323,21 @@ static void test_owners_and_links(void **state)
     assert_int_equal(open_all(line), BS_STATUS_OK);
 }
 
+static void test_drop_cache(void **state)
+{
+    char path[600], moved[700];
+    make_snapshot();
+    OK(bs_snapshot_drop_cache(dir_path));
+    find_file("tail-", path);
+    snprintf(moved, sizeof moved, "%s.real", path);
+    assert_int_equal(rename(path, moved) | symlink(moved, path), 0);
+    assert_int_equal(bs_snapshot_drop_cache(dir_path),
+                     BS_STATUS_IO); /* and, says a sanitizer, nothing leaks */
+    assert_non_null(strstr(bs_error_message(), "is a symbolic link"));
+    bs_error_clear();
+    make_snapshot();
+}
+
 static void test_modes(void **state)
 {
     struct stat st;
@@ -732,15 +747,25 @@ static void test_plan_of_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_plan_of_files),      cmocka_unit_test(test_bit_in_every_page),
-        cmocka_unit_test(test_bits_of_manifest),   cmocka_unit_test(test_bits_of_header),
-        cmocka_unit_test(test_truncation),         cmocka_unit_test(test_swapped_files),
-        cmocka_unit_test(test_goes_back),          cmocka_unit_test(test_stale_manifest),
-        cmocka_unit_test(test_owners_and_links),   cmocka_unit_test(test_modes),
-        cmocka_unit_test(test_fingerprint_fields), cmocka_unit_test(test_manifest_fields),
-        cmocka_unit_test(test_failed_restore),     cmocka_unit_test(test_lock),
-        cmocka_unit_test(test_lock_stays_fresh),   cmocka_unit_test(test_lock_vanishes),
-        cmocka_unit_test(test_collection),         cmocka_unit_test(test_close_gives_up),
+        cmocka_unit_test(test_plan_of_files),
+        cmocka_unit_test(test_bit_in_every_page),
+        cmocka_unit_test(test_bits_of_manifest),
+        cmocka_unit_test(test_bits_of_header),
+        cmocka_unit_test(test_truncation),
+        cmocka_unit_test(test_swapped_files),
+        cmocka_unit_test(test_goes_back),
+        cmocka_unit_test(test_stale_manifest),
+        cmocka_unit_test(test_owners_and_links),
+        cmocka_unit_test(test_modes),
+        cmocka_unit_test(test_drop_cache),
+        cmocka_unit_test(test_fingerprint_fields),
+        cmocka_unit_test(test_manifest_fields),
+        cmocka_unit_test(test_failed_restore),
+        cmocka_unit_test(test_lock),
+        cmocka_unit_test(test_lock_stays_fresh),
+        cmocka_unit_test(test_lock_vanishes),
+        cmocka_unit_test(test_collection),
+        cmocka_unit_test(test_close_gives_up),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
