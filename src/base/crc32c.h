@@ -1,8 +1,7 @@
-/* crc32c.h: CRC-32C (Castagnoli, RFC 3720 appendix B.4), the checksum of snapshot runs.
+/* crc32c.h: CRC-32C (Castagnoli, RFC 3720 appendix B.4), the checksum of a snapshot's pages.
  *
  * It finds damage, not intent: against that there is sha256.h. It was chosen because it is as fast as a page can be
- * read on any CPU of the last ten years, and because it combines: the checksums of two neighbours give that of both
- * together without a look at the bytes, so checksums of pages merge into those of runs on whatever grid.
+ * read on any CPU of the last ten years.
  */
 #ifndef BS_CRC32C_H
 #define BS_CRC32C_H

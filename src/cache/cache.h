@@ -157,9 +157,6 @@ typedef struct bs_cache_seq_state {
 } bs_cache_seq_state;
 /* RANGE when the slot is not in use, or a step is open. */
 bs_status bs_cache_seq_get_state(const bs_cache *cache, int seq, bs_cache_seq_state *out);
-/* Pages 0 … n − 1 are sealed: never written again (complete sink pages and quantized ones; of an f16 format all complete
- * ones). −1: slot not in use. */
-int64_t bs_cache_sealed_pages(const bs_cache *cache, int seq);
 
 typedef struct bs_cache_page_ref {
     int64_t page;

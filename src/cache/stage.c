@@ -25,12 +25,6 @@ bs_status bs_cache_seq_get_state(const bs_cache *cache, int seq, bs_cache_seq_st
     return BS_STATUS_OK;
 }
 
-int64_t bs_cache_sealed_pages(const bs_cache *cache, int seq)
-{
-    const bs_cache_seq *s = bs_cache_used_seq(cache, seq);
-    return s ? bs_cache_sealed_end(cache, s) : -1;
-}
-
 int64_t bs_cache_list_pages(const bs_cache *cache, int seq, int64_t first, int64_t end,
                             bs_cache_page_ref *out)
 {

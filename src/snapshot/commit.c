@@ -285,7 +285,6 @@ static bs_status write_manifest(bs_snapshots *s)
     /* Renamed but not durable is not committed: taken back, as far as that can be. */
     status = bs_snap_fs_sync_dir(fs);
     if (status != BS_STATUS_OK) bs_snap_fs_unlink(fs, name);
-    else snprintf(s->job.dir->manifest_name, sizeof s->job.dir->manifest_name, "%s", name);
     return status;
 }
 

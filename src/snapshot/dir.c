@@ -79,7 +79,6 @@ static bs_status share(bs_snapshot_dir *dir, told *t, bs_snap_found *found)
     }
     bs_snap_manifest_free(&dir->manifest);
     dir->manifest = m;
-    snprintf(dir->manifest_name, sizeof dir->manifest_name, "%s", t->name);
     if (leader) {
         free(dir->tokens);
         dir->tokens = found->tokens;

@@ -109,7 +109,6 @@ struct bs_snapshot_dir {
     bs_snapshot_dir *next_locked;
     /* The snapshot in force; n_files 0: none. */
     bs_snap_manifest manifest;
-    char manifest_name[BS_SNAP_MANIFEST_NAME];
     int32_t *tokens; /* rank 0: of the one that was found */
     bs_snapshot_info info;
     bool has_info;
