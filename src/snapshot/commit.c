@@ -58,16 +58,12 @@ static bs_status create_file(bs_snapshots *s, bs_snap_file *f)
 /* Segments stay only if they hold these ids: whoever calls us might write another sequence here. */
 static bs_status check_kept(const bs_snap_job *job)
 {
-    uint8_t chain[32] = {0};
     for (int i = 0; i < job->n_kept; i++) {
         const bs_snap_file *f = &job->dir->manifest.files[i];
-        bs_sha256_state state;
-        bs_sha256_init(&state);
-        bs_sha256_update(&state, chain, sizeof chain);
-        bs_sha256_update(&state, job->tokens + f->first_token, (size_t)f->part[BS_SNAP_TOKENS].bytes);
-        bs_sha256_final(&state, chain);
+        uint8_t chain[32];
+        bs_snap_chain_sha256(i > 0 ? f - 1 : NULL, f, job->tokens + f->first_token, chain);
         if (memcmp(chain, f->chain_sha256, sizeof chain) != 0)
-            return bs_fail(BS_STATUS_MISMATCH, "%s: %s holds other token ids than this sequence",
+            return bs_fail(BS_STATUS_MISMATCH, "%s/%s: holds other token ids than this sequence",
                            job->dir->fs.path, f->name);
     }
     return BS_STATUS_OK;
@@ -148,19 +144,6 @@ static bool is_wanted(void *context, const bs_snap_file *f, const bs_snap_chunk 
     return chunk->group % 16 == 0 || chunk->group == f->n_quant / BS_SNAP_BLOCK_PAGES - 1;
 }
 
-static bs_status read_sums(int fd, const bs_snap_file *f, uint32_t **out)
-{
-    const size_t n = (size_t)f->part[BS_SNAP_CRC].bytes, n_f16 = (size_t)f->part[BS_SNAP_F16_CRC].bytes;
-    char *sums = malloc(n + n_f16 + 1);
-    if (!sums) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for its checksums", f->name);
-    bs_status status = bs_snap_fs_pread(fd, f->name, sums, n, f->part[BS_SNAP_CRC].offset);
-    if (status == BS_STATUS_OK)
-        status = bs_snap_fs_pread(fd, f->name, sums + n, n_f16, f->part[BS_SNAP_F16_CRC].offset);
-    if (status == BS_STATUS_OK) *out = (uint32_t *)(void *)sums;
-    else free(sums);
-    return status;
-}
-
 /* What the next rank wrote: finds wrong offsets, too, and other views of the file system. */
 static bs_status check_file(bs_snapshots *s, const bs_snap_file *f)
 {
@@ -173,7 +156,7 @@ static bs_status check_file(bs_snapshots *s, const bs_snap_file *f)
     temporary_name(f->name, temporary);
     BS_TRY(bs_snap_fs_open_file(&job->dir->fs, temporary, false, &fd, NULL));
     bs_snap_fs_drop_cache(fd);
-    bs_status status = read_sums(fd, f, &sums);
+    bs_status status = bs_snap_read_sums(fd, f, &sums);
     if (status == BS_STATUS_OK) {
         bs_cache_page_ref *pages = malloc((size_t)(f->end_page - f->first_page + 1) * sizeof *pages);
         bs_snap_source source = {.pages = pages};
@@ -209,27 +192,23 @@ static bs_status check_files(bs_snapshots *s)
 
 /* ---- SEAL -------------------------------------------------------------------------------------------------- */
 
-static bs_status digest_file(bs_snapshots *s, bs_snap_file *f, const uint8_t before[32])
+static bs_status digest_file(bs_snapshots *s, const bs_snap_file *before, bs_snap_file *f)
 {
     int fd;
     uint64_t bytes;
     uint32_t *sums = NULL;
     char temporary[BS_SNAP_NAME_BYTES + 8];
-    bs_sha256_state state;
     temporary_name(f->name, temporary);
     BS_TRY(bs_snap_fs_open_file(&s->job.dir->fs, temporary, false, &fd, &bytes));
     bs_status status = bytes == f->bytes ? bs_snap_header_sha256(fd, f->name, f, f->header_sha256)
                                          : bs_fail(BS_STATUS_IO, "%s: %" PRIu64 " bytes: must be %" PRIu64,
                                                    f->name, bytes, f->bytes);
-    if (status == BS_STATUS_OK) status = read_sums(fd, f, &sums);
+    if (status == BS_STATUS_OK) status = bs_snap_read_sums(fd, f, &sums);
     close(fd);
     BS_TRY(status);
-    bs_sha256(sums, (size_t)(f->part[BS_SNAP_CRC].bytes + f->part[BS_SNAP_F16_CRC].bytes), f->sums_sha256);
+    bs_snap_sums_sha256(f, sums, f->sums_sha256);
     free(sums);
-    bs_sha256_init(&state);
-    bs_sha256_update(&state, before, 32);
-    bs_sha256_update(&state, s->job.tokens + f->first_token, (size_t)f->part[BS_SNAP_TOKENS].bytes);
-    bs_sha256_final(&state, f->chain_sha256);
+    bs_snap_chain_sha256(before, f, s->job.tokens + f->first_token, f->chain_sha256);
     return BS_STATUS_OK;
 }
 
@@ -290,14 +269,12 @@ static bs_status write_manifest(bs_snapshots *s)
 
 static bs_status seal(bs_snapshots *s)
 {
-    static const uint8_t nothing[32];
     bs_snap_job *job = &s->job;
     if (!bs_snap_leader(s)) return BS_STATUS_OK;
-    const uint8_t *before = job->n_kept > 0 ? job->dir->manifest.files[job->n_kept - 1].chain_sha256
-                                            : nothing;
+    const bs_snap_file *before = job->n_kept > 0 ? &job->dir->manifest.files[job->n_kept - 1] : NULL;
     for (int i = 0; i < job->n_files; i++) {
-        BS_TRY(digest_file(s, &job->files[i], before));
-        before = job->files[i].chain_sha256;
+        BS_TRY(digest_file(s, before, &job->files[i]));
+        before = &job->files[i];
     }
     for (int i = 0; i < job->n_files; i++) {
         char temporary[BS_SNAP_NAME_BYTES + 8];

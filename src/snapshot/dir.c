@@ -34,10 +34,10 @@ static void fill_info(bs_snapshot_dir *dir)
                                    .stripe_pages = m->stripe_pages,
                                    .chunk_tokens = m->chunk_tokens,
                                    .created_s = m->created_s,
+                                   .bytes = bs_snap_manifest_bytes(m),
                                    .n_segments = m->n_files - 1};
     dir->info.same_grid = m->heads == s->grid->heads && m->seq == s->grid->seq &&
                           m->stripe_pages == s->config.cache_config.stripe_pages;
-    for (int i = 0; i < m->n_files; i++) dir->info.bytes += m->files[i].bytes;
     dir->has_info = true;
 }
 

@@ -19,9 +19,6 @@ typedef struct copy {
     const bs_snap_manifest *manifest;
     bs_snap_file file; /* of the export */
     int fd;
-    void (*progress)(void *context, uint64_t done, uint64_t total);
-    void *context;
-    uint64_t done, total;
 } copy;
 
 /* A piece of one page of one (head, layer) to its place in the export. */
@@ -75,13 +72,11 @@ static bs_status copy_page(const copy *c, const bs_snap_file *from, const bs_sna
 static bs_status copy_chunk(void *context, const bs_snap_file *from, const bs_snap_chunk *chunk,
                             const char *data, const uint32_t *sums)
 {
-    copy *c = context;
+    const copy *c = context;
     for (int unit = 0; unit < chunk->n_units; unit++)
         for (int place = 0; place < bs_snap_group_pages(from, chunk->f16); place++)
             if (chunk->mask & ~chunk->zeros & 1u << place)
                 BS_TRY(copy_page(c, from, chunk, data, sums, unit, place));
-    c->done += bs_snap_chunk_size(&c->manifest->shape, from, chunk);
-    if (c->progress) c->progress(c->context, c->done < c->total ? c->done : c->total, c->total);
     return BS_STATUS_OK;
 }
 
@@ -103,29 +98,33 @@ static bs_status open_parent(const char *file, bs_snap_fs *fs, char name[BS_SNAP
     return bs_snap_fs_open_any(fs);
 }
 
-static bs_status fill(copy *c, const bs_snap_fs *from, const int32_t *tokens)
+/* All of it, into a file that has just been made. */
+static bs_status fill(copy *c, const bs_snap_fs *from, const int32_t *tokens,
+                      void (*progress)(void *context, uint64_t done, uint64_t total), void *context)
 {
     const bs_snap_extent *ids = &c->file.part[BS_SNAP_TOKENS];
-    BS_TRY(bs_snap_each_chunk(from, c->manifest, copy_chunk, c));
+    BS_TRY(bs_snap_each_chunk(from, c->manifest, copy_chunk, c, progress, context));
     BS_TRY(bs_snap_fs_pwrite(c->fd, c->file.name, tokens, (size_t)ids->bytes, ids->offset));
     return bs_snap_fs_sync(c->fd, c->file.name);
 }
 
-static bs_status export_found(const bs_snap_fs *from, const bs_snap_found *found, const char *file, copy *c)
+static bs_status export_found(const bs_snap_fs *from, const bs_snap_found *found, const char *file,
+                              void (*progress)(void *context, uint64_t done, uint64_t total), void *context)
 {
+    copy c = {.manifest = &found->manifest};
     bs_snap_fs to;
-    BS_TRY(open_parent(file, &to, c->file.name));
+    BS_TRY(open_parent(file, &to, c.file.name));
     char name[BS_SNAP_NAME_BYTES];
-    strcpy(name, c->file.name);
-    bs_snap_tail_of(&c->manifest->shape, 0, &c->manifest->cache, c->manifest->n_tokens, &c->file);
-    strcpy(c->file.name, name);
-    c->file.is_export = true;
-    bs_status status = bs_snap_container_create(&to, name, &c->manifest->shape, &c->file);
+    strcpy(name, c.file.name);
+    bs_snap_tail_of(&c.manifest->shape, 0, &c.manifest->cache, c.manifest->n_tokens, &c.file);
+    strcpy(c.file.name, name);
+    c.file.is_export = true;
+    bs_status status = bs_snap_container_create(&to, name, &c.manifest->shape, &c.file);
     if (status == BS_STATUS_OK) {
-        status = bs_snap_fs_open_file(&to, name, true, &c->fd, NULL);
+        status = bs_snap_fs_open_file(&to, name, true, &c.fd, NULL);
         if (status == BS_STATUS_OK) {
-            status = fill(c, from, found->tokens);
-            close(c->fd);
+            status = fill(&c, from, found->tokens, progress, context);
+            close(c.fd);
         }
         if (status != BS_STATUS_OK) bs_snap_fs_unlink(&to, name);
     }
@@ -139,20 +138,10 @@ bs_status bs_snapshot_export(const char *path, int64_t number, const char *file,
 {
     bs_snap_fs fs;
     bs_snap_found found;
-    bool is_there;
-    BS_TRY(bs_snap_fs_open(path, false, &fs, &is_there));
-    if (!is_there) return bs_fail(BS_STATUS_IO, "%s: there is no such directory", path);
-    bs_status status = bs_snap_find_number(&fs, number, &found);
-    if (status == BS_STATUS_OK) {
-        copy c = {.manifest = &found.manifest,
-                  .progress = progress,
-                  .context = context,
-                  .total = bs_snap_manifest_bytes(&found.manifest)};
-        status = export_found(&fs, &found, file, &c);
-        if (progress) progress(context, c.total, c.total);
-        if (status == BS_STATUS_OK) *out = bs_snap_checked_of(&found.manifest);
-        bs_snap_found_free(&found);
-    }
+    BS_TRY(bs_snap_open_number(path, number, &fs, &found));
+    const bs_status status = export_found(&fs, &found, file, progress, context);
+    if (status == BS_STATUS_OK) *out = bs_snap_checked_of(&found.manifest);
+    bs_snap_found_free(&found);
     bs_snap_fs_close(&fs);
     return status;
 }

@@ -42,7 +42,7 @@ static void fill_item(const bs_snap_manifest *m, bs_snapshot_item *item)
     item->n_segments = m->n_files - 1;
     item->heads = m->heads;
     item->seq = m->seq;
-    for (int i = 0; i < m->n_files; i++) item->bytes += m->files[i].bytes;
+    item->bytes = bs_snap_manifest_bytes(m);
     snprintf(item->id, sizeof item->id, "%s", m->state.id);
     snprintf(item->kv, sizeof item->kv, "%s", m->fingerprint.value[BS_SNAP_FIELD_kv]);
     snprintf(item->architecture, sizeof item->architecture, "%s",
@@ -89,7 +89,7 @@ bs_status bs_snapshot_list(const char *path, bs_snapshot_item **items, int *n)
 
 /* ---- one of them ------------------------------------------------------------------------------------------- */
 
-bs_status bs_snap_find_number(const bs_snap_fs *fs, int64_t number, bs_snap_found *out)
+static bs_status find_number(const bs_snap_fs *fs, int64_t number, bs_snap_found *out)
 {
     char **names, name[BS_SNAP_MANIFEST_NAME] = "";
     int n;
@@ -111,34 +111,46 @@ bs_status bs_snap_find_number(const bs_snap_fs *fs, int64_t number, bs_snap_foun
     return bs_snap_read_snapshot(fs, name, NULL, out);
 }
 
+bs_status bs_snap_open_number(const char *path, int64_t number, bs_snap_fs *fs, bs_snap_found *out)
+{
+    BS_TRY(open_dir(path, fs));
+    const bs_status status = find_number(fs, number, out);
+    if (status != BS_STATUS_OK) bs_snap_fs_close(fs);
+    return status;
+}
+
 bs_status bs_snapshot_show(const char *path, int64_t number, char **json)
 {
     bs_snap_fs fs;
     bs_snap_found found;
-    BS_TRY(open_dir(path, &fs));
-    bs_status status = bs_snap_find_number(&fs, number, &found);
-    if (status == BS_STATUS_OK) {
-        *json = found.text;
-        found.text = NULL;
-        bs_snap_found_free(&found);
-    }
+    BS_TRY(bs_snap_open_number(path, number, &fs, &found));
+    *json = found.text;
+    found.text = NULL;
+    bs_snap_found_free(&found);
     bs_snap_fs_close(&fs);
-    return status;
+    return BS_STATUS_OK;
 }
 
 /* ---- every byte -------------------------------------------------------------------------------------------- */
 
 typedef struct visit {
+    const bs_snap_shape *shape;
     bs_snap_staging *staging;
     bs_snap_chunk_visit *visit;
     void *context;
     const uint32_t *sums;
+    void (*progress)(void *context, uint64_t done, uint64_t total);
+    void *progress_context;
+    uint64_t done, total;
 } visit;
 
 static bs_status take_chunk(void *context, const bs_snap_file *file, const bs_snap_chunk *chunk, int slot)
 {
-    const visit *v = context;
-    return v->visit(v->context, file, chunk, bs_snap_slot(v->staging, slot), v->sums);
+    visit *v = context;
+    if (v->visit) BS_TRY(v->visit(v->context, file, chunk, bs_snap_slot(v->staging, slot), v->sums));
+    v->done += bs_snap_chunk_size(v->shape, file, chunk);
+    if (v->progress) v->progress(v->progress_context, v->done < v->total ? v->done : v->total, v->total);
+    return BS_STATUS_OK;
 }
 
 static bs_status visit_file(const bs_snap_fs *fs, const bs_snap_manifest *m, int i,
@@ -164,7 +176,8 @@ static bs_status visit_file(const bs_snap_fs *fs, const bs_snap_manifest *m, int
 }
 
 bs_status bs_snap_each_chunk(const bs_snap_fs *fs, const bs_snap_manifest *m, bs_snap_chunk_visit *function,
-                             void *context)
+                             void *context, void (*progress)(void *context, uint64_t done, uint64_t total),
+                             void *progress_context)
 {
     bs_snap_staging staging;
     const int64_t n_pages = bs_ceil_div(m->cache.length, BS_PAGE_TOKENS);
@@ -174,29 +187,20 @@ bs_status bs_snap_each_chunk(const bs_snap_fs *fs, const bs_snap_manifest *m, bs
     bs_snap_list_owned(0, n_pages, 0, 1, 1, 0, pages);
     bs_status status = bs_snap_staging_open(NULL, NULL, &m->shape, &staging);
     if (status == BS_STATUS_OK) {
-        visit v = {.staging = &staging, .visit = function, .context = context};
+        visit v = {.shape = &m->shape,
+                   .staging = &staging,
+                   .visit = function,
+                   .context = context,
+                   .progress = progress,
+                   .progress_context = progress_context,
+                   .total = bs_snap_manifest_bytes(m)};
         for (int i = 0; status == BS_STATUS_OK && i < m->n_files; i++)
             status = visit_file(fs, m, i, &source, &v);
+        if (progress) progress(progress_context, v.total, v.total);
         bs_snap_staging_close(&staging);
     }
     free(pages);
     return status;
-}
-
-typedef struct check {
-    const bs_snap_manifest *manifest;
-    void (*progress)(void *context, uint64_t done, uint64_t total);
-    void *context;
-    uint64_t done, total;
-} check;
-
-static bs_status count_chunk(void *context, const bs_snap_file *file, const bs_snap_chunk *chunk,
-                             const char *data, const uint32_t *sums)
-{
-    check *c = context;
-    c->done += bs_snap_chunk_size(&c->manifest->shape, file, chunk);
-    if (c->progress) c->progress(c->context, c->done < c->total ? c->done : c->total, c->total);
-    return BS_STATUS_OK;
 }
 
 uint64_t bs_snap_manifest_bytes(const bs_snap_manifest *m)
@@ -221,18 +225,10 @@ bs_status bs_snapshot_check(const char *path, int64_t number,
 {
     bs_snap_fs fs;
     bs_snap_found found;
-    BS_TRY(open_dir(path, &fs));
-    bs_status status = bs_snap_find_number(&fs, number, &found);
-    if (status == BS_STATUS_OK) {
-        check c = {.manifest = &found.manifest,
-                   .progress = progress,
-                   .context = context,
-                   .total = bs_snap_manifest_bytes(&found.manifest)};
-        status = bs_snap_each_chunk(&fs, &found.manifest, count_chunk, &c);
-        if (progress) progress(context, c.total, c.total);
-        if (status == BS_STATUS_OK) *out = bs_snap_checked_of(&found.manifest);
-        bs_snap_found_free(&found);
-    }
+    BS_TRY(bs_snap_open_number(path, number, &fs, &found));
+    const bs_status status = bs_snap_each_chunk(&fs, &found.manifest, NULL, NULL, progress, context);
+    if (status == BS_STATUS_OK) *out = bs_snap_checked_of(&found.manifest);
+    bs_snap_found_free(&found);
     bs_snap_fs_close(&fs);
     return status;
 }

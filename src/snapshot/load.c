@@ -61,38 +61,58 @@ bs_status bs_snap_read_manifest(const bs_snap_fs *fs, const char *name, bs_snap_
 
 /* ---- files ------------------------------------------------------------------------------------------------- */
 
-static bs_status check_sums(int fd, const bs_snap_file *f, uint32_t **out)
+bs_status bs_snap_read_sums(int fd, const bs_snap_file *f, uint32_t **out)
 {
     const size_t n = (size_t)f->part[BS_SNAP_CRC].bytes, n_f16 = (size_t)f->part[BS_SNAP_F16_CRC].bytes;
-    uint8_t digest[32];
     char *sums = malloc(n + n_f16 + 1);
     if (!sums) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for its checksums", f->name);
     bs_status status = bs_snap_fs_pread(fd, f->name, sums, n, f->part[BS_SNAP_CRC].offset);
     if (status == BS_STATUS_OK)
         status = bs_snap_fs_pread(fd, f->name, sums + n, n_f16, f->part[BS_SNAP_F16_CRC].offset);
-    if (status == BS_STATUS_OK) {
-        bs_sha256(sums, n + n_f16, digest);
-        if (memcmp(digest, f->sums_sha256, 32) != 0)
-            status = bs_fail(BS_STATUS_FORMAT, "%s: its table of checksums is not the manifest's", f->name);
-    }
     if (status == BS_STATUS_OK) *out = (uint32_t *)(void *)sums;
     else free(sums);
     return status;
 }
 
-static bs_status check_tokens(int fd, const bs_snap_file *f, const uint8_t before[32], int32_t *tokens)
+void bs_snap_sums_sha256(const bs_snap_file *f, const uint32_t *sums, uint8_t out[32])
+{
+    bs_sha256(sums, (size_t)(f->part[BS_SNAP_CRC].bytes + f->part[BS_SNAP_F16_CRC].bytes), out);
+}
+
+void bs_snap_chain_sha256(const bs_snap_file *before, const bs_snap_file *f, const int32_t *ids,
+                          uint8_t out[32])
+{
+    static const uint8_t nothing[32];
+    bs_sha256_state state;
+    bs_sha256_init(&state);
+    bs_sha256_update(&state, before ? before->chain_sha256 : nothing, 32);
+    bs_sha256_update(&state, ids, (size_t)f->part[BS_SNAP_TOKENS].bytes);
+    bs_sha256_final(&state, out);
+}
+
+static bs_status check_sums(int fd, const bs_snap_file *f, uint32_t **out)
+{
+    uint32_t *sums;
+    uint8_t digest[32];
+    BS_TRY(bs_snap_read_sums(fd, f, &sums));
+    bs_snap_sums_sha256(f, sums, digest);
+    if (memcmp(digest, f->sums_sha256, 32) != 0) {
+        free(sums);
+        return bs_fail(BS_STATUS_FORMAT, "%s: its table of checksums is not the manifest's", f->name);
+    }
+    *out = sums;
+    return BS_STATUS_OK;
+}
+
+static bs_status check_tokens(int fd, const bs_snap_file *before, const bs_snap_file *f, int32_t *tokens)
 {
     const size_t bytes = (size_t)f->part[BS_SNAP_TOKENS].bytes;
     uint8_t digest[32];
-    bs_sha256_state state;
     int32_t *ids = malloc(bytes + 1);
     if (!ids) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for its token ids", f->name);
     bs_status status = bs_snap_fs_pread(fd, f->name, ids, bytes, f->part[BS_SNAP_TOKENS].offset);
     if (status == BS_STATUS_OK) {
-        bs_sha256_init(&state);
-        bs_sha256_update(&state, before, 32);
-        bs_sha256_update(&state, ids, bytes);
-        bs_sha256_final(&state, digest);
+        bs_snap_chain_sha256(before, f, ids, digest);
         if (memcmp(digest, f->chain_sha256, 32) != 0)
             status = bs_fail(BS_STATUS_FORMAT, "%s: its token ids are not the manifest's", f->name);
     }
@@ -104,14 +124,13 @@ static bs_status check_tokens(int fd, const bs_snap_file *f, const uint8_t befor
 static bs_status check_file(int fd, const bs_snap_manifest *m, int i, bool with_hdf5, uint32_t **sums,
                             int32_t *tokens)
 {
-    static const uint8_t nothing[32];
     const bs_snap_file *f = &m->files[i];
     uint8_t digest[32];
     BS_TRY(bs_snap_header_sha256(fd, f->name, f, digest));
     if (memcmp(digest, f->header_sha256, 32) != 0)
         return bs_fail(BS_STATUS_FORMAT, "%s: its header is not the manifest's", f->name);
     if (with_hdf5) BS_TRY(bs_snap_container_check(fd, f->name, &m->shape, f));
-    BS_TRY(check_tokens(fd, f, i > 0 ? m->files[i - 1].chain_sha256 : nothing, tokens));
+    BS_TRY(check_tokens(fd, i > 0 ? f - 1 : NULL, f, tokens));
     return check_sums(fd, f, sums);
 }
 

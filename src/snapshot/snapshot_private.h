@@ -375,6 +375,12 @@ bs_status bs_snap_unpack_chunk(bs_snap_staging *staging, const bs_snap_shape *sh
 
 /* ---- one snapshot's verification (load.c) ------------------------------------------------------------------ */
 
+/* An opened file's checksums, malloc'ed: CRC, then F16_CRC; and their digest. */
+bs_status bs_snap_read_sums(int fd, const bs_snap_file *file, uint32_t **sums);
+void bs_snap_sums_sha256(const bs_snap_file *file, const uint32_t *sums, uint8_t out[32]);
+/* The chain's digest behind the file's ids, and that of the one before it (NULL: it is the first). */
+void bs_snap_chain_sha256(const bs_snap_file *before, const bs_snap_file *file, const int32_t *ids,
+                          uint8_t out[32]);
 /* Opens file i of the manifest and checks it up to its pages: size, header digest, container (with_hdf5), sums digest and
  * token chain. *sums: malloc'ed u32s of CRC, then of F16_CRC. *tokens gets n_tokens ids when not NULL. */
 bs_status bs_snap_open_verified(const bs_snap_fs *fs, const bs_snap_manifest *manifest, int i, bool with_hdf5,
@@ -399,14 +405,17 @@ bs_status bs_snap_read_manifest(const bs_snap_fs *fs, const char *name, bs_snap_
 /* The same with its files, up to their pages, and its ids. */
 bs_status bs_snap_read_snapshot(const bs_snap_fs *fs, const char *name, const bs_snap_fingerprint *ours,
                                 bs_snap_found *out);
-/* That of this number; 0: the newest that is whole. IO when there is none. */
-bs_status bs_snap_find_number(const bs_snap_fs *fs, int64_t number, bs_snap_found *out);
+/* That of this number, and its directory; 0: the newest that is whole. IO when there is none. */
+bs_status bs_snap_open_number(const char *path, int64_t number, bs_snap_fs *fs, bs_snap_found *out);
 
-/* Reads all pages of all heads, checked, chunk by chunk (inspect.c). sums: the file's, CRC then F16_CRC. */
+/* Reads all pages of all heads, checked, chunk by chunk (inspect.c). sums: the file's, CRC then F16_CRC. visit and
+ * progress may be NULL. */
 typedef bs_status bs_snap_chunk_visit(void *context, const bs_snap_file *file, const bs_snap_chunk *chunk,
                                       const char *data, const uint32_t *sums);
 bs_status bs_snap_each_chunk(const bs_snap_fs *fs, const bs_snap_manifest *manifest,
-                             bs_snap_chunk_visit *visit, void *context);
+                             bs_snap_chunk_visit *visit, void *context,
+                             void (*progress)(void *context, uint64_t done, uint64_t total),
+                             void *progress_context);
 uint64_t bs_snap_manifest_bytes(const bs_snap_manifest *manifest);
 bs_snapshot_checked bs_snap_checked_of(const bs_snap_manifest *manifest);
 /* Which of these pages a shard owns. Pure. */
