@@ -75,11 +75,12 @@ void bs_snap_unpin(bs_snapshots *s)
 }
 
 /* One that has ended everywhere but whose last exchange this rank has not looked at. */
-static bs_status finish_before(bs_snapshots *s)
+static bs_status finish_before(bs_snapshots *s, const bs_snapshot_dir *dir)
 {
     if (!bs_snap_leader(s)) BS_TRY(bs_snapshots_wait(s, NULL, NULL));
     if (s->job.phase == BS_SNAP_IDLE) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_RANGE, "snapshot: one is under way");
+    return bs_fail(BS_STATUS_RANGE, "%s: snapshot %" PRId64 " of %s is under way", dir->fs.path,
+                   s->job.number, s->job.dir->fs.path);
 }
 
 /* Segments of the snapshot in force that hold pages of the sequence being written. */
@@ -95,7 +96,7 @@ bs_status bs_snapshot_capture(bs_snapshot_dir *dir, bs_stream *stream, int seq)
     bs_snapshots *s = dir->snapshots;
     bs_snap_job *job = &s->job;
     const double now = bs_now_s();
-    BS_TRY(finish_before(s));
+    BS_TRY(finish_before(s, dir));
     if (!dir->may_write) return bs_fail(BS_STATUS_RANGE, "%s: was not opened to write", dir->fs.path);
     BS_TRY(bs_cache_seq_get_state(s->config.cache, seq, &job->state));
     job->dir = dir;
@@ -120,15 +121,17 @@ bs_status bs_snapshot_capture(bs_snapshot_dir *dir, bs_stream *stream, int seq)
 static bs_status check_commit(const bs_snap_job *job, const int32_t *tokens, int64_t n_tokens,
                               const bs_snapshot_state *state)
 {
+    const char *where = job->dir->fs.path;
     if (n_tokens < job->state.length || n_tokens > job->tokens_capacity)
-        return bs_fail(BS_STATUS_RANGE, "snapshot: %" PRId64 " ids for %" PRId64 " cached tokens", n_tokens,
+        return bs_fail(BS_STATUS_RANGE, "%s: %" PRId64 " ids for %" PRId64 " cached tokens", where, n_tokens,
                        job->state.length);
     if (state->n_prompt < 0 || state->n_prompt > n_tokens)
-        return bs_fail(BS_STATUS_RANGE, "snapshot: n_prompt %" PRId64 ": must be 0 … %" PRId64,
+        return bs_fail(BS_STATUS_RANGE, "%s: n_prompt %" PRId64 ": must be 0 … %" PRId64, where,
                        state->n_prompt, n_tokens);
     for (int64_t i = 0; i < n_tokens; i++)
         if (tokens[i] < 0)
-            return bs_fail(BS_STATUS_RANGE, "snapshot: token %" PRId64 ": id %d", i, tokens[i]);
+            return bs_fail(BS_STATUS_RANGE, "%s: token %" PRId64 ": id %d: must be 0 or more", where, i,
+                           tokens[i]);
     return BS_STATUS_OK;
 }
 
@@ -140,10 +143,13 @@ bs_status bs_snapshot_commit(bs_snapshot_dir *dir, const int32_t *tokens, int64_
     if (job->dir != dir || job->phase != BS_SNAP_CREATE || job->committed)
         return bs_fail(BS_STATUS_RANGE, "%s: no snapshot waits for its ids", dir->fs.path);
     job->committed = true;
-    bs_status status = check_commit(job, tokens, n_tokens, state);
+    char line[BS_SNAP_LINE_BYTES];
+    const bs_error_diversion before = bs_error_divert(line, sizeof line);
+    const bs_status status = check_commit(job, tokens, n_tokens, state);
+    bs_error_divert_back(before);
     if (status != BS_STATUS_OK) {
-        bs_snap_refuse(s, BS_SNAP_CREATE, status, "its token ids were refused");
-        return status;
+        bs_snap_refuse(s, BS_SNAP_CREATE, status, line);
+        return bs_fail(status, "%s", line);
     }
     memcpy(job->tokens, tokens, (size_t)n_tokens * sizeof *tokens);
     job->n_tokens = n_tokens;

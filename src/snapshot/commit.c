@@ -11,6 +11,7 @@
 #include "src/base/progress.h"
 #include "src/snapshot/job.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,6 +32,20 @@ int64_t bs_snap_list_owned(int64_t first, int64_t end, int start_s, int stripe_p
         if (bs_cache_page_owner(page, start_s, stripe_pages, seq) == seq_shard)
             out[n++] = (bs_cache_page_ref){.page = page};
     return n;
+}
+
+/* A file that has been made and has no name yet. */
+static bs_status open_temporary(const bs_snap_job *job, const bs_snap_file *f, bool write,
+                                bs_snap_handle *out)
+{
+    uint64_t bytes;
+    char temporary[BS_SNAP_NAME_BYTES + 8];
+    temporary_name(f->name, temporary);
+    BS_TRY(bs_snap_fs_open_file(&job->dir->fs, temporary, write, out, &bytes));
+    if (bytes == f->bytes) return BS_STATUS_OK;
+    close(out->fd);
+    return bs_fail(BS_STATUS_IO, "%s: %" PRIu64 " bytes here, %" PRIu64 " where it was made", out->path,
+                   bytes, f->bytes);
 }
 
 /* ---- CREATE ------------------------------------------------------------------------------------------------ */
@@ -81,56 +96,44 @@ static bs_status create(bs_snapshots *s)
 
 /* ---- WRITE ------------------------------------------------------------------------------------------------- */
 
-static bs_status write_file(bs_snapshots *s, int fd, const bs_snap_file *f)
+static bs_status write_file(bs_snapshots *s, const bs_snap_handle *file, const bs_snap_file *f)
 {
     const bs_snap_job *job = &s->job;
     const bs_snap_source pinned = {.pages = job->pinned, .n = job->n_pinned};
     const bs_snap_source captured = {.pages = job->captured, .n = job->n_captured, .captured = s->tail};
-    BS_TRY(bs_snap_write_pages(&s->staging, fd, &s->shape, f, s->heads, &pinned, &s->progress));
+    BS_TRY(bs_snap_write_pages(&s->staging, file, &s->shape, f, s->heads, &pinned, &s->progress));
     if (f->is_tail)
-        BS_TRY(bs_snap_write_pages(&s->staging, fd, &s->shape, f, s->heads, &captured, &s->progress));
+        BS_TRY(bs_snap_write_pages(&s->staging, file, &s->shape, f, s->heads, &captured, &s->progress));
     if (bs_snap_leader(s)) {
-        BS_TRY(bs_snap_fs_pwrite(fd, f->name, job->tokens + f->first_token,
-                                 (size_t)f->part[BS_SNAP_TOKENS].bytes, f->part[BS_SNAP_TOKENS].offset));
+        BS_TRY(bs_snap_fs_pwrite(file, job->tokens + f->first_token, (size_t)f->part[BS_SNAP_TOKENS].bytes,
+                                 f->part[BS_SNAP_TOKENS].offset));
         s->progress.bytes += f->part[BS_SNAP_TOKENS].bytes;
     }
     return BS_STATUS_OK;
-}
-
-static bs_status open_file(bs_snapshots *s, const bs_snap_file *f, int *fd)
-{
-    uint64_t bytes;
-    char temporary[BS_SNAP_NAME_BYTES + 8];
-    temporary_name(f->name, temporary);
-    BS_TRY(bs_snap_fs_open_file(&s->job.dir->fs, temporary, true, fd, &bytes));
-    if (bytes == f->bytes) return BS_STATUS_OK;
-    close(*fd);
-    return bs_fail(BS_STATUS_IO, "%s: %" PRIu64 " bytes here, %" PRIu64 " where it was made", f->name, bytes,
-                   f->bytes);
 }
 
 /* All files are written before the first is waited for: the disk goes on with one while the next is packed. */
 static bs_status write_files(bs_snapshots *s)
 {
     bs_snap_job *job = &s->job;
-    int fds[BS_SNAP_MAX_NEW], n_open = 0;
+    bs_snap_handle files[BS_SNAP_MAX_NEW];
+    int n_open = 0;
     double ms;
     BS_TRY(bs_timer_ms(s->captured_mark, &ms)); /* the capture is done, and the steps before it */
     job->write_from_s = bs_now_s();
     bs_status status = BS_STATUS_OK;
     while (n_open < job->n_files && status == BS_STATUS_OK) {
-        status = open_file(s, &job->files[n_open], &fds[n_open]);
+        status = open_temporary(job, &job->files[n_open], true, &files[n_open]);
         if (status != BS_STATUS_OK) break;
-        status = write_file(s, fds[n_open], &job->files[n_open]);
+        status = write_file(s, &files[n_open], &job->files[n_open]);
         n_open++;
     }
     /* Also by a rank without a page of a file: who has nothing dirty is done at once. */
-    for (int i = 0; i < n_open && status == BS_STATUS_OK; i++)
-        status = bs_snap_fs_sync(fds[i], job->files[i].name);
+    for (int i = 0; i < n_open && status == BS_STATUS_OK; i++) status = bs_snap_fs_sync(&files[i]);
     for (int i = 0; i < n_open; i++) {
-        bs_snap_fs_drop_cache(fds[i]);
-        if (close(fds[i]) != 0 && status == BS_STATUS_OK)
-            status = bs_fail(BS_STATUS_IO, "%s: close failed", job->files[i].name);
+        bs_snap_fs_drop_cache(files[i].fd);
+        if (close(files[i].fd) != 0 && status == BS_STATUS_OK)
+            status = bs_fail(BS_STATUS_IO, "%s: close: %s", files[i].path, strerror(errno));
     }
     return status;
 }
@@ -150,13 +153,11 @@ static bs_status check_file(bs_snapshots *s, const bs_snap_file *f)
     const bs_snap_job *job = &s->job;
     const int peer = (s->rank + 1) % s->n_ranks, head_shard = peer / s->grid->seq;
     const bs_snap_heads heads = {head_shard * s->heads.n, s->heads.n};
-    int fd;
+    bs_snap_handle file;
     uint32_t *sums;
-    char temporary[BS_SNAP_NAME_BYTES + 8];
-    temporary_name(f->name, temporary);
-    BS_TRY(bs_snap_fs_open_file(&job->dir->fs, temporary, false, &fd, NULL));
-    bs_snap_fs_drop_cache(fd);
-    bs_status status = bs_snap_read_sums(fd, f, &sums);
+    BS_TRY(open_temporary(job, f, false, &file));
+    bs_snap_fs_drop_cache(file.fd);
+    bs_status status = bs_snap_read_sums(&file, f, &sums);
     if (status == BS_STATUS_OK) {
         bs_cache_page_ref *pages = malloc((size_t)(f->end_page - f->first_page + 1) * sizeof *pages);
         bs_snap_source source = {.pages = pages};
@@ -164,7 +165,7 @@ static bs_status check_file(bs_snapshots *s, const bs_snap_file *f)
             source.n = bs_snap_list_owned(f->first_page, f->end_page, job->state.start_s,
                                           s->config.cache_config.stripe_pages, s->grid->seq,
                                           peer % s->grid->seq, pages);
-            const bs_snap_reading reading = {.fd = fd,
+            const bs_snap_reading reading = {.handle = &file,
                                              .shape = &s->shape,
                                              .file = f,
                                              .heads = heads,
@@ -174,12 +175,12 @@ static bs_status check_file(bs_snapshots *s, const bs_snap_file *f)
                                              .context = s};
             status = bs_snap_read_pages(&s->staging, &reading, &s->progress);
         } else {
-            status = bs_fail(BS_STATUS_NOMEM, "%s: no memory for its pages", f->name);
+            status = bs_fail(BS_STATUS_NOMEM, "%s: no memory for its pages", file.path);
         }
         free(pages);
         free(sums);
     }
-    close(fd);
+    close(file.fd);
     return status;
 }
 
@@ -194,17 +195,12 @@ static bs_status check_files(bs_snapshots *s)
 
 static bs_status digest_file(bs_snapshots *s, const bs_snap_file *before, bs_snap_file *f)
 {
-    int fd;
-    uint64_t bytes;
+    bs_snap_handle file;
     uint32_t *sums = NULL;
-    char temporary[BS_SNAP_NAME_BYTES + 8];
-    temporary_name(f->name, temporary);
-    BS_TRY(bs_snap_fs_open_file(&s->job.dir->fs, temporary, false, &fd, &bytes));
-    bs_status status = bytes == f->bytes ? bs_snap_header_sha256(fd, f->name, f, f->header_sha256)
-                                         : bs_fail(BS_STATUS_IO, "%s: %" PRIu64 " bytes: must be %" PRIu64,
-                                                   f->name, bytes, f->bytes);
-    if (status == BS_STATUS_OK) status = bs_snap_read_sums(fd, f, &sums);
-    close(fd);
+    BS_TRY(open_temporary(&s->job, f, false, &file));
+    bs_status status = bs_snap_header_sha256(&file, f, f->header_sha256);
+    if (status == BS_STATUS_OK) status = bs_snap_read_sums(&file, f, &sums);
+    close(file.fd);
     BS_TRY(status);
     bs_snap_sums_sha256(f, sums, f->sums_sha256);
     free(sums);
@@ -242,7 +238,7 @@ static bs_status write_manifest(bs_snapshots *s)
     char *text, name[BS_SNAP_MANIFEST_NAME], temporary[BS_SNAP_MANIFEST_NAME + 8];
     uint8_t sha256[32];
     size_t bytes;
-    int fd;
+    bs_snap_handle file;
     const bs_snap_fs *fs = &s->job.dir->fs;
     bs_snap_manifest m;
     BS_TRY(bs_snap_job_manifest(s, &m));
@@ -251,11 +247,11 @@ static bs_status write_manifest(bs_snapshots *s)
     BS_TRY(status);
     bs_snap_manifest_name(s->job.number, sha256, name);
     snprintf(temporary, sizeof temporary, BS_SNAP_TMP "%s", name);
-    status = bs_snap_fs_create(fs, temporary, &fd);
+    status = bs_snap_fs_create(fs, temporary, &file);
     if (status == BS_STATUS_OK) {
-        status = bs_snap_fs_pwrite(fd, temporary, text, bytes, 0);
-        if (status == BS_STATUS_OK) status = bs_snap_fs_sync(fd, temporary);
-        close(fd);
+        status = bs_snap_fs_pwrite(&file, text, bytes, 0);
+        if (status == BS_STATUS_OK) status = bs_snap_fs_sync(&file);
+        close(file.fd);
         if (status == BS_STATUS_OK) status = bs_snap_fs_rename(fs, temporary, name);
         if (status != BS_STATUS_OK) bs_snap_fs_unlink(fs, temporary);
     }

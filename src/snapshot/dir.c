@@ -42,14 +42,16 @@ static void fill_info(bs_snapshot_dir *dir)
 }
 
 /* The others' part: a manifest that came as text. */
-static bs_status read_told(const told *t, const char *text, bs_snap_manifest *out)
+static bs_status read_told(const bs_snap_fs *fs, const told *t, const char *text, bs_snap_manifest *out)
 {
+    char path[BS_SNAP_PATH_BYTES];
     uint8_t digest[32], wanted[32];
     int64_t number;
+    snprintf(path, sizeof path, "%s/%s", fs->path, t->name);
     bs_sha256(text, (size_t)t->bytes, digest);
     if (!bs_snap_manifest_parse_name(t->name, &number, wanted) || memcmp(digest, wanted, 32) != 0)
-        return bs_fail(BS_STATUS_FORMAT, "%.90s: came from rank 0 damaged", t->name);
-    return bs_snap_manifest_read(text, (size_t)t->bytes, t->name, out);
+        return bs_fail(BS_STATUS_FORMAT, "%s: came from rank 0 damaged", path);
+    return bs_snap_manifest_read(text, (size_t)t->bytes, path, out);
 }
 
 /* Rank 0's find, on the others: its text travels. */
@@ -69,7 +71,7 @@ static bs_status share(bs_snapshot_dir *dir, told *t, bs_snap_found *found)
     bs_snap_manifest m = {0};
     if (status == BS_STATUS_OK) {
         if (leader) m = found->manifest;
-        else status = read_told(t, text, &m);
+        else status = read_told(&dir->fs, t, text, &m);
     }
     if (!leader) free(text);
     status = bs_comm_agree(comm, status);

@@ -164,30 +164,35 @@ bs_status bs_snap_fs_check_space(const bs_snap_fs *fs, uint64_t bytes)
 
 /* ---- files ------------------------------------------------------------------------------------------------- */
 
-bs_status bs_snap_fs_create(const bs_snap_fs *fs, const char *name, int *fd)
+static void name_path(const bs_snap_fs *fs, const char *name, bs_snap_handle *out)
 {
-    *fd = openat(fs->fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    return *fd >= 0 ? BS_STATUS_OK
-                    : bs_fail(BS_STATUS_IO, "%s/%s: create: %s", fs->path, name, strerror(errno));
+    snprintf(out->path, sizeof out->path, "%s/%s", fs->path, name);
 }
 
-bs_status bs_snap_fs_open_file(const bs_snap_fs *fs, const char *name, bool write, int *fd, uint64_t *bytes)
+bs_status bs_snap_fs_create(const bs_snap_fs *fs, const char *name, bs_snap_handle *out)
+{
+    name_path(fs, name, out);
+    out->fd = openat(fs->fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    return out->fd >= 0 ? BS_STATUS_OK : fail_errno(out->path, "create");
+}
+
+bs_status bs_snap_fs_open_file(const bs_snap_fs *fs, const char *name, bool write, bs_snap_handle *out,
+                               uint64_t *bytes)
 {
     struct stat st;
-    char where[1200];
-    snprintf(where, sizeof where, "%s/%s", fs->path, name);
+    name_path(fs, name, out);
     /* O_NONBLOCK: a fifo must not hold us; regular files ignore it. */
     int file = openat(fs->fd, name, (write ? O_WRONLY : O_RDONLY) | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
-    if (file < 0 && errno == ELOOP) return bs_fail(BS_STATUS_IO, "%s: is a symbolic link", where);
-    if (file < 0) return fail_errno(where, "open");
-    bs_status status = fstat(file, &st) == 0 ? check_owner(where, &st) : fail_errno(where, "fstat");
+    if (file < 0 && errno == ELOOP) return bs_fail(BS_STATUS_IO, "%s: is a symbolic link", out->path);
+    if (file < 0) return fail_errno(out->path, "open");
+    bs_status status = fstat(file, &st) == 0 ? check_owner(out->path, &st) : fail_errno(out->path, "fstat");
     if (status == BS_STATUS_OK && !S_ISREG(st.st_mode))
-        status = bs_fail(BS_STATUS_IO, "%s: is not a regular file", where);
+        status = bs_fail(BS_STATUS_IO, "%s: is not a regular file", out->path);
     if (status != BS_STATUS_OK) {
         close(file);
         return status;
     }
-    *fd = file;
+    out->fd = file;
     if (bytes) *bytes = (uint64_t)st.st_size;
     return BS_STATUS_OK;
 }
@@ -195,18 +200,17 @@ bs_status bs_snap_fs_open_file(const bs_snap_fs *fs, const char *name, bool writ
 bs_status bs_snap_fs_read_file(const bs_snap_fs *fs, const char *name, size_t most, char **text,
                                size_t *bytes)
 {
-    int fd;
+    bs_snap_handle file;
     uint64_t size;
-    BS_TRY(bs_snap_fs_open_file(fs, name, false, &fd, &size));
+    BS_TRY(bs_snap_fs_open_file(fs, name, false, &file, &size));
     char *buffer = NULL;
     bs_status status = BS_STATUS_OK;
     if (size > most)
-        status = bs_fail(BS_STATUS_FORMAT, "%s/%s: %" PRIu64 " bytes: at most %zu", fs->path, name, size,
-                         most);
+        status = bs_fail(BS_STATUS_FORMAT, "%s: %" PRIu64 " bytes: at most %zu", file.path, size, most);
     else if (!(buffer = malloc((size_t)size + 1)))
-        status = bs_fail(BS_STATUS_NOMEM, "%s/%s: no memory for %" PRIu64 " bytes", fs->path, name, size);
-    else status = bs_snap_fs_pread(fd, name, buffer, (size_t)size, 0);
-    close(fd);
+        status = bs_fail(BS_STATUS_NOMEM, "%s: no memory for %" PRIu64 " bytes", file.path, size);
+    else status = bs_snap_fs_pread(&file, buffer, (size_t)size, 0);
+    close(file.fd);
     if (status != BS_STATUS_OK) {
         free(buffer);
         return status;
@@ -228,14 +232,14 @@ bs_status bs_snap_fs_file_bytes(const bs_snap_fs *fs, const char *name, bool *fo
     return BS_STATUS_OK;
 }
 
-bs_status bs_snap_fs_pwrite(int fd, const char *name, const void *data, size_t bytes, uint64_t offset)
+bs_status bs_snap_fs_pwrite(const bs_snap_handle *file, const void *data, size_t bytes, uint64_t offset)
 {
     const char *from = data;
     while (bytes > 0) {
-        ssize_t n = pwrite(fd, from, bytes, (off_t)offset);
+        ssize_t n = pwrite(file->fd, from, bytes, (off_t)offset);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail_errno(name, "write");
-        if (n == 0) return bs_fail(BS_STATUS_IO, "%s: write: nothing was written", name);
+        if (n < 0) return fail_errno(file->path, "write");
+        if (n == 0) return bs_fail(BS_STATUS_IO, "%s: write: nothing was written", file->path);
         from += n;
         bytes -= (size_t)n;
         offset += (uint64_t)n;
@@ -243,15 +247,15 @@ bs_status bs_snap_fs_pwrite(int fd, const char *name, const void *data, size_t b
     return BS_STATUS_OK;
 }
 
-bs_status bs_snap_fs_pread(int fd, const char *name, void *data, size_t bytes, uint64_t offset)
+bs_status bs_snap_fs_pread(const bs_snap_handle *file, void *data, size_t bytes, uint64_t offset)
 {
     char *to = data;
     while (bytes > 0) {
-        ssize_t n = pread(fd, to, bytes, (off_t)offset);
+        ssize_t n = pread(file->fd, to, bytes, (off_t)offset);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail_errno(name, "read");
+        if (n < 0) return fail_errno(file->path, "read");
         if (n == 0)
-            return bs_fail(BS_STATUS_FORMAT, "%s: ends at byte %" PRIu64 ", %zu more are needed", name,
+            return bs_fail(BS_STATUS_FORMAT, "%s: ends at byte %" PRIu64 ", %zu more are needed", file->path,
                            offset, bytes);
         to += n;
         bytes -= (size_t)n;
@@ -260,9 +264,9 @@ bs_status bs_snap_fs_pread(int fd, const char *name, void *data, size_t bytes, u
     return BS_STATUS_OK;
 }
 
-bs_status bs_snap_fs_sync(int fd, const char *name)
+bs_status bs_snap_fs_sync(const bs_snap_handle *file)
 {
-    return fsync(fd) == 0 ? BS_STATUS_OK : fail_errno(name, "fsync");
+    return fsync(file->fd) == 0 ? BS_STATUS_OK : fail_errno(file->path, "fsync");
 }
 
 void bs_snap_fs_start_writeback(int fd, uint64_t offset, uint64_t bytes)
@@ -277,12 +281,12 @@ void bs_snap_fs_drop_cache(int fd)
     posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
-bs_status bs_snap_fs_allocate(int fd, const char *name, uint64_t bytes)
+bs_status bs_snap_fs_allocate(const bs_snap_handle *file, uint64_t bytes)
 {
-    while (bytes > 0 && fallocate(fd, 0, 0, (off_t)bytes) != 0) {
+    while (bytes > 0 && fallocate(file->fd, 0, 0, (off_t)bytes) != 0) {
         if (errno == EINTR) continue;
         if (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL) return BS_STATUS_OK;
-        return fail_errno(name, "fallocate");
+        return fail_errno(file->path, "fallocate");
     }
     return BS_STATUS_OK;
 }

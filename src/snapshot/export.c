@@ -18,7 +18,7 @@
 typedef struct copy {
     const bs_snap_manifest *manifest;
     bs_snap_file file; /* of the export */
-    int fd;
+    bs_snap_handle handle;
 } copy;
 
 /* A piece of one page of one (head, layer) to its place in the export. */
@@ -27,7 +27,7 @@ static bs_status put(const copy *c, bs_snap_part part, int64_t index, int head, 
     const bs_snap_shape *shape = &c->manifest->shape;
     const uint64_t at = c->file.part[part].offset +
                         bs_snap_page_at(shape, &c->file, part, index, head, layer);
-    return bs_snap_fs_pwrite(c->fd, c->file.name, data, (size_t)bs_snap_page_bytes(shape, part), at);
+    return bs_snap_fs_pwrite(&c->handle, data, (size_t)bs_snap_page_bytes(shape, part), at);
 }
 
 /* A page of a unit: its pieces, and its checksum where the order of pieces is the same. */
@@ -53,7 +53,7 @@ static bs_status copy_page(const copy *c, const bs_snap_file *from, const bs_sna
     if (f16) { /* an f16 format's segment holds K and V apart */
         const size_t half = (size_t)shape->f16_page / 2, all = (size_t)(chunk->n_units * group_pages) * half;
         char *both = malloc(2 * half);
-        if (!both) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for a page", c->file.name);
+        if (!both) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for a page", c->handle.path);
         memcpy(both, data + at * half, half);
         memcpy(both + half, data + all + at * half, half);
         bs_status status = put(c, BS_SNAP_F16, index, head, layer, both);
@@ -104,8 +104,8 @@ static bs_status fill(copy *c, const bs_snap_fs *from, const int32_t *tokens,
 {
     const bs_snap_extent *ids = &c->file.part[BS_SNAP_TOKENS];
     BS_TRY(bs_snap_each_chunk(from, c->manifest, copy_chunk, c, progress, context));
-    BS_TRY(bs_snap_fs_pwrite(c->fd, c->file.name, tokens, (size_t)ids->bytes, ids->offset));
-    return bs_snap_fs_sync(c->fd, c->file.name);
+    BS_TRY(bs_snap_fs_pwrite(&c->handle, tokens, (size_t)ids->bytes, ids->offset));
+    return bs_snap_fs_sync(&c->handle);
 }
 
 static bs_status export_found(const bs_snap_fs *from, const bs_snap_found *found, const char *file,
@@ -121,10 +121,10 @@ static bs_status export_found(const bs_snap_fs *from, const bs_snap_found *found
     c.file.is_export = true;
     bs_status status = bs_snap_container_create(&to, name, &c.manifest->shape, &c.file);
     if (status == BS_STATUS_OK) {
-        status = bs_snap_fs_open_file(&to, name, true, &c.fd, NULL);
+        status = bs_snap_fs_open_file(&to, name, true, &c.handle, NULL);
         if (status == BS_STATUS_OK) {
             status = fill(&c, from, found->tokens, progress, context);
-            close(c.fd);
+            close(c.handle.fd);
         }
         if (status != BS_STATUS_OK) bs_snap_fs_unlink(&to, name);
     }

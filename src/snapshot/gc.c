@@ -10,6 +10,7 @@
 #include "src/snapshot/snapshot_private.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -80,7 +81,7 @@ static bool is_regular(const bs_snap_fs *fs, const char *name)
 static bs_status mark(const bs_snap_fs *fs, const char *name, const uint8_t sha256[32], char **names, int n,
                       bool *keep, bool *whole)
 {
-    char *text, line[256];
+    char *text, line[BS_SNAP_LINE_BYTES], path[BS_SNAP_PATH_BYTES];
     size_t bytes;
     uint8_t digest[32];
     bs_snap_manifest m;
@@ -93,7 +94,8 @@ static bs_status mark(const bs_snap_fs *fs, const char *name, const uint8_t sha2
     if (status != BS_STATUS_OK) return BS_STATUS_OK;
     bs_sha256(text, bytes, digest);
     *whole = memcmp(digest, sha256, 32) == 0;
-    status = *whole ? bs_snap_manifest_read(text, bytes, name, &m) : BS_STATUS_OK;
+    snprintf(path, sizeof path, "%s/%s", fs->path, name);
+    status = *whole ? bs_snap_manifest_read(text, bytes, path, &m) : BS_STATUS_OK;
     free(text);
     if (status != BS_STATUS_OK || !*whole) return status;
     for (int f = 0; f < m.n_files; f++)

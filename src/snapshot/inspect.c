@@ -22,10 +22,10 @@ static bs_status open_dir(const char *path, bs_snap_fs *fs)
 static bs_status check_headers(const bs_snap_fs *fs, const bs_snap_manifest *m)
 {
     for (int i = 0; i < m->n_files; i++) {
-        int fd;
+        bs_snap_handle handle;
         uint32_t *sums;
-        BS_TRY(bs_snap_open_verified(fs, m, i, true, &fd, &sums, NULL));
-        close(fd);
+        BS_TRY(bs_snap_open_verified(fs, m, i, true, &handle, &sums, NULL));
+        close(handle.fd);
         free(sums);
     }
     return BS_STATUS_OK;
@@ -157,11 +157,11 @@ static bs_status visit_file(const bs_snap_fs *fs, const bs_snap_manifest *m, int
                             const bs_snap_source *source, visit *v)
 {
     bs_snap_progress progress = {.cancel = NULL};
-    int fd;
+    bs_snap_handle handle;
     uint32_t *sums;
-    BS_TRY(bs_snap_open_verified(fs, m, i, true, &fd, &sums, NULL));
+    BS_TRY(bs_snap_open_verified(fs, m, i, true, &handle, &sums, NULL));
     v->sums = sums;
-    const bs_snap_reading reading = {.fd = fd,
+    const bs_snap_reading reading = {.handle = &handle,
                                      .shape = &m->shape,
                                      .file = &m->files[i],
                                      .heads = {0, m->shape.n_kv_heads},
@@ -171,7 +171,7 @@ static bs_status visit_file(const bs_snap_fs *fs, const bs_snap_manifest *m, int
                                      .context = v};
     bs_status status = bs_snap_read_pages(v->staging, &reading, &progress);
     free(sums);
-    close(fd);
+    close(handle.fd);
     return status;
 }
 
@@ -257,12 +257,12 @@ bs_status bs_snapshot_drop_cache(const char *path)
     bs_status status = bs_snap_fs_list(&fs, &names, &n);
     if (status == BS_STATUS_OK) {
         for (int i = 0; status == BS_STATUS_OK && i < n; i++) {
-            int fd;
+            bs_snap_handle handle;
             if (!bs_snap_is_data_name(names[i])) continue;
-            status = bs_snap_fs_open_file(&fs, names[i], false, &fd, NULL);
+            status = bs_snap_fs_open_file(&fs, names[i], false, &handle, NULL);
             if (status != BS_STATUS_OK) break;
-            bs_snap_fs_drop_cache(fd);
-            close(fd);
+            bs_snap_fs_drop_cache(handle.fd);
+            close(handle.fd);
         }
         bs_snap_fs_free_list(names, n);
     }

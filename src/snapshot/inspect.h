@@ -13,7 +13,7 @@
 typedef struct bs_snapshot_item {
     int64_t number;
     bs_status status; /* OK: manifest, headers, checksum tables and ids are right; pages are not looked at */
-    char line[256];   /* what is wrong, or "" */
+    char line[512];   /* what is wrong, or "" */
     /* Known where the manifest could be read. */
     bool readable;
     int64_t created_s, n_cached, n_tokens, n_prompt;

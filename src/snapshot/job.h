@@ -23,7 +23,7 @@ typedef enum bs_snap_phase {
 typedef struct bs_snap_word {
     int32_t status, silent; /* silent: given up on purpose, no line */
     uint64_t bytes;         /* written, or read back */
-    char line[256];
+    char line[BS_SNAP_LINE_BYTES];
 } bs_snap_word;
 
 /* What rank 0 tells all after CREATE. */
@@ -86,7 +86,7 @@ struct bs_snapshots {
     bool has_thread, task_done;
     atomic_bool quit; /* stops a task as well */
     bs_status task_status;
-    char task_line[256];
+    char task_line[BS_SNAP_LINE_BYTES];
     bs_snap_progress progress;
     bs_snapshot_dir *locked; /* directories whose lock is kept fresh */
     double touched_s;        /* when that was done last */

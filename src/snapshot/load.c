@@ -39,17 +39,18 @@ bs_status bs_snap_read_manifest(const bs_snap_fs *fs, const char *name, bs_snap_
     uint8_t digest[32], wanted[32];
     int64_t number;
     bs_snap_found f = {0};
+    char path[BS_SNAP_PATH_BYTES];
+    snprintf(path, sizeof path, "%s/%s", fs->path, name);
     if (!bs_snap_manifest_parse_name(name, &number, wanted))
-        return bs_fail(BS_STATUS_FORMAT, "%s/%s: is not a manifest's name", fs->path, name);
+        return bs_fail(BS_STATUS_FORMAT, "%s: is not a manifest's name", path);
     BS_TRY(bs_snap_fs_read_file(fs, name, BS_SNAP_MAX_MANIFEST, &f.text, &f.bytes));
     bs_sha256(f.text, f.bytes, digest);
     bs_status status = memcmp(digest, wanted, 32) == 0
-                           ? bs_snap_manifest_read(f.text, f.bytes, name, &f.manifest)
-                           : bs_fail(BS_STATUS_FORMAT, "%s/%s: its bytes do not have the SHA-256 in its name",
-                                     fs->path, name);
+                           ? bs_snap_manifest_read(f.text, f.bytes, path, &f.manifest)
+                           : bs_fail(BS_STATUS_FORMAT, "%s: its bytes do not have the SHA-256 in its name",
+                                     path);
     if (status == BS_STATUS_OK && f.manifest.number != number)
-        status = bs_fail(BS_STATUS_FORMAT, "%s/%s: is number %" PRId64 " inside", fs->path, name,
-                         f.manifest.number);
+        status = bs_fail(BS_STATUS_FORMAT, "%s: is number %" PRId64 " inside", path, f.manifest.number);
     if (status != BS_STATUS_OK) {
         bs_snap_found_free(&f);
         return status;
@@ -61,14 +62,14 @@ bs_status bs_snap_read_manifest(const bs_snap_fs *fs, const char *name, bs_snap_
 
 /* ---- files ------------------------------------------------------------------------------------------------- */
 
-bs_status bs_snap_read_sums(int fd, const bs_snap_file *f, uint32_t **out)
+bs_status bs_snap_read_sums(const bs_snap_handle *h, const bs_snap_file *f, uint32_t **out)
 {
     const size_t n = (size_t)f->part[BS_SNAP_CRC].bytes, n_f16 = (size_t)f->part[BS_SNAP_F16_CRC].bytes;
     char *sums = malloc(n + n_f16 + 1);
-    if (!sums) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for its checksums", f->name);
-    bs_status status = bs_snap_fs_pread(fd, f->name, sums, n, f->part[BS_SNAP_CRC].offset);
+    if (!sums) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for its checksums", h->path);
+    bs_status status = bs_snap_fs_pread(h, sums, n, f->part[BS_SNAP_CRC].offset);
     if (status == BS_STATUS_OK)
-        status = bs_snap_fs_pread(fd, f->name, sums + n, n_f16, f->part[BS_SNAP_F16_CRC].offset);
+        status = bs_snap_fs_pread(h, sums + n, n_f16, f->part[BS_SNAP_F16_CRC].offset);
     if (status == BS_STATUS_OK) *out = (uint32_t *)(void *)sums;
     else free(sums);
     return status;
@@ -90,67 +91,63 @@ void bs_snap_chain_sha256(const bs_snap_file *before, const bs_snap_file *f, con
     bs_sha256_final(&state, out);
 }
 
-static bs_status check_sums(int fd, const bs_snap_file *f, uint32_t **out)
+static bs_status check_sums(const bs_snap_handle *h, const bs_snap_file *f, uint32_t **out)
 {
     uint32_t *sums;
     uint8_t digest[32];
-    BS_TRY(bs_snap_read_sums(fd, f, &sums));
+    BS_TRY(bs_snap_read_sums(h, f, &sums));
     bs_snap_sums_sha256(f, sums, digest);
     if (memcmp(digest, f->sums_sha256, 32) != 0) {
         free(sums);
-        return bs_fail(BS_STATUS_FORMAT, "%s: its table of checksums is not the manifest's", f->name);
+        return bs_fail(BS_STATUS_FORMAT, "%s: its table of checksums is not the manifest's", h->path);
     }
     *out = sums;
     return BS_STATUS_OK;
 }
 
-static bs_status check_tokens(int fd, const bs_snap_file *before, const bs_snap_file *f, int32_t *tokens)
+static bs_status check_tokens(const bs_snap_handle *h, const bs_snap_file *before, const bs_snap_file *f,
+                              int32_t *tokens)
 {
     const size_t bytes = (size_t)f->part[BS_SNAP_TOKENS].bytes;
     uint8_t digest[32];
     int32_t *ids = malloc(bytes + 1);
-    if (!ids) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for its token ids", f->name);
-    bs_status status = bs_snap_fs_pread(fd, f->name, ids, bytes, f->part[BS_SNAP_TOKENS].offset);
+    if (!ids) return bs_fail(BS_STATUS_NOMEM, "%s: no memory for its token ids", h->path);
+    bs_status status = bs_snap_fs_pread(h, ids, bytes, f->part[BS_SNAP_TOKENS].offset);
     if (status == BS_STATUS_OK) {
         bs_snap_chain_sha256(before, f, ids, digest);
         if (memcmp(digest, f->chain_sha256, 32) != 0)
-            status = bs_fail(BS_STATUS_FORMAT, "%s: its token ids are not the manifest's", f->name);
+            status = bs_fail(BS_STATUS_FORMAT, "%s: its token ids are not the manifest's", h->path);
     }
     if (status == BS_STATUS_OK && tokens) memcpy(tokens + f->first_token, ids, bytes);
     free(ids);
     return status;
 }
 
-static bs_status check_file(int fd, const bs_snap_manifest *m, int i, bool with_hdf5, uint32_t **sums,
-                            int32_t *tokens)
+static bs_status check_file(const bs_snap_handle *h, const bs_snap_manifest *m, int i, bool with_hdf5,
+                            uint32_t **sums, int32_t *tokens)
 {
     const bs_snap_file *f = &m->files[i];
     uint8_t digest[32];
-    BS_TRY(bs_snap_header_sha256(fd, f->name, f, digest));
+    BS_TRY(bs_snap_header_sha256(h, f, digest));
     if (memcmp(digest, f->header_sha256, 32) != 0)
-        return bs_fail(BS_STATUS_FORMAT, "%s: its header is not the manifest's", f->name);
-    if (with_hdf5) BS_TRY(bs_snap_container_check(fd, f->name, &m->shape, f));
-    BS_TRY(check_tokens(fd, i > 0 ? f - 1 : NULL, f, tokens));
-    return check_sums(fd, f, sums);
+        return bs_fail(BS_STATUS_FORMAT, "%s: its header is not the manifest's", h->path);
+    if (with_hdf5) BS_TRY(bs_snap_container_check(h, &m->shape, f));
+    BS_TRY(check_tokens(h, i > 0 ? f - 1 : NULL, f, tokens));
+    return check_sums(h, f, sums);
 }
 
 bs_status bs_snap_open_verified(const bs_snap_fs *fs, const bs_snap_manifest *m, int i, bool with_hdf5,
-                                int *out, uint32_t **sums, int32_t *tokens)
+                                bs_snap_handle *out, uint32_t **sums, int32_t *tokens)
 {
-    int fd;
     uint64_t bytes;
     const bs_snap_file *f = &m->files[i];
-    BS_TRY(bs_snap_fs_open_file(fs, f->name, false, &fd, &bytes));
+    BS_TRY(bs_snap_fs_open_file(fs, f->name, false, out, &bytes));
     bs_status status = bytes == f->bytes
-                           ? check_file(fd, m, i, with_hdf5, sums, tokens)
-                           : bs_fail(BS_STATUS_FORMAT, "%s/%s: %" PRIu64 " bytes: the manifest says %" PRIu64,
-                                     fs->path, f->name, bytes, f->bytes);
-    if (status != BS_STATUS_OK) {
-        close(fd);
-        return status;
-    }
-    *out = fd;
-    return BS_STATUS_OK;
+                           ? check_file(out, m, i, with_hdf5, sums, tokens)
+                           : bs_fail(BS_STATUS_FORMAT, "%s: %" PRIu64 " bytes: the manifest says %" PRIu64,
+                                     out->path, bytes, f->bytes);
+    if (status != BS_STATUS_OK) close(out->fd);
+    return status;
 }
 
 /* ---- the newest that is whole ------------------------------------------------------------------------------ */
@@ -163,13 +160,14 @@ bs_status bs_snap_read_snapshot(const bs_snap_fs *fs, const char *name, const bs
     bs_status status = ours ? bs_snap_fingerprint_compare(&f.manifest.fingerprint, ours, fs->path)
                             : BS_STATUS_OK;
     if (status == BS_STATUS_OK && !(f.tokens = malloc((size_t)(f.manifest.n_tokens + 1) * sizeof *f.tokens)))
-        status = bs_fail(BS_STATUS_NOMEM, "%s: no memory for %" PRId64 " ids", name, f.manifest.n_tokens);
+        status = bs_fail(BS_STATUS_NOMEM, "%s/%s: no memory for %" PRId64 " ids", fs->path, name,
+                         f.manifest.n_tokens);
     for (int i = 0; status == BS_STATUS_OK && i < f.manifest.n_files; i++) {
-        int fd;
+        bs_snap_handle handle;
         uint32_t *sums;
-        status = bs_snap_open_verified(fs, &f.manifest, i, true, &fd, &sums, f.tokens);
+        status = bs_snap_open_verified(fs, &f.manifest, i, true, &handle, &sums, f.tokens);
         if (status != BS_STATUS_OK) break;
-        close(fd);
+        close(handle.fd);
         free(sums);
     }
     if (status != BS_STATUS_OK) {

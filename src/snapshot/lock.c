@@ -151,12 +151,14 @@ static bs_status look_at_owner(const bs_snap_fs *fs, const owner *me, bool *wait
                    fs->path, them.pid, them.host, them.job, age, fs->path, lock_name);
 }
 
-static bs_status write_owner(int fd, const char *name, const owner *me)
+static bs_status write_owner(const bs_snap_fs *fs, int fd, const char *name, const owner *me)
 {
     char text[LOCK_BYTES];
+    bs_snap_handle file = {.fd = fd};
+    snprintf(file.path, sizeof file.path, "%s/%s", fs->path, name);
     int n = snprintf(text, sizeof text, "host %s pid %ld start %llu job %s\n", me->host, me->pid, me->start,
                      me->job);
-    return bs_snap_fs_pwrite(fd, name, text, (size_t)n, 0);
+    return bs_snap_fs_pwrite(&file, text, (size_t)n, 0);
 }
 
 /* Makes the file under the lock's name, EEXIST where there is one. By a link, so that it is never there without its text:
@@ -170,7 +172,7 @@ static bs_status make_lock(const bs_snap_fs *fs, const owner *me, int *out, int 
     snprintf(aside, sizeof aside, BS_SNAP_TMP "lock-%s", random);
     fd = openat(fs->fd, aside, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0) return bs_fail(BS_STATUS_IO, "%s/%s: create: %s", fs->path, aside, strerror(errno));
-    bs_status status = write_owner(fd, aside, me);
+    bs_status status = write_owner(fs, fd, aside, me);
     if (status == BS_STATUS_OK && linkat(fs->fd, aside, fs->fd, lock_name, 0) != 0) *error = errno;
     unlinkat(fs->fd, aside, 0);
     if (status == BS_STATUS_OK && *error == 0) {
@@ -186,7 +188,7 @@ static bs_status make_lock(const bs_snap_fs *fs, const owner *me, int *out, int 
         *error = errno;
         return BS_STATUS_OK;
     }
-    status = write_owner(fd, lock_name, me);
+    status = write_owner(fs, fd, lock_name, me);
     if (status != BS_STATUS_OK) {
         close(fd);
         unlinkat(fs->fd, lock_name, 0);

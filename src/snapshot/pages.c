@@ -197,15 +197,15 @@ static bool is_whole(const parts *p, const bs_snap_chunk *chunk)
 }
 
 /* One part of a chunk: one run, or of a shared group a run for each unit's neighbouring pages. */
-static bs_status write_part(int fd, const bs_snap_shape *shape, const bs_snap_file *file, bs_snap_heads heads,
-                            const bs_snap_chunk *chunk, const parts *p, bs_snap_part part, const char *data,
-                            uint64_t page_bytes, uint64_t *written)
+static bs_status write_part(const bs_snap_handle *h, const bs_snap_shape *shape, const bs_snap_file *file,
+                            bs_snap_heads heads, const bs_snap_chunk *chunk, const parts *p,
+                            bs_snap_part part, const char *data, uint64_t page_bytes, uint64_t *written)
 {
     if (is_whole(p, chunk)) {
         const size_t bytes = (size_t)((uint64_t)(chunk->n_units * p->group_pages) * page_bytes);
         const uint64_t offset = file_offset(shape, file, heads, chunk, part, 0, 0);
-        BS_TRY(bs_snap_fs_pwrite(fd, file->name, data, bytes, offset));
-        if (bytes >= BS_SNAP_ALIGN / 4) bs_snap_fs_start_writeback(fd, offset, bytes);
+        BS_TRY(bs_snap_fs_pwrite(h, data, bytes, offset));
+        if (bytes >= BS_SNAP_ALIGN / 4) bs_snap_fs_start_writeback(h->fd, offset, bytes);
         *written += bytes;
         return BS_STATUS_OK;
     }
@@ -215,7 +215,7 @@ static bs_status write_part(int fd, const bs_snap_shape *shape, const bs_snap_fi
             if (end == page) continue;
             const size_t at = (size_t)((uint64_t)(unit * p->group_pages + page) * page_bytes);
             const size_t bytes = (size_t)((uint64_t)(end - page) * page_bytes);
-            BS_TRY(bs_snap_fs_pwrite(fd, file->name, data + at, bytes,
+            BS_TRY(bs_snap_fs_pwrite(h, data + at, bytes,
                                      file_offset(shape, file, heads, chunk, part, unit, page)));
             *written += bytes;
         }
@@ -223,7 +223,7 @@ static bs_status write_part(int fd, const bs_snap_shape *shape, const bs_snap_fi
 }
 
 /* A chunk that has arrived in memory: zeros, sums, the file. */
-bs_status bs_snap_write_chunk(int fd, const bs_snap_shape *shape, const bs_snap_file *file,
+bs_status bs_snap_write_chunk(const bs_snap_handle *h, const bs_snap_shape *shape, const bs_snap_file *file,
                               bs_snap_heads heads, const bs_snap_chunk *chunk, char *data, uint32_t *sums,
                               uint64_t *written)
 {
@@ -235,42 +235,43 @@ bs_status bs_snap_write_chunk(int fd, const bs_snap_shape *shape, const bs_snap_
             if (chunk->mask & 1u << page) sums[unit * p.group_pages + page] = sum_page(&p, data, unit, page);
         }
     for (int i = 0; i < p.n; i++)
-        BS_TRY(write_part(fd, shape, file, heads, chunk, &p, p.part[i], data + p.at[i], p.page[i], written));
-    return write_part(fd, shape, file, heads, chunk, &p, p.sums_part, (const char *)sums, sizeof *sums,
+        BS_TRY(write_part(h, shape, file, heads, chunk, &p, p.part[i], data + p.at[i], p.page[i], written));
+    return write_part(h, shape, file, heads, chunk, &p, p.sums_part, (const char *)sums, sizeof *sums,
                       written);
 }
 
 /* ---- reading ----------------------------------------------------------------------------------------------- */
 
-bs_status bs_snap_read_chunk(int fd, const bs_snap_shape *shape, const bs_snap_file *file,
-                             bs_snap_heads heads, const bs_snap_chunk *chunk, char *buffer)
+bs_status bs_snap_read_chunk(const bs_snap_reading *r, const bs_snap_chunk *chunk, char *buffer)
 {
-    const parts p = parts_of(shape, file, chunk);
+    const parts p = parts_of(r->shape, r->file, chunk);
     for (int i = 0; i < p.n; i++)
-        BS_TRY(bs_snap_fs_pread(fd, file->name, buffer + p.at[i], p.at[i + 1] - p.at[i],
-                                file_offset(shape, file, heads, chunk, p.part[i], 0, 0)));
+        BS_TRY(bs_snap_fs_pread(r->handle, buffer + p.at[i], p.at[i + 1] - p.at[i],
+                                file_offset(r->shape, r->file, r->heads, chunk, p.part[i], 0, 0)));
     return BS_STATUS_OK;
 }
 
-bs_status bs_snap_check_chunk(const bs_snap_shape *shape, const bs_snap_file *file, bs_snap_heads heads,
-                              const bs_snap_chunk *chunk, const char *buffer, const uint32_t *sums)
+bs_status bs_snap_check_chunk(const bs_snap_reading *r, const bs_snap_chunk *chunk, const char *buffer)
 {
+    const bs_snap_shape *shape = r->shape;
+    const bs_snap_file *file = r->file;
+    const uint32_t *sums = r->sums;
     const parts p = parts_of(shape, file, chunk);
     if (chunk->f16) sums += file->part[BS_SNAP_CRC].bytes / sizeof *sums;
     for (int unit = 0; unit < chunk->n_units; unit++)
         for (int page = 0; page < p.group_pages; page++) {
             if (!(chunk->mask & 1u << page)) continue;
             const int u = chunk->first_unit + unit;
-            const int head = heads.first + u / shape->n_layers, layer = u % shape->n_layers;
+            const int head = r->heads.first + u / shape->n_layers, layer = u % shape->n_layers;
             const int64_t index = chunk->group * p.group_pages + page;
             const uint32_t stored =
                 sums[bs_snap_page_at(shape, file, p.sums_part, index, head, layer) / sizeof *sums];
             const uint32_t sum = sum_page(&p, buffer, unit, page);
             if (sum != stored)
-                return bs_fail(BS_STATUS_FORMAT,
-                               "%s: page %" PRId64
-                               " of %s, KV head %d, layer %d: checksum %08x, %08x is stored",
-                               file->name, index, bs_snap_part_name[p.part[0]], head, layer, sum, stored);
+                return bs_fail(
+                    BS_STATUS_FORMAT,
+                    "%s: page %" PRId64 " of %s, KV head %d, layer %d: checksum %08x, %08x is stored",
+                    r->handle->path, index, bs_snap_part_name[p.part[0]], head, layer, sum, stored);
         }
     return BS_STATUS_OK;
 }

@@ -42,7 +42,10 @@ static bs_status take_offer(bs_snapshots *s)
         f->bytes = s->offer->file[i].bytes;
         for (int p = 0; p < BS_SNAP_N_PARTS; p++) {
             if (f->part[p].bytes != s->offer->file[i].part_bytes[p])
-                return bs_fail(BS_STATUS_INTERNAL, "snapshot: rank 0 has laid out %s otherwise", f->name);
+                return bs_fail(BS_STATUS_INTERNAL,
+                               "%s/%s: dataset %s has %" PRIu64 " bytes at rank 0, %" PRIu64 " here",
+                               job->dir->fs.path, f->name, bs_snap_part_name[p],
+                               s->offer->file[i].part_bytes[p], f->part[p].bytes);
             f->part[p].offset = s->offer->file[i].offset[p];
         }
     }
@@ -137,10 +140,10 @@ static void fill_result(bs_snapshots *s, bs_status status, const char *line)
 
 static void fail_job(bs_snapshots *s, int rank)
 {
-    char line[400];
+    char line[sizeof s->result.line];
     const bs_snap_word *word = &s->words[rank];
-    if (s->n_ranks > 1) snprintf(line, sizeof line, "rank %d: %.255s", rank, word->line);
-    else snprintf(line, sizeof line, "%.255s", word->line);
+    if (s->n_ranks > 1) snprintf(line, sizeof line, "rank %d: %.490s", rank, word->line);
+    else snprintf(line, sizeof line, "%.490s", word->line);
     fill_result(s, (bs_status)word->status, bs_snap_leader(s) ? line : "");
     if (bs_snap_leader(s) && !word->silent)
         bs_log_warn("snapshot %" PRId64 " failed, the one before stays in force: %s", s->job.number, line);
@@ -152,7 +155,7 @@ static void fail_job(bs_snapshots *s, int rank)
 /* Unless rank 0's files are not those that this rank has worked out: that is told with the next exchange. */
 static void begin_writing(bs_snapshots *s)
 {
-    char line[256];
+    char line[BS_SNAP_LINE_BYTES];
     const bs_error_diversion before = bs_error_divert(line, sizeof line);
     const bs_status status = bs_snap_leader(s) ? BS_STATUS_OK : take_offer(s);
     bs_error_divert_back(before);

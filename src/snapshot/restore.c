@@ -63,11 +63,11 @@ static bs_status unpack(void *context, const bs_snap_file *file, const bs_snap_c
 static bs_status restore_file(bs_snapshot_dir *dir, int i, const bs_snap_source *source)
 {
     bs_snapshots *s = dir->snapshots;
-    int fd;
+    bs_snap_handle handle;
     uint32_t *sums;
     bs_snap_progress progress = {.cancel = NULL};
-    BS_TRY(bs_snap_open_verified(&dir->fs, &dir->manifest, i, bs_snap_leader(s), &fd, &sums, NULL));
-    const bs_snap_reading reading = {.fd = fd,
+    BS_TRY(bs_snap_open_verified(&dir->fs, &dir->manifest, i, bs_snap_leader(s), &handle, &sums, NULL));
+    const bs_snap_reading reading = {.handle = &handle,
                                      .shape = &s->shape,
                                      .file = &dir->manifest.files[i],
                                      .heads = s->heads,
@@ -80,7 +80,7 @@ static bs_status restore_file(bs_snapshot_dir *dir, int i, const bs_snap_source 
     dir->restore.read_s += bs_now_s() - start;
     dir->restore.bytes += progress.bytes;
     free(sums);
-    close(fd);
+    close(handle.fd);
     return status;
 }
 

@@ -188,21 +188,21 @@ static bs_status create_all(const char *path, const char *name, const bs_snap_sh
 bs_status bs_snap_container_create(const bs_snap_fs *fs, const char *name, const bs_snap_shape *shape,
                                    bs_snap_file *file)
 {
-    int fd;
+    bs_snap_handle handle;
     uint64_t bytes;
     char path[64];
-    BS_TRY(bs_snap_fs_create(fs, name, &fd)); /* 0600, ours, new; HDF5 then empties it */
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    BS_TRY(bs_snap_fs_create(fs, name, &handle)); /* 0600, ours, new; HDF5 then empties it */
+    snprintf(path, sizeof path, "/proc/self/fd/%d", handle.fd);
     begin();
-    bs_status status = create_all(path, name, shape, file);
+    bs_status status = create_all(path, handle.path, shape, file);
     end();
-    close(fd);
+    close(handle.fd);
     if (status == BS_STATUS_OK) {
-        status = bs_snap_fs_open_file(fs, name, true, &fd, &bytes);
+        status = bs_snap_fs_open_file(fs, name, true, &handle, &bytes);
         if (status == BS_STATUS_OK) {
             file->bytes = bytes;
-            status = bs_snap_fs_allocate(fd, name, bytes);
-            close(fd);
+            status = bs_snap_fs_allocate(&handle, bytes);
+            close(handle.fd);
         }
     }
     if (status != BS_STATUS_OK) bs_snap_fs_unlink(fs, name);
@@ -289,13 +289,13 @@ static bs_status check_all(const char *path, const char *name, const bs_snap_sha
     return status;
 }
 
-bs_status bs_snap_container_check(int fd, const char *name, const bs_snap_shape *shape,
+bs_status bs_snap_container_check(const bs_snap_handle *handle, const bs_snap_shape *shape,
                                   const bs_snap_file *file)
 {
     char path[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", handle->fd);
     begin();
-    bs_status status = check_all(path, name, shape, file);
+    bs_status status = check_all(path, handle->path, shape, file);
     end();
     return status;
 }
@@ -308,16 +308,16 @@ static int by_offset(const void *a, const void *b)
     return x->offset < y->offset ? -1 : x->offset > y->offset;
 }
 
-static bs_status hash_range(int fd, const char *name, uint64_t from, uint64_t to, bs_sha256_state *state)
+static bs_status hash_range(const bs_snap_handle *handle, uint64_t from, uint64_t to, bs_sha256_state *state)
 {
     enum { PIECE = 1 << 18 };
     if (from >= to) return BS_STATUS_OK;
     char *buffer = malloc(PIECE);
-    if (!buffer) return bs_fail(BS_STATUS_NOMEM, "%s: no memory to read its header", name);
+    if (!buffer) return bs_fail(BS_STATUS_NOMEM, "%s: no memory to read its header", handle->path);
     bs_status status = BS_STATUS_OK;
     while (status == BS_STATUS_OK && from < to) {
         const size_t n = to - from < PIECE ? (size_t)(to - from) : PIECE;
-        status = bs_snap_fs_pread(fd, name, buffer, n, from);
+        status = bs_snap_fs_pread(handle, buffer, n, from);
         if (status == BS_STATUS_OK) bs_sha256_update(state, buffer, n);
         from += n;
     }
@@ -325,7 +325,7 @@ static bs_status hash_range(int fd, const char *name, uint64_t from, uint64_t to
     return status;
 }
 
-bs_status bs_snap_header_sha256(int fd, const char *name, const bs_snap_file *file, uint8_t out[32])
+bs_status bs_snap_header_sha256(const bs_snap_handle *handle, const bs_snap_file *file, uint8_t out[32])
 {
     bs_snap_extent parts[BS_SNAP_N_PARTS];
     bs_sha256_state state;
@@ -336,10 +336,10 @@ bs_status bs_snap_header_sha256(int fd, const char *name, const bs_snap_file *fi
     qsort(parts, (size_t)n, sizeof *parts, by_offset);
     bs_sha256_init(&state);
     for (int i = 0; i < n; i++) {
-        BS_TRY(hash_range(fd, name, at, parts[i].offset, &state));
+        BS_TRY(hash_range(handle, at, parts[i].offset, &state));
         at = parts[i].offset + parts[i].bytes;
     }
-    BS_TRY(hash_range(fd, name, at, file->bytes, &state));
+    BS_TRY(hash_range(handle, at, file->bytes, &state));
     bs_sha256_final(&state, out);
     return BS_STATUS_OK;
 }

@@ -36,6 +36,8 @@ enum {
     BS_SNAP_READ_SEGMENTS = 65536, /* the most that a reader accepts */
     BS_SNAP_NAME_BYTES = 96,
     BS_SNAP_MANIFEST_NAME = 112,
+    BS_SNAP_PATH_BYTES = 1200, /* of lines: a directory, a name */
+    BS_SNAP_LINE_BYTES = 512,
     BS_SNAP_MAX_MANIFEST = 16 << 20,                /* bytes that a reader accepts */
     BS_SNAP_MAX_NEW = BS_SNAP_MAX_SEGMENTS / 2 + 2, /* files of one commit */
     BS_SNAP_SEGMENT_TOKENS = 65536
@@ -215,26 +217,32 @@ void bs_snap_fs_close(bs_snap_fs *fs);
 /* Names in it, sorted, malloc'ed one by one and the array too; n of them. Not . and .. */
 bs_status bs_snap_fs_list(const bs_snap_fs *fs, char ***names, int *n);
 void bs_snap_fs_free_list(char **names, int n);
+/* An opened file, which close(fd) closes, and how lines name it. */
+typedef struct bs_snap_handle {
+    int fd;
+    char path[BS_SNAP_PATH_BYTES]; /* directory/name */
+} bs_snap_handle;
 /* A new file, 0600, O_EXCL. */
-bs_status bs_snap_fs_create(const bs_snap_fs *fs, const char *name, int *fd);
+bs_status bs_snap_fs_create(const bs_snap_fs *fs, const char *name, bs_snap_handle *out);
 /* An existing one: regular, own, nobody else may write, never through a symlink. write: O_WRONLY, else to read.
  * *bytes (may be NULL): its size. */
-bs_status bs_snap_fs_open_file(const bs_snap_fs *fs, const char *name, bool write, int *fd, uint64_t *bytes);
+bs_status bs_snap_fs_open_file(const bs_snap_fs *fs, const char *name, bool write, bs_snap_handle *out,
+                               uint64_t *bytes);
 /* Its whole content, malloc'ed, with a 0 behind it; at most `most` bytes. */
 bs_status bs_snap_fs_read_file(const bs_snap_fs *fs, const char *name, size_t most, char **text,
                                size_t *bytes);
 /* Size of what has this name, a symlink's own. *found false: nothing has, or a directory. */
 bs_status bs_snap_fs_file_bytes(const bs_snap_fs *fs, const char *name, bool *found, uint64_t *bytes);
-/* Everything or an error; `name` for the line. EINTR and short counts are dealt with; a short file is FORMAT. */
-bs_status bs_snap_fs_pwrite(int fd, const char *name, const void *data, size_t bytes, uint64_t offset);
-bs_status bs_snap_fs_pread(int fd, const char *name, void *data, size_t bytes, uint64_t offset);
+/* Everything or an error. EINTR and short counts are dealt with; a short file is FORMAT. */
+bs_status bs_snap_fs_pwrite(const bs_snap_handle *file, const void *data, size_t bytes, uint64_t offset);
+bs_status bs_snap_fs_pread(const bs_snap_handle *file, void *data, size_t bytes, uint64_t offset);
 /* An error is final: nobody syncs this file again. */
-bs_status bs_snap_fs_sync(int fd, const char *name);
+bs_status bs_snap_fs_sync(const bs_snap_handle *file);
 /* Starts writing back what was written there, and lets go of clean pages: wishes, no status. */
 void bs_snap_fs_start_writeback(int fd, uint64_t offset, uint64_t bytes);
 void bs_snap_fs_drop_cache(int fd);
 /* Takes the space, so that a full disk is found now. A file system that cannot is fine. */
-bs_status bs_snap_fs_allocate(int fd, const char *name, uint64_t bytes);
+bs_status bs_snap_fs_allocate(const bs_snap_handle *file, uint64_t bytes);
 bs_status bs_snap_fs_rename(const bs_snap_fs *fs, const char *from, const char *to);
 bs_status bs_snap_fs_sync_dir(const bs_snap_fs *fs);
 /* A file that is not there is fine. */
@@ -262,10 +270,10 @@ bs_status bs_snap_container_create(const bs_snap_fs *fs, const char *name, const
                                    bs_snap_file *file);
 /* Whether an opened file, whose header's digest has been checked, has exactly these datasets: contiguous, no filter, no
  * external file, type, dimensions and offset as in the manifest, hard links only. */
-bs_status bs_snap_container_check(int fd, const char *name, const bs_snap_shape *shape,
+bs_status bs_snap_container_check(const bs_snap_handle *handle, const bs_snap_shape *shape,
                                   const bs_snap_file *file);
 /* Digest of the bytes outside of the parts. */
-bs_status bs_snap_header_sha256(int fd, const char *name, const bs_snap_file *file, uint8_t out[32]);
+bs_status bs_snap_header_sha256(const bs_snap_handle *handle, const bs_snap_file *file, uint8_t out[32]);
 
 /* ---- pages (pages.c) --------------------------------------------------------------------------------------- */
 
@@ -334,13 +342,13 @@ typedef struct bs_snap_progress {
 } bs_snap_progress;
 
 /* Writes a rank's pages of one file, with their checksums. */
-bs_status bs_snap_write_pages(bs_snap_staging *staging, int fd, const bs_snap_shape *shape,
-                              const bs_snap_file *file, bs_snap_heads heads, const bs_snap_source *source,
-                              bs_snap_progress *progress);
+bs_status bs_snap_write_pages(bs_snap_staging *staging, const bs_snap_handle *handle,
+                              const bs_snap_shape *shape, const bs_snap_file *file, bs_snap_heads heads,
+                              const bs_snap_source *source, bs_snap_progress *progress);
 
 /* A file to be read, and what is done with its chunks. */
 typedef struct bs_snap_reading {
-    int fd;
+    const bs_snap_handle *handle;
     const bs_snap_shape *shape;
     const bs_snap_file *file;
     bs_snap_heads heads;
@@ -360,13 +368,11 @@ bs_status bs_snap_read_pages(bs_snap_staging *staging, const bs_snap_reading *re
 
 /* Chunks in memory (pages.c): their size; from and to the file; from and to the cache, queued on the staging's stream. */
 size_t bs_snap_chunk_size(const bs_snap_shape *shape, const bs_snap_file *file, const bs_snap_chunk *chunk);
-bs_status bs_snap_read_chunk(int fd, const bs_snap_shape *shape, const bs_snap_file *file,
-                             bs_snap_heads heads, const bs_snap_chunk *chunk, char *buffer);
-bs_status bs_snap_check_chunk(const bs_snap_shape *shape, const bs_snap_file *file, bs_snap_heads heads,
-                              const bs_snap_chunk *chunk, const char *buffer, const uint32_t *sums);
-bs_status bs_snap_write_chunk(int fd, const bs_snap_shape *shape, const bs_snap_file *file,
-                              bs_snap_heads heads, const bs_snap_chunk *chunk, char *buffer, uint32_t *sums,
-                              uint64_t *written);
+bs_status bs_snap_read_chunk(const bs_snap_reading *reading, const bs_snap_chunk *chunk, char *buffer);
+bs_status bs_snap_check_chunk(const bs_snap_reading *reading, const bs_snap_chunk *chunk, const char *buffer);
+bs_status bs_snap_write_chunk(const bs_snap_handle *handle, const bs_snap_shape *shape,
+                              const bs_snap_file *file, bs_snap_heads heads, const bs_snap_chunk *chunk,
+                              char *buffer, uint32_t *sums, uint64_t *written);
 bs_status bs_snap_pack_chunk(bs_snap_staging *staging, const bs_snap_shape *shape, const bs_snap_file *file,
                              bs_snap_heads heads, const bs_snap_chunk *chunk, const bs_snap_source *source,
                              int slot);
@@ -376,7 +382,7 @@ bs_status bs_snap_unpack_chunk(bs_snap_staging *staging, const bs_snap_shape *sh
 /* ---- one snapshot's verification (load.c) ------------------------------------------------------------------ */
 
 /* An opened file's checksums, malloc'ed: CRC, then F16_CRC; and their digest. */
-bs_status bs_snap_read_sums(int fd, const bs_snap_file *file, uint32_t **sums);
+bs_status bs_snap_read_sums(const bs_snap_handle *handle, const bs_snap_file *file, uint32_t **sums);
 void bs_snap_sums_sha256(const bs_snap_file *file, const uint32_t *sums, uint8_t out[32]);
 /* The chain's digest behind the file's ids, and that of the one before it (NULL: it is the first). */
 void bs_snap_chain_sha256(const bs_snap_file *before, const bs_snap_file *file, const int32_t *ids,
@@ -384,7 +390,7 @@ void bs_snap_chain_sha256(const bs_snap_file *before, const bs_snap_file *file, 
 /* Opens file i of the manifest and checks it up to its pages: size, header digest, container (with_hdf5), sums digest and
  * token chain. *sums: malloc'ed u32s of CRC, then of F16_CRC. *tokens gets n_tokens ids when not NULL. */
 bs_status bs_snap_open_verified(const bs_snap_fs *fs, const bs_snap_manifest *manifest, int i, bool with_hdf5,
-                                int *fd, uint32_t **sums, int32_t *tokens);
+                                bs_snap_handle *out, uint32_t **sums, int32_t *tokens);
 /* The newest snapshot that is whole, up to its pages: its manifest, read and as text (malloc'ed), and its ids (malloc'ed;
  * tokens may be NULL). Of a damaged one a line is warned of and the one before is tried; FORMAT or IO when none is whole.
  * MISMATCH (another version; another fingerprint, when `ours` is not NULL) is final. *found false: there is none.

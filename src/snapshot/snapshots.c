@@ -51,7 +51,7 @@ static void wait_for_task(bs_snapshots *s)
 static void *run_thread(void *context)
 {
     bs_snapshots *s = context;
-    char line[256];
+    char line[BS_SNAP_LINE_BYTES];
     bs_error_divert(line, sizeof line);
     const bs_status entered = bs_device_enter(s->config.device);
     pthread_mutex_lock(&s->lock);

@@ -111,7 +111,7 @@ static bs_status check_cancel(const bs_snap_progress *progress)
 
 typedef struct writing {
     bs_snap_staging *staging;
-    int fd;
+    const bs_snap_handle *handle;
     const bs_snap_shape *shape;
     const bs_snap_file *file;
     bs_snap_heads heads;
@@ -123,15 +123,15 @@ static bs_status write_slot(void *context, int slot)
 {
     writing *w = context;
     bs_snap_staging *s = w->staging;
-    return bs_snap_write_chunk(w->fd, w->shape, w->file, w->heads, &w->chunk[slot], bs_snap_slot(s, slot),
+    return bs_snap_write_chunk(w->handle, w->shape, w->file, w->heads, &w->chunk[slot], bs_snap_slot(s, slot),
                                s->sums + (size_t)slot * s->max_refs, &w->written[slot]);
 }
 
-bs_status bs_snap_write_pages(bs_snap_staging *s, int fd, const bs_snap_shape *shape,
+bs_status bs_snap_write_pages(bs_snap_staging *s, const bs_snap_handle *handle, const bs_snap_shape *shape,
                               const bs_snap_file *file, bs_snap_heads heads, const bs_snap_source *source,
                               bs_snap_progress *progress)
 {
-    writing w = {.staging = s, .fd = fd, .shape = shape, .file = file, .heads = heads};
+    writing w = {.staging = s, .handle = handle, .shape = shape, .file = file, .heads = heads};
     bs_snap_walk walk = {.shape = shape, .file = file, .heads = heads, .chunk_bytes = s->slot_bytes};
     bs_status status = BS_STATUS_OK;
     for (int slot = 0; status == BS_STATUS_OK; slot = (slot + 1) % s->n_slots) {
@@ -163,8 +163,8 @@ static bs_status read_slot(void *context, int slot)
     read_ahead *a = context;
     const bs_snap_reading *r = a->r;
     char *data = bs_snap_slot(a->staging, slot);
-    BS_TRY(bs_snap_read_chunk(r->fd, r->shape, r->file, r->heads, &a->chunk[slot], data));
-    return bs_snap_check_chunk(r->shape, r->file, r->heads, &a->chunk[slot], data, r->sums);
+    BS_TRY(bs_snap_read_chunk(r, &a->chunk[slot], data));
+    return bs_snap_check_chunk(r, &a->chunk[slot], data);
 }
 
 /* Gives the slot the next chunk that is wanted; false: there is none. */

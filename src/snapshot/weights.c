@@ -104,16 +104,16 @@ static bool recall(const bs_snap_fs *fs, const char *key, uint8_t out[32])
 static void keep(const bs_snap_fs *fs, const char *key, const uint8_t digest[32])
 {
     char text[BS_SHA256_HEX + 1], random[17], temporary[64], kept[256];
-    int fd;
+    bs_snap_handle file;
     const bs_error_diversion before = bs_error_divert(kept, sizeof kept);
     bs_sha256_to_hex(digest, text);
     strcat(text, "\n");
     if (bs_snap_random_hex(random) == BS_STATUS_OK) {
         snprintf(temporary, sizeof temporary, BS_SNAP_TMP "%s", random);
-        if (bs_snap_fs_create(fs, temporary, &fd) == BS_STATUS_OK) {
-            bool ok = bs_snap_fs_pwrite(fd, temporary, text, strlen(text), 0) == BS_STATUS_OK &&
+        if (bs_snap_fs_create(fs, temporary, &file) == BS_STATUS_OK) {
+            bool ok = bs_snap_fs_pwrite(&file, text, strlen(text), 0) == BS_STATUS_OK &&
                       bs_snap_fs_rename(fs, temporary, key) == BS_STATUS_OK;
-            close(fd);
+            close(file.fd);
             if (!ok) bs_snap_fs_unlink(fs, temporary);
         }
     }

@@ -12,7 +12,7 @@ typedef struct slot {
     bs_snap_work *work;
     void *context;
     bs_status status;
-    char line[256];
+    char line[512];
 } slot;
 
 struct bs_snap_workers {
