@@ -302,7 +302,7 @@ static bs_status submit_line(generate *g, const item *one, const bs_batch_line *
         }
         if (g->keeper.on) {
             bs_lines_set(g, line->custom_id, &a->kept);
-            a->kept.has_dir = slot >= 0;
+            a->kept.has_dir = go_on != NULL; /* also of one that is complete, without a slot */
             a->kept.last_length = n_cached;
             bs_generate_keep(g, &a->kept);
         }

@@ -133,9 +133,30 @@ def test_changes():
         c.check(code == 2 and part in err, f"{more}: exit {code} {r.one_line(err)}")
 
 
+def test_complete():
+    """A line of which the snapshot has the whole answer, because fewer tokens are asked for now: it is written, and its directory goes."""
+    lines = [line(i, max_tokens=3000) for i in range(2)]
+    write(lines)
+    stopped()
+    names, cut = left(), []
+    for text in lines:
+        body = json.loads(text)
+        found = next(r.state(os.path.join(DIR, name)) for name in names
+                     if r.state(os.path.join(DIR, name))["state"]["id"] == body["custom_id"])
+        body["body"]["max_tokens"] = found["sequence"]["n_tokens"] - found["state"]["n_prompt"]
+        cut.append(json.dumps(body))
+    write(cut)
+    code, _, err = r.run(0, words(2, *keep()))
+    n_tokens = [json.loads(text)["response"]["body"]["usage"]["completion_tokens"] for text in r.read(OUT).splitlines()]
+    c.check(code == 0 and sorted(n_tokens) == sorted(json.loads(text)["body"]["max_tokens"] for text in cut),
+            f"both are complete as they are: exit {code}, {n_tokens} tokens {r.one_line(err)}")
+    c.check(left() == [], f"no directory is left: {left()}")
+
+
 made = c.run(0, [c.BITSHARD, "make-model", "tiny", MODEL, "--layers", "2"])
 assert made.returncode == 0, made.stderr
 write(line(i) for i in range(N))
 test_kills()
 test_changes()
+test_complete()
 c.finish()
