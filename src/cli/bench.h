@@ -10,7 +10,7 @@
  *   bench_report.c    table, CSV, JSON
  *   bench_decode.c    `bench decode`: a token's time, on all ranks
  *   bench_prefill.c   `bench prefill`: a prompt's time, on all ranks
- *   bench_engine.c    what these two share
+ *   bench_engine.c    what these two and bench_snapshot.c share
  *   bench_comm.c      `bench comm`: collectives and merges, on all ranks
  *   bench_snapshot.c  `bench snapshot`: writing and restoring, on all ranks
  */
@@ -135,6 +135,8 @@ bs_status bs_bench_begin_table(const bs_bench *bench);
 bs_status bs_bench_report(bs_bench *bench, const bs_bench_row *row);
 /* A row of columns to --csv and --json; the caller keeps its reference. */
 bs_status bs_bench_add_row(bs_bench *bench, json_t *row);
+/* A figure of a row; null where it does not apply. */
+void bs_bench_set_real(json_t *row, const char *name, bool applies, double x);
 /* The row of a case that did not pass, with the kept error line, which is cleared. */
 bs_status bs_bench_report_failure(bs_bench *bench, const bs_bench_case *item, int number);
 

@@ -421,10 +421,7 @@ static bs_status compare_ground(comm_bench *b, const bs_grid *grid)
     if (mine.dry_run != rank0.dry_run)
         return bs_fail(BS_STATUS_MISMATCH,
                        "--dry-run is not what rank 0 has: look at the environment of this machine");
-    BS_TRY(bs_cli_compare_ground(&mine.comm, &rank0.comm));
-    if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_MISMATCH,
-                   "--case is not what rank 0 has: look at the environment of this machine");
+    return bs_cli_compare_ground(&mine, &rank0, sizeof mine, "--case");
 }
 
 static bs_status open_local(comm_bench *b)

@@ -29,10 +29,7 @@ static bs_status read_options(bs_decode_bench *d)
 {
     const bs_options *o = d->bench.options;
     const char *contexts = bs_options_string(o, "contexts");
-    if (bs_options_flag(o, "dry-run")) return bs_fail(BS_STATUS_USAGE, "--dry-run: not of bench decode");
-    if (bs_options_given(o, "case")) return bs_fail(BS_STATUS_USAGE, "--case: not of bench decode");
-    if (bs_options_n_operands(o) > 1)
-        return bs_fail(BS_STATUS_USAGE, "bench decode %s: takes no operand", bs_options_operand(o, 1));
+    BS_TRY(bs_bench_refuse_cases(o, 1));
     if (!contexts) contexts = d->bench.gpu ? "1K,32K,128K,1M" : "1K,8K";
     BS_TRY(bs_bench_parse_counts("contexts", contexts, INT32_MAX - 2 * 65536, d->contexts, &d->n_contexts));
     BS_TRY(
@@ -47,41 +44,20 @@ static bs_status read_options(bs_decode_bench *d)
 
 static bs_status open_local(bs_decode_bench *d)
 {
-    BS_TRY(bs_cli_open_device(d->bench.options, d->comm, &d->bench.device));
-    d->bench.gpu = bs_device_get_info(d->bench.device)->kind == BS_DEVICE_CUDA;
+    BS_TRY(bs_bench_open_device(&d->bench, d->comm));
     BS_TRY(read_options(d));
-    BS_TRY(bs_cli_open_model(d->bench.options, &d->model));
-    BS_TRY(bs_cli_choose_grid(d->bench.options, d->comm, d->model, &d->grid));
-    BS_TRY(bs_stream_create(d->bench.device, &d->bench.stream));
-    return d->leader ? bs_bench_open_report(&d->bench) : BS_STATUS_OK;
+    return bs_bench_open_model(&d->bench, d->comm, NULL, &d->model, &d->grid);
 }
-
-/* What must be the same on all ranks. */
-typedef struct common_ground {
-    bs_cli_ground engine;
-    int64_t n_steps, n_contexts, n_batches, n_formats;
-    int64_t contexts[BS_BENCH_MAX_ITEMS], batches[BS_BENCH_MAX_ITEMS];
-    char kv[BS_BENCH_MAX_ITEMS][BS_KV_FORMAT_NAME];
-} common_ground;
 
 static bs_status compare_ground(bs_decode_bench *d)
 {
-    common_ground mine, rank0;
-    memset(&mine, 0, sizeof mine); /* compared as bytes */
-    mine.engine = bs_cli_ground_of(d->bench.options, d->model, &d->grid, &d->config);
-    mine.n_steps = d->n_steps;
-    mine.n_contexts = d->n_contexts;
-    mine.n_batches = d->n_batches;
-    mine.n_formats = d->n_formats;
+    const bs_cli_ground engine = bs_cli_ground_of(d->bench.options, d->model, &d->grid, &d->config);
+    bs_bench_ground mine;
+    bs_bench_ground_begin(&mine, &engine, d->kv, d->n_formats);
     memcpy(mine.contexts, d->contexts, sizeof mine.contexts);
     memcpy(mine.batches, d->batches, sizeof mine.batches);
-    for (int i = 0; i < d->n_formats; i++) bs_kv_format_name(&d->kv[i], mine.kv[i]);
-    rank0 = mine;
-    BS_TRY(bs_comm_bcast_host(d->comm, &rank0, sizeof rank0, 0));
-    BS_TRY(bs_cli_compare_ground(&mine.engine, &rank0.engine));
-    if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_MISMATCH, "--kv, --contexts, --batches or --steps is not what rank 0 has: look "
-                                       "at the environment of this machine");
+    mine.own[0] = d->n_steps;
+    return bs_bench_compare_ground(d->comm, &mine, "--kv, --contexts, --batches or --steps");
 }
 
 /* ---- what fits ---- */
@@ -352,11 +328,7 @@ bs_status bs_bench_decode(const bs_options *options, bs_comm *comm)
     *d = (bs_decode_bench){.bench = {.options = options}, .comm = comm, .leader = bs_comm_rank(comm) == 0};
     status = run_groups(d);
     bs_engine_close(d->engine);
-    bs_stream_destroy(d->bench.stream);
-    bs_model_close(d->model);
-    bs_cli_close_device(comm, d->bench.device);
-    bs_status closed = d->leader ? bs_bench_close_report(&d->bench) : BS_STATUS_OK;
-    if (status == BS_STATUS_OK) status = bs_comm_agree(comm, closed);
+    status = bs_bench_close(&d->bench, comm, d->model, status);
 err_free:
     free(d);
     return status;

@@ -30,11 +30,6 @@ bs_status bs_decode_begin_table(bs_decode_bench *d)
                               "attention", "dense", "comm", "other", "rest");
 }
 
-static void set_real(json_t *row, const char *name, bool applies, double x)
-{
-    json_object_set_new(row, name, applies ? json_real(x) : json_null());
-}
-
 static json_t *make_row(const bs_decode_bench *d, const bs_decode_row *r, const char *kv)
 {
     static const char *const parts[BS_DECODE_N_PARTS] = {"attend_ms", "dense_ms", "comm_ms", "other_ms"};
@@ -50,18 +45,18 @@ static json_t *make_row(const bs_decode_bench *d, const bs_decode_row *r, const 
                             measured ? d->n_steps : 0);
     if (!row) return NULL;
     const double ms = r->ms.median;
-    set_real(row, "ms", measured, ms);
-    set_real(row, "ms_p10", measured, r->ms.p10);
-    set_real(row, "ms_p90", measured, r->ms.p90);
-    set_real(row, "tokens_s", measured, 1e3 * r->batch / ms);
-    set_real(row, "weight_bytes", measured, r->weight_bytes);
-    set_real(row, "kv_bytes", measured, r->kv_bytes);
-    set_real(row, "read_gb_s", true, d->bench.read_gb_s);
-    set_real(row, "floor_ms", measured, floor_ms(d, r));
-    set_real(row, "ratio", measured, ms / floor_ms(d, r));
+    bs_bench_set_real(row, "ms", measured, ms);
+    bs_bench_set_real(row, "ms_p10", measured, r->ms.p10);
+    bs_bench_set_real(row, "ms_p90", measured, r->ms.p90);
+    bs_bench_set_real(row, "tokens_s", measured, 1e3 * r->batch / ms);
+    bs_bench_set_real(row, "weight_bytes", measured, r->weight_bytes);
+    bs_bench_set_real(row, "kv_bytes", measured, r->kv_bytes);
+    bs_bench_set_real(row, "read_gb_s", true, d->bench.read_gb_s);
+    bs_bench_set_real(row, "floor_ms", measured, floor_ms(d, r));
+    bs_bench_set_real(row, "ratio", measured, ms / floor_ms(d, r));
     for (int part = 0; part < BS_DECODE_N_PARTS; part++)
-        set_real(row, parts[part], measured, measured ? r->part_ms[part] : 0);
-    set_real(row, "rest_ms", measured, measured ? rest_ms(r) : 0);
+        bs_bench_set_real(row, parts[part], measured, measured ? r->part_ms[part] : 0);
+    bs_bench_set_real(row, "rest_ms", measured, measured ? rest_ms(r) : 0);
     return row;
 }
 

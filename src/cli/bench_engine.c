@@ -1,5 +1,5 @@
-/* bench_engine.c: what `bench decode` and `bench prefill` do the same way: lists of options, what fits, and where the time
- * of a step goes. */
+/* bench_engine.c: what the benches of a model do the same way: opening, lists of options, comparing them over the ranks, what
+ * fits, and where the time of a step goes. */
 #include "config.h"
 
 #include "src/cli/bench_engine.h"
@@ -9,7 +9,46 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* ---- opening ---- */
+
+bs_status bs_bench_open_device(bs_bench *b, const bs_comm *comm)
+{
+    BS_TRY(bs_cli_open_device(b->options, comm, &b->device));
+    b->gpu = bs_device_get_info(b->device)->kind == BS_DEVICE_CUDA;
+    return BS_STATUS_OK;
+}
+
+bs_status bs_bench_open_model(bs_bench *b, const bs_comm *comm, const char *fallback, bs_model **model,
+                              bs_grid *grid)
+{
+    if (fallback && !bs_options_given(b->options, "model")) BS_TRY(bs_model_open(fallback, model));
+    else BS_TRY(bs_cli_open_model(b->options, model));
+    BS_TRY(bs_cli_choose_grid(b->options, comm, *model, grid));
+    BS_TRY(bs_stream_create(b->device, &b->stream));
+    return bs_comm_rank(comm) == 0 ? bs_bench_open_report(b) : BS_STATUS_OK;
+}
+
+bs_status bs_bench_close(bs_bench *b, bs_comm *comm, bs_model *model, bs_status status)
+{
+    bs_stream_destroy(b->stream);
+    bs_model_close(model);
+    bs_cli_close_device(comm, b->device);
+    const bs_status closed = bs_comm_rank(comm) == 0 ? bs_bench_close_report(b) : BS_STATUS_OK;
+    return status == BS_STATUS_OK ? bs_comm_agree(comm, closed) : status;
+}
+
 /* ---- options ---- */
+
+bs_status bs_bench_refuse_cases(const bs_options *o, int n_operands)
+{
+    const char *name = bs_options_operand(o, 0);
+    if (bs_options_flag(o, "dry-run")) return bs_fail(BS_STATUS_USAGE, "--dry-run: not of bench %s", name);
+    if (bs_options_given(o, "case")) return bs_fail(BS_STATUS_USAGE, "--case: not of bench %s", name);
+    if (bs_options_n_operands(o) > n_operands)
+        return bs_fail(BS_STATUS_USAGE, "bench %s %s: takes no operand", name,
+                       bs_options_operand(o, n_operands));
+    return BS_STATUS_OK;
+}
 
 bs_status bs_bench_parse_counts(const char *option, const char *text, int64_t most, int64_t *out, int *n)
 {
@@ -47,6 +86,23 @@ bs_status bs_bench_parse_formats(const bs_options *o, bs_kv_format *out, int *n)
     }
     free(list);
     return status;
+}
+
+/* ---- all ranks ---- */
+
+void bs_bench_ground_begin(bs_bench_ground *ground, const bs_cli_ground *engine, const bs_kv_format *kv,
+                           int n_formats)
+{
+    memset(ground, 0, sizeof *ground); /* compared as bytes */
+    ground->engine = *engine;
+    for (int i = 0; i < n_formats; i++) bs_kv_format_name(&kv[i], ground->kv[i]);
+}
+
+bs_status bs_bench_compare_ground(bs_comm *comm, const bs_bench_ground *mine, const char *others)
+{
+    bs_bench_ground rank0 = *mine;
+    BS_TRY(bs_comm_bcast_host(comm, &rank0, sizeof rank0, 0));
+    return bs_cli_compare_ground(mine, &rank0, sizeof rank0, others);
 }
 
 /* ---- what fits ---- */

@@ -31,10 +31,7 @@ static bs_status read_options(bs_prefill_bench *p)
     const bs_options *o = p->bench.options;
     const char *contexts = bs_options_string(o, "contexts");
     const int64_t chunk = bs_options_int(o, "chunk-tokens");
-    if (bs_options_flag(o, "dry-run")) return bs_fail(BS_STATUS_USAGE, "--dry-run: not of bench prefill");
-    if (bs_options_given(o, "case")) return bs_fail(BS_STATUS_USAGE, "--case: not of bench prefill");
-    if (bs_options_n_operands(o) > 1)
-        return bs_fail(BS_STATUS_USAGE, "bench prefill %s: takes no operand", bs_options_operand(o, 1));
+    BS_TRY(bs_bench_refuse_cases(o, 1));
     if (chunk % BS_PAGE_TOKENS != 0)
         return bs_fail(BS_STATUS_USAGE, "--chunk-tokens %lld: must be a multiple of %d", (long long)chunk,
                        BS_PAGE_TOKENS);
@@ -59,44 +56,23 @@ static bs_status read_options(bs_prefill_bench *p)
 
 static bs_status open_local(bs_prefill_bench *p)
 {
-    BS_TRY(bs_cli_open_device(p->bench.options, p->comm, &p->bench.device));
-    p->bench.gpu = bs_device_get_info(p->bench.device)->kind == BS_DEVICE_CUDA;
+    BS_TRY(bs_bench_open_device(&p->bench, p->comm));
     BS_TRY(read_options(p));
-    BS_TRY(bs_cli_open_model(p->bench.options, &p->model));
-    BS_TRY(bs_cli_choose_grid(p->bench.options, p->comm, p->model, &p->grid));
-    BS_TRY(bs_stream_create(p->bench.device, &p->bench.stream));
-    return p->leader ? bs_bench_open_report(&p->bench) : BS_STATUS_OK;
+    return bs_bench_open_model(&p->bench, p->comm, NULL, &p->model, &p->grid);
 }
-
-/* What must be the same on all ranks. */
-typedef struct common_ground {
-    bs_cli_ground engine;
-    int64_t chunk_tokens, n_fill, n_samples, n_contexts, n_formats;
-    double step_ms;
-    int64_t contexts[BS_BENCH_MAX_ITEMS];
-    char kv[BS_BENCH_MAX_ITEMS][BS_KV_FORMAT_NAME];
-} common_ground;
 
 static bs_status compare_ground(bs_prefill_bench *p)
 {
-    common_ground mine, rank0;
-    memset(&mine, 0, sizeof mine); /* compared as bytes */
-    mine.engine = bs_cli_ground_of(p->bench.options, p->model, &p->grid, &p->config);
-    mine.chunk_tokens = p->config.chunk_tokens;
-    mine.n_fill = p->n_fill;
-    mine.n_samples = p->n_samples;
-    mine.n_contexts = p->n_contexts;
-    mine.n_formats = p->n_formats;
-    mine.step_ms = p->step_ms;
+    const bs_cli_ground engine = bs_cli_ground_of(p->bench.options, p->model, &p->grid, &p->config);
+    bs_bench_ground mine;
+    bs_bench_ground_begin(&mine, &engine, p->kv, p->n_formats);
     memcpy(mine.contexts, p->contexts, sizeof mine.contexts);
-    for (int i = 0; i < p->n_formats; i++) bs_kv_format_name(&p->kv[i], mine.kv[i]);
-    rank0 = mine;
-    BS_TRY(bs_comm_bcast_host(p->comm, &rank0, sizeof rank0, 0));
-    BS_TRY(bs_cli_compare_ground(&mine.engine, &rank0.engine));
-    if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_MISMATCH,
-                   "--kv, --contexts, --chunk-tokens, --step-ms, --samples or --kv-fill is not what "
-                   "rank 0 has: look at the environment of this machine");
+    mine.own[0] = p->config.chunk_tokens;
+    mine.own[1] = p->n_fill;
+    mine.own[2] = p->n_samples;
+    mine.step_ms = p->step_ms;
+    return bs_bench_compare_ground(p->comm, &mine,
+                                   "--kv, --contexts, --chunk-tokens, --step-ms, --samples or --kv-fill");
 }
 
 /* ---- the yardstick ---- */
@@ -568,11 +544,7 @@ bs_status bs_bench_prefill(const bs_options *options, bs_comm *comm)
     status = run_formats(p);
     bs_engine_close(p->engine);
     free_points(p);
-    bs_stream_destroy(p->bench.stream);
-    bs_model_close(p->model);
-    bs_cli_close_device(comm, p->bench.device);
-    bs_status closed = p->leader ? bs_bench_close_report(&p->bench) : BS_STATUS_OK;
-    if (status == BS_STATUS_OK) status = bs_comm_agree(comm, closed);
+    status = bs_bench_close(&p->bench, comm, p->model, status);
 err_free:
     free(p);
     return status;

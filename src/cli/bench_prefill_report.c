@@ -51,11 +51,6 @@ static double percent(const bs_prefill_bench *p, double rate)
     return 100 * rate / (p->bench.gemm_tflop_s * p->grid.size);
 }
 
-static void set_real(json_t *row, const char *name, bool applies, double x)
-{
-    json_object_set_new(row, name, applies ? json_real(x) : json_null());
-}
-
 static json_t *make_row(const bs_prefill_bench *p, const bs_prefill_row *r, const char *kv)
 {
     const bool measured = !r->skipped;
@@ -74,17 +69,17 @@ static json_t *make_row(const bs_prefill_bench *p, const bs_prefill_row *r, cons
                             (json_int_t)r->n_measured, "steps", r->n_steps, "check", check);
     if (!row) return NULL;
     const double rate = measured ? tflop_s(total_flop(p, r), r->ms) : 0;
-    set_real(row, "ms", measured, r->ms);
-    set_real(row, "tokens_s", measured, measured ? 1e3 * (double)r->n_tokens / r->ms : 0);
-    set_real(row, "tflop", true, total_flop(p, r) * 1e-12);
-    set_real(row, "tflop_s", measured, rate);
-    set_real(row, "gemm_tflop_s", true, p->bench.gemm_tflop_s);
-    set_real(row, "percent", measured, percent(p, rate));
+    bs_bench_set_real(row, "ms", measured, r->ms);
+    bs_bench_set_real(row, "tokens_s", measured, measured ? 1e3 * (double)r->n_tokens / r->ms : 0);
+    bs_bench_set_real(row, "tflop", true, total_flop(p, r) * 1e-12);
+    bs_bench_set_real(row, "tflop_s", measured, rate);
+    bs_bench_set_real(row, "gemm_tflop_s", true, p->bench.gemm_tflop_s);
+    bs_bench_set_real(row, "percent", measured, percent(p, rate));
     for (int part = 0; part < BS_PREFILL_N_PARTS; part++)
-        set_real(row, part_names[part], r->parts != NULL, r->parts ? r->parts[part] : 0);
+        bs_bench_set_real(row, part_names[part], r->parts != NULL, r->parts ? r->parts[part] : 0);
     const double attend = r->parts ? tflop_s(attend_flop(p, r), r->parts[BS_PREFILL_ATTEND]) : 0;
-    set_real(row, "attend_tflop_s", r->parts != NULL, attend);
-    set_real(row, "attend_percent", r->parts != NULL, percent(p, attend));
+    bs_bench_set_real(row, "attend_tflop_s", r->parts != NULL, attend);
+    bs_bench_set_real(row, "attend_percent", r->parts != NULL, percent(p, attend));
     return row;
 }
 

@@ -32,7 +32,7 @@ static void set_whole(json_t *row, const char *name, bool applies, double n)
     json_object_set_new(row, name, applies ? json_integer((json_int_t)n) : json_null());
 }
 
-static void set_real(json_t *row, const char *name, bool applies, double x)
+void bs_bench_set_real(json_t *row, const char *name, bool applies, double x)
 {
     json_object_set_new(row, name, applies ? json_real(x) : json_null());
 }
@@ -66,19 +66,19 @@ static void add_figures(json_t *row, const bs_bench *b, const bs_bench_row *r, b
 {
     const double gb_s = measured ? r->bytes / r->us.median * 1e-3 : 0;
     set_whole(row, "bytes", measured, r->bytes);
-    set_real(row, "us", measured, r->us.median);
-    set_real(row, "us_p10", measured, r->us.p10);
-    set_real(row, "us_p90", measured, r->us.p90);
-    set_real(row, "gb_s", measured, gb_s);
-    set_real(row, "percent", measured, 100 * gb_s / b->read_gb_s);
-    set_real(row, "read_gb_s", true, b->read_gb_s);
-    set_real(row, "error_o", r->checked_o, r->error_o);
-    set_real(row, "error_lse", r->checked_o, r->error_lse);
+    bs_bench_set_real(row, "us", measured, r->us.median);
+    bs_bench_set_real(row, "us_p10", measured, r->us.p10);
+    bs_bench_set_real(row, "us_p90", measured, r->us.p90);
+    bs_bench_set_real(row, "gb_s", measured, gb_s);
+    bs_bench_set_real(row, "percent", measured, 100 * gb_s / b->read_gb_s);
+    bs_bench_set_real(row, "read_gb_s", true, b->read_gb_s);
+    bs_bench_set_real(row, "error_o", r->checked_o, r->error_o);
+    bs_bench_set_real(row, "error_lse", r->checked_o, r->error_lse);
     const double tflop_s = measured ? r->flop / r->us.median * 1e-6 : 0;
     const bool counted = measured && r->flop > 0;
-    set_real(row, "tflop_s", counted, tflop_s);
-    set_real(row, "percent_gemm", counted, 100 * tflop_s / b->gemm_tflop_s);
-    set_real(row, "gemm_tflop_s", counted, b->gemm_tflop_s);
+    bs_bench_set_real(row, "tflop_s", counted, tflop_s);
+    bs_bench_set_real(row, "percent_gemm", counted, 100 * tflop_s / b->gemm_tflop_s);
+    bs_bench_set_real(row, "gemm_tflop_s", counted, b->gemm_tflop_s);
 }
 
 /* ---- where they go ---- */

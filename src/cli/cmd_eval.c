@@ -101,10 +101,7 @@ static bs_status share_ground(bs_eval *e)
     e->one_pass = rank0.one_pass != 0;
     e->config.max_context = e->config.total_tokens = e->context;
     common_ground mine = ground_of(e);
-    BS_TRY(bs_cli_compare_ground(&mine.engine, &rank0.engine));
-    if (memcmp(&mine, &rank0, sizeof mine) == 0) return BS_STATUS_OK;
-    return bs_fail(BS_STATUS_MISMATCH, "--kv or --v-encoder is not what rank 0 has: look at the environment "
-                                       "of this machine");
+    return bs_cli_compare_ground(&mine, &rank0, sizeof mine, "--kv or --v-encoder");
 }
 
 static bs_status take_memory(bs_eval *e)

@@ -302,9 +302,10 @@ bs_cli_ground bs_cli_ground_of(const bs_options *options, const bs_model *model,
     return ground;
 }
 
-bs_status bs_cli_compare_ground(const bs_cli_ground *mine, const bs_cli_ground *rank0)
+static const char where[] = "look at the environment of this machine";
+
+static bs_status compare_engines(const bs_cli_ground *mine, const bs_cli_ground *rank0)
 {
-    const char *const where = "look at the environment of this machine";
     if (mine->file_bytes != rank0->file_bytes)
         return bs_fail(BS_STATUS_MISMATCH, "--model has %llu bytes, rank 0's %llu: %s",
                        (unsigned long long)mine->file_bytes, (unsigned long long)rank0->file_bytes, where);
@@ -326,6 +327,13 @@ bs_status bs_cli_compare_ground(const bs_cli_ground *mine, const bs_cli_ground *
         return bs_fail(BS_STATUS_MISMATCH, "--transport is %s, rank 0's %s: %s", mine->transport,
                        rank0->transport, where);
     return BS_STATUS_OK;
+}
+
+bs_status bs_cli_compare_ground(const void *mine, const void *rank0, size_t bytes, const char *others)
+{
+    BS_TRY(compare_engines(mine, rank0));
+    if (memcmp(mine, rank0, bytes) == 0) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_MISMATCH, "%s is not what rank 0 has: %s", others, where);
 }
 
 bs_status bs_cli_gather(bs_comm *comm, const void *mine, size_t bytes, const char *what, void **all)

@@ -62,8 +62,9 @@ typedef struct bs_cli_ground {
 } bs_cli_ground;
 bs_cli_ground bs_cli_ground_of(const bs_options *options, const bs_model *model, const bs_grid *grid,
                                const bs_engine_config *config);
-/* MISMATCH, with the first option that is not rank 0's and both values. Callers agree. */
-bs_status bs_cli_compare_ground(const bs_cli_ground *mine, const bs_cli_ground *rank0);
+/* Two structs of `bytes` that begin with a bs_cli_ground, this rank's and rank 0's. MISMATCH, with the first option that is
+ * not rank 0's and both values, or with `others`, which names the options of the rest. Callers agree. */
+bs_status bs_cli_compare_ground(const void *mine, const void *rank0, size_t bytes, const char *others);
 
 /* Every rank's bytes to rank 0, which gets memory for them and frees *all; NULL on the others. `what` begins the line
  * when there is none. Collective. */
