@@ -16,18 +16,16 @@
 #include "src/base/crc32c.h"
 #include "src/base/log.h"
 #include "src/base/progress.h"
-#include "src/cli/bench.h"
+#include "src/cli/bench_engine.h"
 #include "src/cli/table.h"
 #include "src/snapshot/inspect.h"
 #include "src/snapshot/snapshot.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { MAX_ROUNDS = 5, PIECE = 4 << 20, N_SAMPLES = 8 };
@@ -46,6 +44,8 @@ typedef struct snapshot_bench {
     char dir[900], raw[960]; /* of the snapshot; this rank's plain file */
     char *piece;             /* [PIECE] */
     int64_t n_tokens;
+    bs_kv_format kv[BS_BENCH_MAX_ITEMS];
+    int n_formats;
 } snapshot_bench;
 
 typedef struct times {
@@ -64,29 +64,33 @@ static bs_status fail_raw(const snapshot_bench *b, const char *what)
     return bs_fail(BS_STATUS_IO, "%s: %s: %s", b->raw, what, strerror(errno));
 }
 
+static bs_status copy_share(const snapshot_bench *b, int fd, uint64_t share, bool write_it)
+{
+    ssize_t done;
+    for (uint64_t at = 0; at < share; at += (uint64_t)done) {
+        const size_t n = share - at < PIECE ? (size_t)(share - at) : PIECE;
+        done = write_it ? write(fd, b->piece, n) : read(fd, b->piece, n);
+        if (done == 0) errno = EIO; /* the file is shorter than it was */
+        if (done <= 0) return fail_raw(b, write_it ? "write" : "read");
+    }
+    return write_it && fsync(fd) != 0 ? fail_raw(b, "fsync") : BS_STATUS_OK;
+}
+
 /* This rank's share of the bytes. Collective: ranks begin together and the slowest counts, by each rank's clock. */
 static bs_status time_raw(snapshot_bench *b, uint64_t bytes, bool write_it, bool cold, double *seconds)
 {
-    bs_status status = BS_STATUS_OK;
-    const uint64_t share = bytes / (uint64_t)b->grid.size;
-    int fd = write_it ? open(b->raw, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)
-                      : open(b->raw, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) status = fail_raw(b, "open");
+    const int fd = write_it ? open(b->raw, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)
+                            : open(b->raw, O_RDONLY | O_CLOEXEC);
+    bs_status status = bs_comm_agree(b->comm, fd < 0 ? fail_raw(b, "open") : BS_STATUS_OK);
     if (fd >= 0 && cold) posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-    BS_TRY(bs_comm_agree(b->comm, status));
-    BS_TRY(bs_comm_barrier(b->comm));
+    if (status == BS_STATUS_OK) status = bs_comm_barrier(b->comm);
     const double start = bs_now_s();
-    for (uint64_t at = 0; at < share && status == BS_STATUS_OK; at += PIECE) {
-        const size_t n = share - at < PIECE ? (size_t)(share - at) : PIECE;
-        ssize_t done = write_it ? write(fd, b->piece, n) : read(fd, b->piece, n);
-        if (done != (ssize_t)n) status = fail_raw(b, write_it ? "write" : "read");
-    }
-    if (write_it && status == BS_STATUS_OK && fsync(fd) != 0) status = fail_raw(b, "fsync");
-    BS_TRY(bs_comm_agree(b->comm, status));
-    *seconds = bs_now_s() - start;
-    if (write_it) posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
-    close(fd);
-    return BS_STATUS_OK;
+    if (status == BS_STATUS_OK)
+        status = bs_comm_agree(b->comm, copy_share(b, fd, bytes / (uint64_t)b->grid.size, write_it));
+    if (status == BS_STATUS_OK) *seconds = bs_now_s() - start;
+    if (fd >= 0 && write_it) posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+    if (fd >= 0) close(fd);
+    return status;
 }
 
 /* ---- pages ---- */
@@ -97,7 +101,7 @@ static bs_status sum_samples(snapshot_bench *b, uint32_t *sum)
     const bs_kv_shape *shape = &b->config.shape;
     const bs_kv_page_bytes bytes = bs_kv_canonical_bytes(&shape->format, shape->head_dim);
     const int64_t n_pages = bs_ceil_div(b->n_tokens, BS_PAGE_TOKENS);
-    bs_buffer *buffer;
+    bs_buffer *buffer = NULL;
     char *host = malloc(bytes.f16);
     if (!host) return bs_fail(BS_STATUS_NOMEM, "bench snapshot: no memory for a page");
     bs_status status = bs_buffer_alloc(b->bench.device, bytes.f16, "a page", &buffer);
@@ -148,17 +152,6 @@ static bs_status take(snapshot_bench *b, bs_snapshot_dir *dir, bs_snapshot_resul
     return bs_comm_agree(b->comm, status);
 }
 
-/* Removes the snapshot's directory. Rank 0. */
-static void remove_dir(const snapshot_bench *b)
-{
-    DIR *dir = opendir(b->dir);
-    const struct dirent *entry;
-    while (dir && (entry = readdir(dir)) != NULL)
-        if (entry->d_name[0] != '.') unlinkat(dirfd(dir), entry->d_name, 0);
-    if (dir) closedir(dir);
-    rmdir(b->dir);
-}
-
 static bs_status restore(snapshot_bench *b, uint32_t expected, bool cold, double *seconds)
 {
     bs_snapshot_dir *dir;
@@ -204,8 +197,8 @@ static bs_status run_round(snapshot_bench *b, times *t, uint64_t *bytes)
         status = restore(b, sum, true, &t->cold);
     }
     if (status == BS_STATUS_OK) status = restore(b, sum, false, &t->warm);
-    if (b->leader) remove_dir(b);
-    BS_TRY(bs_comm_agree(b->comm, status));
+    const bs_status removed = b->leader ? bs_snapshot_remove(b->dir, bs_comm_job(b->comm)) : BS_STATUS_OK;
+    BS_TRY(bs_comm_agree(b->comm, status != BS_STATUS_OK ? status : removed));
     status = time_raw(b, *bytes, true, false, &t->raw_write);
     if (status == BS_STATUS_OK) status = time_raw(b, *bytes, false, true, &t->raw_cold);
     if (status == BS_STATUS_OK) status = time_raw(b, *bytes, false, false, &t->raw_warm);
@@ -262,12 +255,13 @@ static bs_status begin_table(snapshot_bench *b)
                               "restore", "of", "warm", "restore", "of");
 }
 
-static bs_status open_row(snapshot_bench *b, const char *text)
+static bs_status open_row(snapshot_bench *b, const bs_kv_format *format)
 {
     const bs_model_desc *desc = bs_model_get_desc(b->model);
     b->config = (bs_cache_config){.shape = {.n_layers = desc->n_layers,
                                             .n_kv_heads = desc->n_kv_heads / b->grid.heads,
-                                            .head_dim = desc->head_dim},
+                                            .head_dim = desc->head_dim,
+                                            .format = *format},
                                   .seq = b->grid.seq,
                                   .seq_shard = b->grid.seq_shard,
                                   .stripe_pages = (int)bs_options_int(b->bench.options, "stripe-pages"),
@@ -277,21 +271,20 @@ static bs_status open_row(snapshot_bench *b, const char *text)
                                   .max_step_tokens = 2048,
                                   .max_context = b->n_tokens,
                                   .total_tokens = b->n_tokens};
-    BS_TRY(bs_kv_format_parse(text, &b->config.shape.format));
     return bs_cache_open(b->bench.device, b->bench.stream, &b->config, &b->cache);
 }
 
-static bs_status run_row(snapshot_bench *b, const char *text)
+static bs_status run_row(snapshot_bench *b, const bs_kv_format *format)
 {
     char kv[BS_KV_FORMAT_NAME];
     times rounds[MAX_ROUNDS];
     uint64_t bytes = 0;
     int n = 0, wanted = 3;
-    bs_status status = bs_comm_agree(b->comm, open_row(b, text));
+    bs_status status = bs_comm_agree(b->comm, open_row(b, format));
     if (status == BS_STATUS_OK) {
         b->snapshots_config.cache = b->cache;
         b->snapshots_config.cache_config = b->config;
-        bs_kv_format_name(&b->config.shape.format, kv);
+        bs_kv_format_name(format, kv);
         status = bs_snapshots_open(&b->snapshots_config, NULL, NULL, &b->snapshots);
     }
     while (status == BS_STATUS_OK && n < wanted) {
@@ -309,23 +302,24 @@ static bs_status run_row(snapshot_bench *b, const char *text)
 
 /* ---- the run ---- */
 
-static bs_status open_bench(snapshot_bench *b)
+static bs_status read_options(snapshot_bench *b)
 {
     const bs_options *o = b->bench.options;
+    BS_TRY(bs_bench_refuse_cases(o, 2));
     if (bs_options_n_operands(o) != 2) return bs_fail(BS_STATUS_USAGE, "bench snapshot: takes a directory");
-    const char *parent = bs_options_operand(o, 1);
-    if (strlen(parent) > 800)
+    if (strlen(bs_options_operand(o, 1)) > 800)
         return bs_fail(BS_STATUS_USAGE, "bench snapshot: the directory's name is too long");
-    BS_TRY(bs_snapshot_verify_parse(bs_options_string(o, "snapshot-verify"), &b->snapshots_config.verify));
-    BS_TRY(bs_model_open(bs_options_given(o, "model") ? bs_options_string(o, "model") : "random:llama-3.1-8b",
-                         &b->model));
-    BS_TRY(bs_cli_open_device(o, b->comm, &b->bench.device));
-    BS_TRY(bs_cli_choose_grid(o, b->comm, b->model, &b->grid));
-    BS_TRY(bs_stream_create(b->bench.device, &b->bench.stream));
-    b->bench.gpu = bs_device_get_info(b->bench.device)->kind == BS_DEVICE_CUDA;
     b->n_tokens = bs_options_given(o, "context") ? bs_options_int(o, "context")
                   : b->bench.gpu                 ? 131072
                                                  : 8192;
+    BS_TRY(bs_bench_parse_formats(o, b->kv, &b->n_formats));
+    return bs_snapshot_verify_parse(bs_options_string(o, "snapshot-verify"), &b->snapshots_config.verify);
+}
+
+static bs_status open_local(snapshot_bench *b)
+{
+    BS_TRY(bs_bench_open_device(&b->bench, b->comm));
+    BS_TRY(read_options(b));
     b->piece = malloc(PIECE);
     if (!b->piece) return bs_fail(BS_STATUS_NOMEM, "bench snapshot: no memory for %d bytes", PIECE);
     uint64_t random = 1;
@@ -333,7 +327,19 @@ static bs_status open_bench(snapshot_bench *b)
         const uint64_t word = bs_bench_random(&random);
         memcpy(b->piece + i * sizeof word, &word, sizeof word);
     }
-    return BS_STATUS_OK;
+    return bs_bench_open_model(&b->bench, b->comm, "random:llama-3.1-8b", &b->model, &b->grid);
+}
+
+static bs_status compare_ground(snapshot_bench *b)
+{
+    const bs_options *o = b->bench.options;
+    const bs_engine_config config = {.stripe_pages = (int)bs_options_int(o, "stripe-pages")};
+    const bs_cli_ground engine = bs_cli_ground_of(o, b->model, &b->grid, &config);
+    bs_bench_ground mine;
+    bs_bench_ground_begin(&mine, &engine, b->kv, b->n_formats);
+    mine.contexts[0] = b->n_tokens;
+    mine.own[0] = b->snapshots_config.verify;
+    return bs_bench_compare_ground(b->comm, &mine, "--kv, --context or --snapshot-verify");
 }
 
 /* The same names on all ranks: rank 0's process number. */
@@ -353,34 +359,18 @@ static bs_status name_files(snapshot_bench *b)
 
 static bs_status run_rows(snapshot_bench *b)
 {
-    char *list = strdup(bs_options_string(b->bench.options, "kv")), *rest = NULL;
-    bs_status status = list ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "--kv: no memory");
-    for (char *kv = list ? strtok_r(list, ",", &rest) : NULL; kv && status == BS_STATUS_OK;
-         kv = strtok_r(NULL, ",", &rest))
-        status = run_row(b, kv);
-    free(list);
-    return status;
+    BS_TRY(bs_comm_agree(b->comm, open_local(b)));
+    BS_TRY(bs_comm_agree(b->comm, compare_ground(b)));
+    BS_TRY(bs_comm_agree(b->comm, name_files(b)));
+    BS_TRY(bs_comm_agree(b->comm, b->leader ? begin_table(b) : BS_STATUS_OK));
+    for (int i = 0; i < b->n_formats; i++) BS_TRY(run_row(b, &b->kv[i]));
+    return BS_STATUS_OK;
 }
 
 bs_status bs_bench_snapshot(const bs_options *options, bs_comm *comm)
 {
     snapshot_bench b = {.bench = {.options = options}, .comm = comm, .leader = bs_comm_rank(comm) == 0};
-    bs_status status = bs_comm_agree(comm, open_bench(&b));
-    if (status == BS_STATUS_OK) status = bs_comm_agree(comm, name_files(&b));
-    if (status == BS_STATUS_OK && b.leader) {
-        status = bs_bench_open_report(&b.bench);
-        if (status == BS_STATUS_OK) status = begin_table(&b);
-    }
-    status = bs_comm_agree(comm, status);
-    if (status == BS_STATUS_OK) status = run_rows(&b);
-    if (b.leader) {
-        bs_status closed = bs_bench_close_report(&b.bench);
-        if (status == BS_STATUS_OK) status = closed;
-    }
-    status = bs_comm_agree(comm, status);
+    const bs_status status = run_rows(&b);
     free(b.piece);
-    bs_stream_destroy(b.bench.stream);
-    bs_device_close(b.bench.device);
-    bs_model_close(b.model);
-    return status;
+    return bs_bench_close(&b.bench, comm, b.model, status);
 }

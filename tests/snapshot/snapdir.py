@@ -6,7 +6,7 @@ import shutil
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
-from common import BIG, BITSHARD, BUILD, SRC, check, finish, need, run, skip  # noqa: E402,F401
+from common import BIG, BITSHARD, BUILD, SRC, check, finish, need, run, run_rank_1_with, skip  # noqa: E402,F401
 
 SNAP_RUN = os.path.join(BUILD, "tests", "snapshot", "snap_run")
 WORK = os.path.join(BUILD, "tests", "snapshot", "work", os.path.basename(sys.argv[0]))

@@ -3,7 +3,7 @@ exit codes, one line for what is wrong."""
 import json
 import os
 
-from snapdir import BITSHARD, check, copy, finish, manifests, path, read_manifest, restore, run, snapshot, write
+from snapdir import BITSHARD, check, copy, finish, manifests, path, read_manifest, restore, run, run_rank_1_with, snapshot, write
 
 
 def fails(words, code, text):
@@ -67,8 +67,33 @@ def bench():
         check([r["kv"] for r in rows] == ["int4:kc:g128:nohad:s1:r2", "f16"] and all(r["write_gb_s"] > 0 and r["warm_gb_s"] > 0 for r in rows),
               f"bench snapshot on {ranks or 1} {done.stderr.strip()[-300:]}")
     check(not [n for n in os.listdir(path("")) if n.startswith("bitshard-bench")], "it leaves nothing behind")
-    done = run(0, [BITSHARD, "bench", "snapshot"], timeout=60)
-    check(done.returncode == 2 and "takes a directory" in done.stderr, "bench snapshot without a directory")
+    for part, *more in (("takes a directory",), ("int3", path(""), "--kv", "f16,int3"),
+                        ("--dry-run: not of bench snapshot", path(""), "--dry-run"), ("--case: not of bench snapshot", path(""), "--case", "1")):
+        done = run(0, [BITSHARD, "bench", "snapshot", "--device", "cpu", *more], timeout=60)
+        check(done.returncode == 2 and part in done.stderr and done.stderr.count("\n") == 1 and done.stdout == "",
+              f"bench snapshot {more}: exit {done.returncode} {done.stderr.strip()[-300:]}")
+    for variable, part in (("KV=int4,int2", "--kv"), ("CONTEXT=1K", "--context"), ("SNAPSHOT_VERIFY=none", "--snapshot-verify"), ("STRIPE_PAGES=2", "--stripe-pages")):
+        done = run_rank_1_with(variable, [word for word in words if word not in ("--context", "2K", "--kv", "int4,f16")],
+                               env={"BITSHARD_CONTEXT": "2K", "BITSHARD_KV": "int4,f16"}, timeout=60)
+        check(done.returncode == 1 and done.stderr.count("error:") == 1 and "rank 1" in done.stderr and part in done.stderr,
+              f"bench snapshot, a rank with BITSHARD_{variable}: exit {done.returncode} {done.stderr.strip()[-300:]}")
+
+
+def bench_memory():
+    """Device memory that suffices for all but the last thing that is taken: a line, and nothing is left behind."""
+    def ends(size):
+        done = run(0, [BITSHARD, "bench", "snapshot", path(""), "--model", "random:tiny-d64", "--context", "1K", "--kv", "int4", "--device", "cpu",
+                       "--device-mem", str(size)], timeout=60)
+        if done.returncode != 0:
+            check(done.returncode == 1 and done.stderr.count("\n") == 1 and "--device-mem" in done.stderr, f"{size} bytes: exit {done.returncode} {done.stderr.strip()}")
+        return done.returncode == 0
+
+    least, most = 1 << 16, 1 << 24
+    check(ends(most) and not ends(least), "16 MiB suffice")
+    while most - least > 1024:
+        middle = (least + most) // 2
+        least, most = (least, middle) if ends(middle) else (middle, most)
+    check(not [n for n in os.listdir(path("")) if n.startswith("bitshard-bench")], f"it takes {most} bytes, and leaves nothing behind")
 
 
 def weights():
@@ -107,6 +132,7 @@ listing(good)
 verifying(good)
 collecting(good)
 bench()
+bench_memory()
 weights()
 fails(["ls", path("nowhere")], 1, "there is no such directory")
 fails(["verify", path("")], 1, "holds no snapshot")
