@@ -6,6 +6,7 @@
 #include "config.h"
 
 #include "src/cli/bench.h"
+#include "src/cli/prefill_model.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -121,10 +122,6 @@ bool bs_bench_is_chunk(const bs_bench *bench, const bs_bench_case *c)
 
 double bs_bench_flop(const bs_bench_case *c)
 {
-    double pairs = 0;
-    for (int i = 0; i < c->n_query; i++) {
-        const double seen = (double)(c->context - c->n_query + i + 1);
-        pairs += c->window > 0 && seen > c->window ? c->window : seen;
-    }
+    const double pairs = bs_prefill_seen_pairs(c->window, c->context - c->n_query, c->n_query);
     return 4.0 * c->head_dim * c->n_heads * c->n_seqs * pairs;
 }

@@ -1,6 +1,5 @@
 /* bench_prefill.h: `bitshard bench prefill`: how fast a prompt is read, against position, KV format and grid. Private to
- * bench_prefill.c (what is run), bench_prefill_model.c (operations, the line through the times) and
- * bench_prefill_report.c (what is said about it). */
+ * bench_prefill.c (what is run) and bench_prefill_report.c (what is said about it). */
 #ifndef BS_CLI_BENCH_PREFILL_H
 #define BS_CLI_BENCH_PREFILL_H
 

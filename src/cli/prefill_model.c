@@ -9,16 +9,18 @@ double bs_prefill_dense_flop(const bs_model_desc *desc, int64_t n)
     return 2 * (double)n * desc->n_layers * (attention + 3 * hidden * desc->n_ffn);
 }
 
+double bs_prefill_seen_pairs(int64_t window, int64_t first, int64_t n)
+{
+    const int64_t n_short = window == 0 ? n : bs_max_i64(0, bs_min_i64(n, window - first));
+    return (double)n_short * ((double)first + ((double)n_short + 1) / 2) +
+           (double)(n - n_short) * (double)window;
+}
+
 double bs_prefill_attend_flop(const bs_model_desc *desc, int64_t first, int64_t n)
 {
     double pairs = 0;
-    for (int layer = 0; layer < desc->n_layers; layer++) {
-        const int64_t window = desc->layers[layer].window;
-        /* Token p sees p + 1 tokens, or the window from where that is more. */
-        const int64_t n_short = window == 0 ? n : bs_max_i64(0, bs_min_i64(n, window - first));
-        pairs += (double)n_short * ((double)first + ((double)n_short + 1) / 2) +
-                 (double)(n - n_short) * (double)window;
-    }
+    for (int layer = 0; layer < desc->n_layers; layer++)
+        pairs += bs_prefill_seen_pairs(desc->layers[layer].window, first, n);
     return 4 * pairs * desc->n_heads * desc->head_dim;
 }
 

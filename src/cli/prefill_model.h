@@ -12,6 +12,8 @@
 /* Floating-point operations (a multiply-add is two) of n tokens from position `first` on: the matrices of all layers, and
  * scores and sums of attention over what each token may see. The output head's one row is left out. */
 double bs_prefill_dense_flop(const bs_model_desc *desc, int64_t n);
+/* Pairs of a query token and a cached one that it sees: token p sees p + 1 tokens, or a window (0: none) where that is less. */
+double bs_prefill_seen_pairs(int64_t window, int64_t first, int64_t n);
 double bs_prefill_attend_flop(const bs_model_desc *desc, int64_t first, int64_t n);
 
 /* A chunk that was timed: tokens first … first + n_tokens − 1. */
