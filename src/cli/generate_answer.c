@@ -93,7 +93,7 @@ static bs_status submit(generate *g, const resume *go_on, int64_t slot)
         .on_snapshot = on_snapshot,
         .on_finish = on_finish,
     };
-    if (go_on && go_on->kind != RESUME_PREFIX) {
+    if (go_on) {
         config.answer = go_on->answer;
         config.n_answer = go_on->n_answer;
     }
@@ -293,6 +293,7 @@ bs_status bs_generate_answer_next(generate *g, order *out)
             return BS_STATUS_OK;
         }
         BS_TRY(submit(g, r, -1));
+        BS_TRY(bs_generate_check_complete(g->kept.path, g->request));
         BS_TRY(resume_output(g, r));
         return run_or_end(g, out);
     case STAGE_RESTORED:

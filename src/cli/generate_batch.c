@@ -296,7 +296,7 @@ static bs_status submit_line(generate *g, const item *one, const bs_batch_line *
             .on_snapshot = on_snapshot,
             .on_finish = on_finish,
         };
-        if (go_on && go_on->kind != RESUME_PREFIX && go_on->kind != RESUME_FRESH) {
+        if (go_on) {
             config.answer = go_on->answer;
             config.n_answer = go_on->n_answer;
         }

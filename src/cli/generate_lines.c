@@ -210,7 +210,7 @@ static bs_status restore_next(generate *g, order *out, bool *ordered)
     b->n_resumed++;
     bs_log_info("line %lld: %lld of its tokens are reused, %lld of its answer", (long long)done.one->number,
                 (long long)(g->keeper.first_pos > 0 ? g->keeper.first_pos : 0),
-                (long long)(done.resume.kind == RESUME_PREFIX ? 0 : done.resume.n_answer));
+                (long long)done.resume.n_answer);
     BS_TRY(bs_batch_submit(g, done.one, &done.resume, g->keeper.first_pos < 0 ? -1 : done.slot,
                            g->keeper.first_pos < 0 ? 0 : g->keeper.first_pos));
     BS_TRY(bs_batch_fill(g));

@@ -41,8 +41,7 @@ static bs_status decide_prefix(int64_t n_common, int64_t n_prompt, resume *out)
 {
     /* The last token is computed again in any case: its logits are what the answer begins with. */
     if (n_common >= n_prompt) n_common = n_prompt - 1;
-    out->kind = n_common > 0 ? RESUME_PREFIX : RESUME_FRESH;
-    out->n_common = n_common;
+    *out = (resume){.kind = n_common > 0 ? RESUME_PREFIX : RESUME_FRESH, .n_common = n_common};
     return BS_STATUS_OK;
 }
 
@@ -73,6 +72,15 @@ static bs_status decide_same(const bs_snapshot_info *info, const char *path, int
         else return decide_prefix(n_prompt, n_prompt, out);
     }
     return BS_STATUS_OK;
+}
+
+bs_status bs_generate_check_complete(const char *path, const bs_request *request)
+{
+    if (bs_request_get_stats(request)->finish != BS_FINISH_NONE) return BS_STATUS_OK;
+    return bs_fail(BS_STATUS_MISMATCH,
+                   "%s: its answer is complete, and would go on with this --stop, --stop-token or "
+                   "--ignore-eos: %s",
+                   path, anew);
 }
 
 bs_status bs_generate_decide(const bs_snapshot_dir *dir, const char *path, const int32_t *ids,

@@ -16,6 +16,7 @@ struct bs_output {
     int fd; /* −1: standard output */
     char *path;
     bool regular, is_new; /* regular: can be cut and synced */
+    bool is_begun;        /* by begin or resume */
     int64_t bytes;        /* written, by the thread of the steps alone */
 
     pthread_t thread;
@@ -144,6 +145,7 @@ void bs_output_close(bs_output *o)
         pthread_join(o->thread, NULL);
     }
     if (o->fd >= 0) close(o->fd);
+    if (o->is_new && o->regular && !o->is_begun) unlink(o->path);
     pthread_cond_destroy(&o->wake);
     pthread_mutex_destroy(&o->lock);
     free(o->path);
@@ -157,6 +159,7 @@ static bs_status cut(bs_output *o, int64_t bytes)
     if (o->regular && ftruncate(o->fd, bytes) != 0) return fail_io(o, errno);
     if (o->regular && lseek(o->fd, bytes, SEEK_SET) < 0) return fail_io(o, errno);
     o->bytes = bytes;
+    o->is_begun = true;
     pthread_mutex_lock(&o->lock);
     o->wanted = o->synced = 0;
     pthread_mutex_unlock(&o->lock);

@@ -15,7 +15,7 @@ typedef struct bs_output bs_output;
 
 /* path NULL: standard output. A file is made where there is none, and is otherwise as it was until begin or resume. */
 bs_status bs_output_open(const char *path, bs_output **out);
-/* Closes it as it is. NULL is fine. */
+/* Closes it as it is; a file that was made and never begun goes again. NULL is fine. */
 void bs_output_close(bs_output *output);
 /* There was no such file. */
 bool bs_output_is_new(const bs_output *output);

@@ -278,6 +278,21 @@ def test_refusals():
         c.check(code == 2 and part in err and len(r.one_line(err)) == 1, f"{extra}: exit {code} {r.one_line(err)}")
 
 
+def test_other_end():
+    """A complete answer that would go on with other rules for its end is refused, not gone on with out of thin air."""
+    r.remove(DIR, OUT)
+    tokens = json.loads(r.run(0, words("greedy", "-n", 40, "--json"))[1])["tokens"]
+    end = next(token for i, token in enumerate(tokens) if i > 3 and tokens.index(token) == i)
+    line = words("greedy", "--snapshot", DIR, "-o", OUT)
+    code, _, err = r.run(0, line + ["--stop-token", end])
+    text = r.read(OUT)
+    c.check(code == 0, f"ends at token {end}: exit {code} {r.one_line(err)}")
+    r.remove(OUT)
+    refused("another end", line, ["its answer is complete", "--stop-token", "--resume never"])
+    code, _, err = r.run(0, line + ["--stop-token", end])
+    c.check(code == 0 and r.read(OUT) == text, f"as it was asked for, its lost file is written again: exit {code} {r.one_line(err)}")
+
+
 def test_locked():
     line = words("greedy", "-n", 5000, "--snapshot", DIR, "--snapshot-every", 30)
     r.remove(DIR)
@@ -354,7 +369,7 @@ for path, seed in ((MODEL, 1), (OTHER, 2)):
     made = c.run(0, [c.BITSHARD, "make-model", "tiny", path, "--layers", "2", "--seed", str(seed), "--context-length", "16384"])
     assert made.returncode == 0, made.stderr
 only = sys.argv[1:]
-for test in (test_dry_run, test_stdout, test_json, test_ends, test_usr1, test_prefill, test_end_time, test_refusals, test_locked, test_other_prompt, test_stopped_and_resumed):
+for test in (test_dry_run, test_stdout, test_json, test_ends, test_usr1, test_prefill, test_end_time, test_refusals, test_other_end, test_locked, test_other_prompt, test_stopped_and_resumed):
     if not only or test.__name__ in only:
         print(f"-- {test.__name__}", flush=True)
         test()
