@@ -70,22 +70,30 @@ static bs_status fail_range(const bs_option *option, const char *label, const ch
                    option->scaled ? " (K, M and G are 1024 and its powers)" : "");
 }
 
+static bool read_whole(const char *text, bool scaled, const char **end, int64_t *out)
+{
+    static const char suffixes[] = "KMG";
+    char *rest;
+    errno = 0;
+    long long n = strtoll(text, &rest, 10);
+    if (!(isdigit((unsigned char)text[0]) || text[0] == '-') || rest == text || errno != 0) return false;
+    const char *suffix = scaled && *rest ? strchr(suffixes, toupper((unsigned char)*rest)) : NULL;
+    if (suffix && __builtin_mul_overflow(n, 1ll << (10 * (suffix - suffixes + 1)), &n)) return false;
+    *end = suffix ? rest + 1 : rest;
+    *out = n;
+    return true;
+}
+
+bool bs_options_read_size(const char *text, const char **end, int64_t *out)
+{
+    return read_whole(text, true, end, out);
+}
+
 static bs_status read_int(const bs_option *option, const char *label, const char *text, int64_t *out)
 {
-    char *end;
-    errno = 0;
-    long long n = strtoll(text, &end, 10);
-    if (!(isdigit((unsigned char)text[0]) || text[0] == '-') || end == text || errno != 0)
-        return fail_range(option, label, text);
-    if (option->scaled && *end) {
-        static const char suffixes[] = "KMG";
-        const char *suffix = strchr(suffixes, toupper((unsigned char)*end));
-        if (!suffix || end[1]) return fail_range(option, label, text);
-        if (__builtin_mul_overflow(n, 1ll << (10 * (suffix - suffixes + 1)), &n))
-            return fail_range(option, label, text);
-    } else if (*end) {
-        return fail_range(option, label, text);
-    }
+    const char *end;
+    int64_t n;
+    if (!read_whole(text, option->scaled, &end, &n) || *end) return fail_range(option, label, text);
     if (!((double)n >= option->min && (double)n <= option->max)) return fail_range(option, label, text);
     *out = n;
     return BS_STATUS_OK;

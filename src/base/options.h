@@ -69,6 +69,10 @@ bool bs_options_given(const bs_options *options, const char *name);
 int bs_options_n_operands(const bs_options *options);
 const char *bs_options_operand(const bs_options *options, int i);
 
+/* Reads a number as a scaled option has it, for texts that hold one and more: digits and K, M or G (also small) if one is behind
+ * them. *end: what follows. false: no number, or too large. */
+bool bs_options_read_size(const char *text, const char **end, int64_t *out);
+
 /* "BITSHARD_TOP_K" of --top-k; "0 to 256", "1 or more" or "" for the range of a number. For the printers. */
 enum { BS_OPTION_ENV_NAME = 64, BS_OPTION_RANGE_TEXT = 64 };
 void bs_options_env_name(const bs_option *option, char name[BS_OPTION_ENV_NAME]);

@@ -5,7 +5,6 @@
 #include "src/cli/bench_engine.h"
 #include "src/base/progress.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,18 +53,15 @@ bs_status bs_bench_parse_counts(const char *option, const char *text, int64_t mo
 {
     *n = 0;
     for (const char *at = text; at; at = strchr(at, ','), at = at ? at + 1 : NULL) {
-        size_t bytes = strcspn(at, ",");
-        char *end;
-        errno = 0;
-        long long x = strtoll(at, &end, 10);
-        int shift = *end == 'K' ? 10 : *end == 'M' ? 20 : *end == 'G' ? 30 : 0;
-        if (shift) end++;
-        if (*at < '0' || *at > '9' || end != at + bytes || errno != 0 || x < 1 || x > most >> shift)
+        const size_t bytes = strcspn(at, ",");
+        const char *end;
+        int64_t x;
+        if (!bs_options_read_size(at, &end, &x) || end != at + bytes || x < 1 || x > most)
             return bs_fail(BS_STATUS_USAGE, "--%s %s: '%.*s' is not a number from 1 to %lld", option, text,
                            bytes > 40 ? 40 : (int)bytes, at, (long long)most);
         if (*n == BS_BENCH_MAX_ITEMS)
             return bs_fail(BS_STATUS_USAGE, "--%s: more than %d numbers", option, BS_BENCH_MAX_ITEMS);
-        out[(*n)++] = (int64_t)x << shift;
+        out[(*n)++] = x;
     }
     return BS_STATUS_OK;
 }

@@ -167,7 +167,7 @@ const bs_option bs_cli_options[] = {
     INT("batch-size", 0, "N", "8", 1, 1024, "Batch", "requests decoded together", GENERATE),
 
     STRING("snapshot", 0, "DIR", NULL, "Snapshots", "keep cache and answer in this directory (--batch: one a line below it), and go on from there", GENERATE),
-    STRING("snapshot-every", 0, "N|TIME", "4096", "Snapshots", "tokens or time between two: 4096, 64K, 90s, 10m, 2h", GENERATE),
+    STRING("snapshot-every", 0, "N|TIME", "4096", "Snapshots", "tokens or time between two: 4096, 64K, 1G, 90s, 10m, 2h", GENERATE),
     CHOICE("snapshot-verify", "HOW", "full", "full|sample|none", "Snapshots", "read back what was written", GENERATE),
     INT("snapshot-keep", 0, "N", "2", 2, 1000, "Snapshots", "keep the last N, with what they need", GENERATE),
     CHOICE("resume", "HOW", "auto", "auto|never|require", "Snapshots", "go on from the snapshot if there is one, never (removes it), or fail", GENERATE),

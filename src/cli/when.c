@@ -2,6 +2,7 @@
 #define _GNU_SOURCE /* strptime, timegm */
 #include "src/cli/when.h"
 #include "src/base/log.h"
+#include "src/base/options.h"
 
 #include <errno.h>
 #include <math.h>
@@ -17,29 +18,36 @@ double bs_when_now_s(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-bs_status bs_when_read_every(const char *text, bs_when *out)
+/* "90s", "10m", "2h"; 0: not that. */
+static double read_seconds(const char *text)
 {
-    static const struct {
-        const char *unit;
-        double factor;
-        bool is_time;
-    } units[] = {{"", 1, false}, {"K", 1024, false}, {"M", 1 << 20, false},
-                 {"s", 1, true}, {"m", 60, true},    {"h", 3600, true}};
+    static const char units[] = "smh";
+    static const double unit_s[] = {1, 60, 3600};
     char *end;
     errno = 0;
     const double n = strtod(text, &end);
-    if (errno == 0 && end != text && *text >= '0' && *text <= '9')
-        for (size_t i = 0; i < sizeof units / sizeof units[0]; i++) {
-            const double value = n * units[i].factor;
-            if (strcmp(end, units[i].unit) != 0 || !(value >= (units[i].is_time ? 1e-3 : 1)) ||
-                !(value <= 1e15))
-                continue;
-            out->every_tokens = units[i].is_time ? 0 : (int64_t)value;
-            out->every_s = units[i].is_time ? value : 0;
-            return BS_STATUS_OK;
-        }
+    if (errno != 0 || end == text || *text < '0' || *text > '9' || !*end || end[1]) return 0;
+    const char *unit = strchr(units, *end);
+    return unit ? n * unit_s[unit - units] : 0;
+}
+
+bs_status bs_when_read_every(const char *text, bs_when *out)
+{
+    const char *end;
+    int64_t tokens;
+    const double seconds = read_seconds(text);
+    if (seconds >= 1e-3 && seconds <= 1e15) {
+        out->every_tokens = 0;
+        out->every_s = seconds;
+        return BS_STATUS_OK;
+    }
+    if (bs_options_read_size(text, &end, &tokens) && *end == 0 && tokens >= 1) {
+        out->every_tokens = tokens;
+        out->every_s = 0;
+        return BS_STATUS_OK;
+    }
     return bs_fail(BS_STATUS_USAGE,
-                   "--snapshot-every %s: must be tokens (4096, 64K) or a time (90s, 10m, 2h)", text);
+                   "--snapshot-every %s: must be tokens (4096, 64K, 1G) or a time (90s, 10m, 2h)", text);
 }
 
 /* "Z", "+01:00", "-0530", or nothing: local time. */

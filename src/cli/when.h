@@ -15,7 +15,7 @@ typedef struct bs_when {
     double margin_s;      /* before it, for whatever must be done then */
 } bs_when;
 
-/* "4096", "64K" (tokens), "90s", "10m", "2h". USAGE. */
+/* "4096", "64K", "1G" (tokens, as a scaled option; but a small m is minutes), "90s", "10m", "2h". USAGE. */
 bs_status bs_when_read_every(const char *text, bs_when *out);
 /* Unix seconds, or 2026-11-29T12:34[:56] of this machine's clock, or with Z or ±HH:MM behind. `now_s`: unix time. USAGE, also
  * for one that is past. NULL: `outer` (unix seconds, 0: none) is the end, as the batch system says, unless it is past. */

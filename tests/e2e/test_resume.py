@@ -362,6 +362,11 @@ def test_dry_run():
         code, out, err = r.run(0, words("greedy", "--dry-run", *more))
         done[len(more)] = out.decode()
         c.check(code == 0, f"--dry-run {more}: exit {code} {r.one_line(err)}")
+    for every, code in (("1", 0), ("64K", 0), ("64k", 0), ("2M", 0), ("1G", 0), ("8g", 0), ("90s", 0), ("0.5h", 0), ("10m", 0),
+                        ("0", 2), ("0s", 2), ("-5", 2), ("1.5K", 2), ("1T", 2), ("K", 2), ("1Gs", 2), ("8589934592G", 2), ("0x10", 2), ("nans", 2), ("", 2)):
+        got, _, err = r.run(0, words("greedy", "--dry-run", "--snapshot", DIR, f"--snapshot-every={every}"))
+        c.check(got == code and len(r.one_line(err)) == (code != 0) and (code == 0 or f"--snapshot-every {every}: must be tokens" in err),
+                f"--snapshot-every {every}: exit {got} {r.one_line(err)}")
     c.check("snapshots" in done[2] and "snapshots" not in done[0], "--dry-run counts what snapshots take")
 
 

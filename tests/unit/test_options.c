@@ -122,6 +122,27 @@ static void test_last_one_wins_and_dashes_end(void **state)
     bs_options_free(o);
 }
 
+static void test_sizes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        int64_t value;
+        const char *end;
+    } good[] = {{"0", 0, ""},          {"12", 12, ""},         {"1k", 1024, ""}, {"3M", 3 << 20, ""},
+                {"2G", 1ll << 31, ""}, {"1K,2K", 1024, ",2K"}, {"5s", 5, "s"},   {"-1K", -1024, ""}};
+    static const char *const bad[] = {"", "K", " 1", "+1", "x", "9223372036854775808", "9007199254740992K"};
+    const char *end;
+    int64_t n;
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        assert_true(bs_options_read_size(good[i].text, &end, &n));
+        assert_int_equal(n, good[i].value);
+        assert_string_equal(end, good[i].end);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
+        assert_false(bs_options_read_size(bad[i], &end, &n));
+}
+
 static void test_numbers_out_of_range(void **state)
 {
     (void)state;
@@ -345,6 +366,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_defaults, clean),
         cmocka_unit_test_setup(test_every_kind, clean),
+        cmocka_unit_test_setup(test_sizes, clean),
         cmocka_unit_test_setup(test_last_one_wins_and_dashes_end, clean),
         cmocka_unit_test_setup(test_numbers_out_of_range, clean),
         cmocka_unit_test_setup(test_scaled_limits, clean),
