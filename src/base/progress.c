@@ -131,3 +131,10 @@ void bs_progress_end(bs_progress *progress, uint64_t done)
     bs_progress_format(progress, done, elapsed_s, false, text, sizeof text);
     bs_log_info("%s", text);
 }
+
+void bs_progress_follow(bs_progress *p, const char *what, uint64_t done, uint64_t total, bool enabled)
+{
+    if (!p->open && done < total) bs_progress_begin(p, what, "B", total, enabled);
+    bs_progress_update(p, done);
+    if (done == total) bs_progress_end(p, done);
+}

@@ -25,6 +25,8 @@ void bs_progress_update(bs_progress *progress, uint64_t done);
 /* The same, where `done` of the total was so much of the work: what is left is told from that. */
 void bs_progress_update_share(bs_progress *progress, uint64_t done, double share);
 void bs_progress_end(bs_progress *progress, uint64_t done);
+/* Bytes, for callbacks that count up to a total: begins with the first call that is not the last, ends with the last. */
+void bs_progress_follow(bs_progress *progress, const char *what, uint64_t done, uint64_t total, bool enabled);
 
 /* The text of the bar or the line after elapsed_s seconds, at most `bytes` bytes with the 0. Pure; for
  * update, end and tests. */

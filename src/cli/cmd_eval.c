@@ -128,10 +128,7 @@ static bs_status set_up(bs_eval *e)
 static void on_load(void *context, uint64_t done, uint64_t total)
 {
     bs_eval *e = context;
-    if (!e->load.open && done < total)
-        bs_progress_begin(&e->load, "load", "B", total, e->leader && bs_log_get_level() > BS_LOG_QUIET);
-    bs_progress_update(&e->load, done);
-    if (done == total) bs_progress_end(&e->load, done);
+    bs_progress_follow(&e->load, "load", done, total, e->leader && bs_log_get_level() > BS_LOG_QUIET);
 }
 
 static bs_status open_engines(bs_eval *e)

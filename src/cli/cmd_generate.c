@@ -263,10 +263,7 @@ static bs_status share_ground(generate *g)
 static void on_load(void *context, uint64_t done, uint64_t total)
 {
     generate *g = context;
-    if (!g->load.open && done < total)
-        bs_progress_begin(&g->load, "load", "B", total, g->leader && bs_log_get_level() > BS_LOG_QUIET);
-    bs_progress_update(&g->load, done);
-    if (done == total) bs_progress_end(&g->load, done);
+    bs_progress_follow(&g->load, "load", done, total, g->leader && bs_log_get_level() > BS_LOG_QUIET);
 }
 
 static bs_status set_up(generate *g)

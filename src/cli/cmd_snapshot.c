@@ -26,10 +26,7 @@ typedef struct task {
 static void on_progress(void *context, uint64_t done, uint64_t total)
 {
     task *t = context;
-    if (!t->progress.open && done < total)
-        bs_progress_begin(&t->progress, t->what, "B", total, bs_log_get_level() > BS_LOG_QUIET);
-    bs_progress_update(&t->progress, done);
-    if (done == total) bs_progress_end(&t->progress, done);
+    bs_progress_follow(&t->progress, t->what, done, total, bs_log_get_level() > BS_LOG_QUIET);
 }
 
 /* ---- ls ---- */

@@ -70,12 +70,10 @@ typedef struct keeper {
     /* Every rank. */
     bool on;
     bs_snapshots *machine;
-    bs_snapshot_dir **dirs;   /* [max_seqs] by slot */
-    char **paths;             /* theirs */
-    bs_snapshot_result taken; /* of the last ORDER_TAKE */
-    int64_t first_pos;        /* of the last ORDER_RESTORE */
-    double restore_s;
-    uint64_t restore_bytes;
+    bs_snapshot_dir **dirs;          /* [max_seqs] by slot */
+    char (*paths)[ORDER_PATH_BYTES]; /* theirs */
+    bs_snapshot_result taken;        /* of the last ORDER_TAKE */
+    int64_t first_pos;               /* of the last ORDER_RESTORE */
     /* Rank 0. */
     const char *resume; /* auto, never, require */
     bs_when when;
@@ -183,6 +181,8 @@ bs_status bs_generate_snapshot_open(generate *g);
 void bs_generate_snapshot_close(generate *g);
 /* One has ended: counts it. */
 void bs_generate_snapshot_ended(void *context, const bs_snapshot_result *result);
+/* What a snapshot of the request says besides what the scheduler knows: its id, and how much of the output is there. */
+void bs_generate_add_state(const generate *g, const kept *one, bs_snapshot_state *state);
 /* The scheduler's driver, with what snapshots add. Rank 0. */
 bs_driver bs_generate_driver(generate *g);
 void bs_generate_keep(generate *g, kept *one);

@@ -47,7 +47,7 @@ static void on_snapshot(void *context, bs_request *request, bs_snapshot_state *s
 {
     generate *g = context;
     (void)request;
-    state->output_bytes = bs_output_synced(g->out);
+    bs_generate_add_state(g, &g->kept, state);
 }
 
 static void on_finish(void *context, bs_request *request)
@@ -191,18 +191,19 @@ static bs_status order_restore(generate *g, const resume *r, order *out)
 static void say_resumed(generate *g, const resume *r)
 {
     const bs_snapshot_info *info = bs_snapshot_dir_info(g->keeper.dirs[0]);
+    const bs_snapshot_restore_stats stats = bs_snapshot_last_restore(g->keeper.dirs[0]);
     char bytes[32];
-    bs_format_bytes(g->keeper.restore_bytes, bytes, sizeof bytes);
+    bs_format_bytes(stats.bytes, bytes, sizeof bytes);
     g->keeper.n_reused = g->keeper.first_pos;
     if (r->kind == RESUME_EXACT)
         bs_log_info("%s: goes on at token %lld (%lld of the answer), restored %s in %.2f s", g->kept.path,
-                    (long long)info->n_cached, (long long)r->n_answer, bytes, g->keeper.restore_s);
+                    (long long)info->n_cached, (long long)r->n_answer, bytes, stats.total_s);
     else
         bs_log_info("%s: its prompt has the first %lld of %zu tokens, too: %lld are reused, restored %s in "
                     "%.2f s; the "
                     "answer begins anew",
                     g->kept.path, (long long)r->n_common, g->prompt.n, (long long)g->keeper.first_pos, bytes,
-                    g->keeper.restore_s);
+                    stats.total_s);
 }
 
 static bs_status run_or_end(generate *g, order *out)

@@ -259,7 +259,7 @@ static void on_snapshot(void *context, bs_request *request, bs_snapshot_state *s
 {
     const answer *a = context;
     (void)request;
-    memcpy(state->id, a->kept.id, sizeof state->id);
+    bs_generate_add_state(a->g, &a->kept, state);
 }
 
 static bs_status submit_line(generate *g, const item *one, const bs_batch_line *line, const resume *go_on,

@@ -90,7 +90,7 @@ static void remove_path(generate *g, const char *path)
 {
     keeper *k = &g->keeper;
     for (int slot = 0; k->paths && slot < g->config.max_seqs; slot++) {
-        if (!k->paths[slot] || !k->dirs[slot] || strcmp(k->paths[slot], path) != 0) continue;
+        if (!k->dirs[slot] || strcmp(k->paths[slot], path) != 0) continue;
         bs_engine_set_snapshot_dir(g->engine, slot, NULL);
         bs_snapshot_dir_close(k->dirs[slot]);
         k->dirs[slot] = NULL;

@@ -34,7 +34,7 @@ static bs_status run_steps(generate *g)
     if (g->leader) driver = bs_generate_driver(g);
     bs_status status = bs_engine_run(g->engine, g->leader ? &driver : NULL);
     if (status != BS_STATUS_OK) return bs_cli_end_job(g->comm, status);
-    return g->is_batch ? BS_STATUS_OK : bs_comm_agree(g->comm, sum_cache_bytes(g));
+    return g->is_batch ? BS_STATUS_OK : sum_cache_bytes(g);
 }
 
 static bs_status wait_for_snapshot(generate *g)
@@ -50,10 +50,7 @@ static bs_status open_dir(generate *g, const order *o)
 {
     keeper *k = &g->keeper;
     bs_snapshot_dir **dir = &k->dirs[o->slot];
-    char *path = strdup(o->path);
-    BS_TRY(bs_comm_agree(g->comm, path ? BS_STATUS_OK : bs_fail(BS_STATUS_NOMEM, "%s: no memory", o->path)));
-    free(k->paths[o->slot]);
-    k->paths[o->slot] = path;
+    memcpy(k->paths[o->slot], o->path, sizeof o->path);
     BS_TRY(wait_for_snapshot(g)); /* one of the directory before may be under way */
     bs_engine_set_snapshot_dir(g->engine, (int)o->slot, NULL);
     bs_snapshot_dir_close(*dir);
@@ -82,16 +79,12 @@ static bs_status adopt(generate *g, const order *o)
 static bs_status restore(generate *g, const order *o)
 {
     keeper *k = &g->keeper;
-    bs_snapshot_dir *dir = k->dirs[o->slot];
     const bs_snapshot_restore_args args = {.seq = (int)o->slot,
                                            .n_reserved = o->n_tokens,
                                            .exact = o->exact,
                                            .n_common = o->n_common,
                                            .start_s = (int)o->start_s};
-    const double start = bs_now_s();
-    BS_TRY(bs_snapshot_restore(dir, bs_engine_stream(g->engine), &args, &k->first_pos));
-    k->restore_s = bs_now_s() - start;
-    k->restore_bytes = bs_snapshot_last_restore(dir).bytes;
+    BS_TRY(bs_snapshot_restore(k->dirs[o->slot], bs_engine_stream(g->engine), &args, &k->first_pos));
     return adopt(g, o);
 }
 
@@ -111,8 +104,7 @@ static bs_status take(generate *g, const order *o)
             bs_snapshot_give_up(k->dirs[o->slot]);
         } else {
             const int64_t n = bs_request_snapshot(one->request, &tokens, &state);
-            snprintf(state.id, sizeof state.id, "%s", one->id);
-            state.output_bytes = g->is_batch ? -1 : bs_output_synced(g->out);
+            bs_generate_add_state(g, one, &state);
             if (bs_snapshot_commit(k->dirs[o->slot], tokens, n, &state) != BS_STATUS_OK) bs_error_flush();
         }
     }

@@ -51,11 +51,7 @@ bs_status bs_generate_snapshot_read(generate *g)
 static void on_hash(void *context, uint64_t done, uint64_t total)
 {
     generate *g = context;
-    if (!g->load.open && done < total)
-        bs_progress_begin(&g->load, "hash weights", "B", total,
-                          g->leader && bs_log_get_level() > BS_LOG_QUIET);
-    bs_progress_update(&g->load, done);
-    if (done == total) bs_progress_end(&g->load, done);
+    bs_progress_follow(&g->load, "hash weights", done, total, g->leader && bs_log_get_level() > BS_LOG_QUIET);
 }
 
 static bs_status open_local(generate *g, bs_snapshots_config *config, uint8_t digest[32])
@@ -74,7 +70,7 @@ static bs_status open_local(generate *g, bs_snapshots_config *config, uint8_t di
         config->tokenizer_sha256 = digest;
     }
     k->dirs = calloc((size_t)g->config.max_seqs, sizeof(bs_snapshot_dir *));
-    k->paths = calloc((size_t)g->config.max_seqs, sizeof(char *));
+    k->paths = calloc((size_t)g->config.max_seqs, sizeof *k->paths);
     for (int i = 0; i < 2 && g->leader && !g->is_batch; i++)
         if (!(k->times.ms[i] = calloc(STEP_TIMES, sizeof(float))))
             return bs_fail(BS_STATUS_NOMEM, "--snapshot: no memory");
@@ -101,7 +97,6 @@ void bs_generate_snapshot_close(generate *g)
     if (k->machine && bs_snapshots_busy(k->machine)) (void)bs_snapshots_wait(k->machine, NULL, NULL);
     for (int i = 0; i < n_dirs; i++) bs_snapshot_dir_close(k->dirs[i]);
     bs_snapshots_close(k->machine);
-    for (int i = 0; k->paths && i < g->config.max_seqs; i++) free(k->paths[i]);
     free(k->paths);
     free(k->dirs);
     free(k->times.ms[1]);
@@ -119,6 +114,12 @@ void bs_generate_snapshot_ended(void *context, const bs_snapshot_result *result)
     k->n_taken++;
     k->bytes += result->bytes;
     if (result->total_s > k->last_total_s) k->last_total_s = result->total_s;
+}
+
+void bs_generate_add_state(const generate *g, const kept *one, bs_snapshot_state *state)
+{
+    memcpy(state->id, one->id, sizeof state->id);
+    state->output_bytes = g->out ? bs_output_synced(g->out) : -1;
 }
 
 /* ---- requests --------------------------------------------------------------------------------------------------- */

@@ -137,6 +137,24 @@ static void test_silent(void **state)
     assert_string_equal(text, "");
 }
 
+/* A callback that counts: nothing of an empty load, and a load after another begins anew. */
+static void test_follow(void **state)
+{
+    (void)state;
+    bs_progress p = {0};
+    bs_progress_follow(&p, "load", 0, 0, false);
+    assert_false(p.open);
+    for (int load = 1; load <= 2; load++) {
+        bs_progress_follow(&p, "load", 0, 10 * (uint64_t)load, false);
+        assert_true(p.open);
+        assert_int_equal(p.total, 10 * load);
+        bs_progress_follow(&p, "load", 5, 10 * (uint64_t)load, false);
+        assert_true(p.open);
+        bs_progress_follow(&p, "load", 10 * (uint64_t)load, 10 * (uint64_t)load, false);
+        assert_false(p.open);
+    }
+}
+
 static void test_clock(void **state)
 {
     (void)state;
@@ -148,8 +166,8 @@ static void test_clock(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bytes), cmocka_unit_test(test_format),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bytes),     cmocka_unit_test(test_format),
                                        cmocka_unit_test(test_log_lines), cmocka_unit_test(test_silent),
-                                       cmocka_unit_test(test_clock)};
+                                       cmocka_unit_test(test_follow),    cmocka_unit_test(test_clock)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
