@@ -12,66 +12,13 @@
 #include "src/base/log.h"
 #include "src/cache/format.h"
 #include "src/cli/generate.h"
+#include "src/cli/stop.h"
 #include "src/cli/table.h"
 #include "src/model/chat.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- signals
- * ------------------------------------------------------------------------------------------------ */
-
-static bs_sched *volatile signalled_sched; /* rank 0, while it runs */
-static volatile sig_atomic_t caught_signal;
-
-static volatile sig_atomic_t snapshot_asked;
-
-static void on_signal(int number)
-{
-    if (number == SIGUSR1) snapshot_asked = 1;
-    else caught_signal = number;
-    if (signalled_sched) bs_sched_stop(signalled_sched);
-}
-
-int bs_generate_signal(void)
-{
-    return caught_signal;
-}
-
-bool bs_generate_snapshot_asked(void)
-{
-    bool asked = snapshot_asked;
-    if (asked) snapshot_asked = 0;
-    return asked;
-}
-
-/* A second SIGTERM changes nothing: batch systems send several, and the last snapshot is on its way. A second SIGINT comes
- * from somebody who does not want to wait. SIGUSR2 is SIGTERM for job scripts: mpirun gives its ranks a second behind a
- * SIGTERM, and srun none at all, but both pass SIGUSR2 on and wait. */
-void bs_generate_catch_snapshot_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGUSR1, &action, NULL);
-    sigaction(SIGUSR2, &action, NULL);
-    action.sa_flags |= SA_RESETHAND;
-    sigaction(SIGINT, &action, NULL);
-}
-
-/* The first SIGINT or SIGTERM ends the answer (the launcher sends it to all ranks; rank 0's counts), a second
- * one the process. */
-void bs_generate_catch_signals(bs_sched *sched)
-{
-    signalled_sched = sched;
-    if (!sched) return;
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND | SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
 
 /* ---- setting up: every rank
  * --------------------------------------------------------------------------------- */
@@ -308,7 +255,7 @@ static bs_status run(generate *g)
     BS_TRY(bs_comm_agree(g->comm, g->leader ? begin(g) : BS_STATUS_OK));
     double watchdog_s = bs_options_float(g->options, "watchdog-s");
     if (watchdog_s > 0) BS_TRY(bs_comm_agree(g->comm, bs_comm_watchdog_start(g->comm, watchdog_s)));
-    if (!g->keeper.on) bs_generate_catch_signals(g->sched);
+    if (!g->keeper.on) bs_cli_catch_stop(); /* until here the first one ends the process */
     BS_TRY(bs_generate_follow_orders(g));
     compare_memory(g);
     return bs_comm_agree(g->comm, g->leader ? finish(g) : BS_STATUS_OK);
@@ -339,7 +286,7 @@ static void clean_up(generate *g)
 bs_status bs_cli_generate(const bs_options *options, bs_comm *comm)
 {
     generate g = {.options = options, .comm = comm, .leader = bs_comm_rank(comm) == 0};
-    if (bs_options_given(options, "snapshot")) bs_generate_catch_snapshot_signals();
+    if (bs_options_given(options, "snapshot")) bs_cli_catch_stop_and_snapshot();
     bs_status status = set_up(&g);
     if (status == BS_STATUS_OK && g.config.max_context == 0) {
         status = bs_comm_agree(comm, g.leader ? finish_undecoded(&g) : BS_STATUS_OK);

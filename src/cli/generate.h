@@ -4,7 +4,7 @@
  *   generate_orders.c    every rank: what the ranks do together between runs of steps, as rank 0 says
  *   generate_answer.c    rank 0: one prompt
  *   generate_batch.c     rank 0: a file of requests;  generate_lines.c  its lines' snapshots
- *   generate_snapshot.c  rank 0: when snapshots are taken, when the job stops for good
+ *   generate_snapshot.c  rank 0: when the job stops for good, when snapshots are taken
  *   generate_resume.c    rank 0: what can be made of the snapshot that is there
  *   generate_report.c    what is said about it
  */
@@ -77,7 +77,6 @@ typedef struct keeper {
     /* Rank 0. */
     const char *resume; /* auto, never, require */
     bs_when when;
-    why why;
     kept *first;   /* requests that run or wait */
     kept *to_open; /* wants a directory before anything else */
     const int32_t *
@@ -130,7 +129,7 @@ struct generate {
     bs_output *out;
     bs_status output; /* of writing the answer */
     bool muted;       /* its text is not to be shown any more: another run goes on */
-    int signal;       /* that ended it, or 0 */
+    why why;          /* it stops for good */
     uint64_t cache_bytes, cache_bytes_f16;
 
     keeper keeper;
@@ -142,13 +141,6 @@ struct generate {
     bool is_batch; /* --batch, on every rank */
     batch *batch;  /* rank 0 */
 };
-
-/* Signals: without snapshots rank 0's scheduler stops at SIGINT and SIGTERM, and a second one ends the process. With them
- * every rank catches SIGTERM, SIGINT and SIGUSR1 from the beginning, and rank 0 acts between steps. */
-void bs_generate_catch_signals(bs_sched *sched);
-void bs_generate_catch_snapshot_signals(void);
-int bs_generate_signal(void);          /* that asks to stop; 0: none */
-bool bs_generate_snapshot_asked(void); /* SIGUSR1 has come since the last call */
 
 /* ---- one prompt; rank 0 (generate_answer.c) --------------------------------------------------------------------- */
 
@@ -183,12 +175,13 @@ void bs_generate_snapshot_close(generate *g);
 void bs_generate_snapshot_ended(void *context, const bs_snapshot_result *result);
 /* What a snapshot of the request says besides what the scheduler knows: its id, and how much of the output is there. */
 void bs_generate_add_state(const generate *g, const kept *one, bs_snapshot_state *state);
-/* The scheduler's driver, with what snapshots add. Rank 0. */
+/* The scheduler's driver, with signals and what snapshots add. Rank 0. */
 bs_driver bs_generate_driver(generate *g);
 void bs_generate_keep(generate *g, kept *one);
 void bs_generate_forget(generate *g, kept *one);
-/* Why the job stops for good: "stopped by SIGTERM". */
-const char *bs_generate_why(const generate *g);
+/* Why the job stops for good: "stopped by SIGTERM"; in `text` where it is not constant. */
+enum { WHY_BYTES = 32 };
+const char *bs_generate_why(const generate *g, char text[WHY_BYTES]);
 /* Whether a directory has a manifest. */
 bool bs_generate_has_snapshot(const char *path);
 

@@ -12,7 +12,6 @@
 #include "src/base/log.h"
 #include "src/cli/generate.h"
 
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -264,10 +263,8 @@ static bs_status order_take(generate *g, order *out)
 static bs_status after_steps(generate *g, order *out)
 {
     const bool finished = bs_request_get_stats(g->request)->finish != BS_FINISH_NONE;
-    g->signal = bs_generate_signal();
     out->kind = ORDER_END;
     if (!g->keeper.on) {
-        bs_generate_catch_signals(NULL);
         bs_sched_close(g->sched); /* calls on_text and on_finish of what it cancels, which use g->sched */
         g->sched = NULL;
         return write_end(g);
@@ -317,21 +314,22 @@ bs_status bs_generate_answer_finish(generate *g)
     const bool finished = bs_request_get_stats(g->request)->finish != BS_FINISH_NONE;
     const bool cancelled = bs_request_get_stats(g->request)->finish == BS_FINISH_CANCELLED;
     const long long n_answer = (long long)bs_request_get_stats(g->request)->n_answer;
+    char why[WHY_BYTES];
     g->muted = true;
     bs_sched_close(g->sched);
     g->sched = NULL;
     bs_generate_summarize(g);
     if (cancelled)
-        return bs_fail(BS_STATUS_INTERRUPTED, "stopped by %s after %lld tokens of the answer",
-                       g->signal == SIGINT ? "SIGINT" : "SIGTERM", n_answer);
+        return bs_fail(BS_STATUS_INTERRUPTED, "%s after %lld tokens of the answer", bs_generate_why(g, why),
+                       n_answer);
     if (finished) return BS_STATUS_OK;
     if (last->status != BS_STATUS_OK)
         return bs_fail(last->status,
                        "%s after %lld tokens of the answer, and the last snapshot failed: %s: the one "
                        "before it stays in force",
-                       bs_generate_why(g), n_answer, last->line);
+                       bs_generate_why(g, why), n_answer, last->line);
     return bs_fail(
         BS_STATUS_STOPPED,
         "%s after %lld tokens of the answer: %s has the first %lld tokens; the same command goes on",
-        bs_generate_why(g), n_answer, g->kept.path, (long long)last->n_cached);
+        bs_generate_why(g, why), n_answer, g->kept.path, (long long)last->n_cached);
 }

@@ -18,7 +18,6 @@
 #include "src/base/log.h"
 #include "src/cli/generate_batch.h"
 
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -413,24 +412,22 @@ static void summarize(const generate *g)
 bs_status bs_generate_batch_finish(generate *g)
 {
     batch *b = g->batch;
-    const bool is_stopped = g->keeper.on ? g->keeper.why != WHY_NOT : (g->signal = bs_generate_signal()) != 0;
-    bs_generate_catch_signals(NULL);
+    char why[WHY_BYTES];
     bs_sched_close(g->sched); /* what it cancels is not answered */
     g->sched = NULL;
     bs_progress_end(&b->progress, (uint64_t)(b->n_answered + b->n_errors));
     bs_lines_sweep(g);
     BS_TRY(g->output);
-    if (!is_stopped) BS_TRY(bs_batch_fill(g)); /* errors only, when there was nothing to decode */
+    if (g->why == WHY_NOT) BS_TRY(bs_batch_fill(g)); /* errors only, when there was nothing to decode */
     summarize(g);
-    if (!is_stopped) return BS_STATUS_OK;
     const long long n_left = (long long)(b->n_items - b->n_answered - b->n_errors);
-    if (g->keeper.on && n_left == 0) return BS_STATUS_OK;
+    if (g->why == WHY_NOT || n_left == 0) return BS_STATUS_OK;
     if (g->keeper.on)
         return bs_fail(BS_STATUS_STOPPED,
                        "%s with %lld lines to go, %lld of them in mid-answer: the same command goes on",
-                       bs_generate_why(g), n_left, (long long)b->n_left);
-    return bs_fail(BS_STATUS_INTERRUPTED, "stopped by %s with %lld lines to go: the same command goes on",
-                   g->signal == SIGINT ? "SIGINT" : "SIGTERM", n_left);
+                       bs_generate_why(g, why), n_left, (long long)b->n_left);
+    return bs_fail(BS_STATUS_INTERRUPTED, "%s with %lld lines to go: the same command goes on",
+                   bs_generate_why(g, why), n_left);
 }
 
 void bs_generate_batch_free(generate *g)

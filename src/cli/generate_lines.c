@@ -251,11 +251,11 @@ bs_status bs_generate_batch_next(generate *g, order *out)
     bool ordered = false;
     kept *to_open = g->keeper.to_open;
     g->keeper.to_open = NULL;
-    if (g->output != BS_STATUS_OK || (!g->keeper.on && bs_generate_signal() != 0)) {
+    if (g->output != BS_STATUS_OK || (!g->keeper.on && g->why != WHY_NOT)) {
         out->kind = ORDER_END;
         return BS_STATUS_OK;
     }
-    if (g->keeper.why != WHY_NOT) return take_next(g, out);
+    if (g->why != WHY_NOT) return take_next(g, out);
     if (to_open && bs_request_runs(to_open->request)) return open_for(to_open, out);
     BS_TRY(restore_next(g, out, &ordered));
     if (ordered) return BS_STATUS_OK;

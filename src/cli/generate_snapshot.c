@@ -11,9 +11,9 @@
 
 #include "src/base/log.h"
 #include "src/cli/generate.h"
+#include "src/cli/stop.h"
 
 #include <dirent.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -173,25 +173,21 @@ static void begin_due(generate *g)
 static void look_around(generate *g)
 {
     keeper *k = &g->keeper;
-    if (bs_generate_snapshot_asked())
+    if (bs_cli_snapshot_asked())
         for (kept *i = k->first; i; i = i->next) i->wanted = true;
-    if (bs_generate_signal() != 0) k->why = WHY_SIGNAL;
-    else if (bs_when_must_end(&k->when, bs_when_now_s(), k->last_total_s)) k->why = WHY_END_TIME;
-    if (k->why != WHY_NOT) {
-        bs_sched_stop(g->sched);
-        return;
-    }
+    if (bs_cli_stop_signal() != 0) g->why = WHY_SIGNAL;
+    else if (bs_when_must_end(&k->when, bs_when_now_s(), k->last_total_s)) g->why = WHY_END_TIME;
+    if (g->why != WHY_NOT) bs_sched_stop(g->sched);
+    if (g->why != WHY_NOT || !k->on) return;
     if (g->is_batch && bs_generate_batch_may_restore(g)) bs_sched_pause(g->sched);
     else begin_due(g);
 }
 
-const char *bs_generate_why(const generate *g)
+const char *bs_generate_why(const generate *g, char text[WHY_BYTES])
 {
-    if (g->keeper.why == WHY_END_TIME) return "stopped before the job's end time";
-    const int number = bs_generate_signal();
-    return number == SIGINT    ? "stopped by SIGINT"
-           : number == SIGUSR2 ? "stopped by SIGUSR2"
-                               : "stopped by SIGTERM";
+    if (g->why == WHY_END_TIME) return "stopped before the job's end time";
+    snprintf(text, WHY_BYTES, "stopped by %s", bs_cli_stop_name());
+    return text;
 }
 
 /* ---- the driver ------------------------------------------------------------------------------------------------- */
@@ -218,14 +214,13 @@ static void note_time(generate *g, const bs_plan *plan)
 static bs_status take_step(void *context, const bs_plan *plan, const bs_step_result *result)
 {
     generate *g = context;
-    note_time(g, plan);
+    if (g->keeper.on) note_time(g, plan);
     return bs_sched_result(g->sched, plan, result);
 }
 
 bs_driver bs_generate_driver(generate *g)
 {
-    bs_driver driver = bs_sched_driver(g->sched);
-    if (!g->keeper.on) return driver;
+    (void)bs_sched_driver(g->sched); /* ends a pause */
     g->keeper.times.last_s = 0;
     return (bs_driver){.context = g, .plan = plan_step, .result = take_step};
 }

@@ -1,4 +1,4 @@
-/* stop.c: a signal that asks to stop, remembered until the command looks. */
+/* stop.c: signals, remembered until the command looks. */
 #include "config.h"
 
 #include "src/cli/stop.h"
@@ -6,19 +6,33 @@
 #include <signal.h>
 #include <stddef.h>
 
-static volatile sig_atomic_t caught_signal;
+static volatile sig_atomic_t caught_signal, snapshot_asked;
 
 static void on_signal(int number)
 {
-    caught_signal = number;
+    if (number == SIGUSR1) snapshot_asked = 1;
+    else caught_signal = number;
+}
+
+static void catch_signal(int number, int flags)
+{
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = flags | SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(number, &action, NULL);
 }
 
 void bs_cli_catch_stop(void)
 {
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND | SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    catch_signal(SIGINT, SA_RESETHAND);
+    catch_signal(SIGTERM, SA_RESETHAND);
+}
+
+void bs_cli_catch_stop_and_snapshot(void)
+{
+    catch_signal(SIGINT, SA_RESETHAND);
+    catch_signal(SIGTERM, 0);
+    catch_signal(SIGUSR1, 0);
+    catch_signal(SIGUSR2, 0);
 }
 
 int bs_cli_stop_signal(void)
@@ -28,5 +42,13 @@ int bs_cli_stop_signal(void)
 
 const char *bs_cli_stop_name(void)
 {
-    return caught_signal == SIGINT ? "SIGINT" : "SIGTERM";
+    const int number = caught_signal;
+    return number == SIGINT ? "SIGINT" : number == SIGUSR2 ? "SIGUSR2" : "SIGTERM";
+}
+
+bool bs_cli_snapshot_asked(void)
+{
+    const bool asked = snapshot_asked;
+    if (asked) snapshot_asked = 0;
+    return asked;
 }

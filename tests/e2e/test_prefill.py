@@ -10,6 +10,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import common as c
+import resume as r
 
 COLUMNS = ("op model kv grid merge transport device ranks chunk_tokens position tokens timed_tokens steps check ms tokens_s tflop tflop_s "
            "gemm_tflop_s percent gemm_ms attend_ms quantize_ms comm_ms other_ms attend_tflop_s attend_percent").split()
@@ -144,9 +145,20 @@ def test_signals():
                 and re.search("prompt +0 +131072 .*(extrapolated: |skipped: too few)", out.splitlines()[-1]), f"bench prefill, {number.name}: exit {code} after {seconds:.1f} s, {lines}, {out[-200:]}")
 
 
+def test_signals_on_ranks():
+    """A signal to all ranks of a job ends the answer as it does on one: the others wait for rank 0."""
+    out, tiny = os.path.join(c.WORK, "prefill.txt"), os.path.join(c.WORK, "prefill.gguf")
+    r.remove(out)
+    process = r.begin(2, ["generate", "--model", tiny, "-p", "the", "-n", "100000", "--ignore-eos", "--device", "cpu", "--watchdog-s", 60, "-o", out])
+    r.wait_for(lambda: os.path.exists(out) and os.path.getsize(out) > 0, process)
+    code, _, err = r.stop_and_wait(process, 2, signal.SIGTERM)
+    c.check(code == 1 and len(r.one_line(err)) == 1 and "stopped by SIGTERM after" in err, f"generate, SIGTERM to 2 ranks: exit {code} {r.one_line(err)}")
+
+
 test_rows()
 test_parts_of_a_prompt()
 test_ranks()
 test_table_and_refusals()
 test_signals()
+test_signals_on_ranks()
 c.finish()
