@@ -6,7 +6,7 @@ from snapdir import BIG, check, finish, n_ranks, path, restore, run, SNAP_RUN, w
 
 GRIDS = ["1x1", "1x2", "2x1", "1x3", "1x4", "4x1", "2x2", "2x3", "8x1"]
 LENGTHS = "1408,4300"  # two snapshots: the second adds blocks and rewrites the tail
-
+SHORTER = LENGTHS if BIG else "1408,2600"
 
 n_matrices = 0
 
@@ -25,17 +25,18 @@ def matrix(kv, grids, stripe=8, lengths=LENGTHS, env=None):
     return dirs[-1]
 
 
-def prefixes(kv, directory, length, grid):
-    common = f"0,127,129,1000,3000,{length},{length + 50}"
+def prefixes(kv, directory, lengths, grid):
+    length = int(lengths.split(",")[-1])
+    common = f"0,127,129,1000,{length * 2 // 3},{length},{length + 50}"
     ranks = n_ranks(grid)
     done = run(ranks if ranks > 1 else 0, [SNAP_RUN, "prefix", grid, kv, 8, length, common, directory], timeout=120)
     check(done.returncode == 0, f"{kv}: {common} of {length} tokens in common, on {grid} {done.stderr.strip()[-300:]}")
 
 
-prefixes("int4", matrix("int4", GRIDS), 4300, "2x2")
+prefixes("int4", matrix("int4", GRIDS), LENGTHS, "2x2")
 for kv in ["f16", "int8", "k4v2", "int2", "int4:s9:r0", "int4:kt:g32"]:
-    directory = matrix(kv, GRIDS if BIG else ["1x1", "1x3"])
-    prefixes(kv, directory, 4300, "1x1")
+    directory = matrix(kv, GRIDS if BIG else ["1x1", "1x3"], lengths=SHORTER)
+    prefixes(kv, directory, SHORTER, "1x1")
 matrix("int4", GRIDS if BIG else ["1x1", "2x2"], stripe=1)
 matrix("int2", GRIDS if BIG else ["1x2"], stripe=3)
 # Segments of one block, and tails alone.
