@@ -191,7 +191,7 @@ static inline void compare(rig *r, int64_t n_pages, const char *dir)
 
 /* ---- a snapshot ---- */
 
-static inline void take_snapshot(rig *r, bs_snapshot_dir *dir, int64_t n, const int32_t *ids)
+static inline bs_snapshot_result take_snapshot(rig *r, bs_snapshot_dir *dir, int64_t n, const int32_t *ids)
 {
     const bs_snapshot_state state = {.id = "request \"7\"",
                                      .n_prompt = n / 2,
@@ -212,6 +212,7 @@ static inline void take_snapshot(rig *r, bs_snapshot_dir *dir, int64_t n, const 
     CHECK(ended && !bs_snapshots_busy(r->snapshots) && !bs_snapshots_holds(r->snapshots, 0));
     if (result.status != BS_STATUS_OK) exit(3); /* rank 0 has said why */
     CHECK(result.n_cached == n);
+    return result;
 }
 
 static inline void check_info(const rig *r, const bs_snapshot_info *info, int64_t n)

@@ -226,7 +226,7 @@ static void test_truncation(void **state)
     make_snapshot();
 }
 
-/* Segment and tail change names; an older tail under the newer's name; a hole of zeros. */
+/* Segment and tail change names; a file that is gone; a hole of zeros. */
 static void test_swapped_files(void **state)
 {
     char a[600], b[600], c[700];
@@ -246,6 +246,60 @@ static void test_swapped_files(void **state)
     assert_int_equal(fallocate(fd, 3 /* punch a hole, keep the size */, (1 << 20) + 4096, 4096), 0);
     close(fd);
     assert_int_equal(check_all(), BS_STATUS_FORMAT);
+    make_snapshot();
+}
+
+static void copy_file(const char *from, const char *to)
+{
+    char buffer[65536];
+    int in = open(from, O_RDONLY), out = open(to, O_WRONLY | O_TRUNC);
+    ssize_t n;
+    assert_true(in >= 0 && out >= 0);
+    while ((n = read(in, buffer, sizeof buffer)) > 0) assert_int_equal(write(out, buffer, (size_t)n), n);
+    assert_int_equal(n, 0);
+    close(in);
+    close(out);
+}
+
+/* Seq 0 anew: the same number of tokens, of this seed's noise. */
+static void draw(uint64_t seed)
+{
+    bs_cache_seq_free(r.cache, 0);
+    OK(bs_cache_seq_start(r.cache, 0, 0, 4096));
+    OK(bs_cache_seq_fill(r.cache, r.stream, 0, N, &(bs_cache_noise){.seed = seed}));
+}
+
+/* An older tail in the place of a newer one of the same size, whose last id or whose pages differ. */
+static void test_older_tail(void **state)
+{
+    for (int pages = 0; pages < 2; pages++) {
+        bs_snapshot_dir *dir;
+        bs_snapshot_checked checked;
+        char older[600], newer[600], line[512];
+        struct stat a, b;
+        int32_t *ids = make_ids(N);
+        if (!pages) ids[N] ^= 1;
+        make_snapshot();
+        if (pages) draw(SEED + 1);
+        OK(bs_snapshot_dir_open(r.snapshots, dir_path, BS_SNAPSHOT_LOCK, &dir));
+        take_snapshot(&r, dir, N, ids);
+        bs_snapshot_dir_close(dir);
+        free(ids);
+        find_file("tail-00000001", older);
+        find_file("tail-00000002", newer);
+        assert_int_equal(stat(older, &a) | stat(newer, &b), 0);
+        assert_int_equal(a.st_size, b.st_size);
+        OK(bs_snapshot_check(dir_path, 2, NULL, NULL, &checked));
+        copy_file(older, newer);
+        assert_int_equal(bs_snapshot_check(dir_path, 2, NULL, NULL, &checked), BS_STATUS_FORMAT);
+        assert_non_null(strstr(bs_error_message(), "tail-00000002"));
+        bs_error_clear();
+        find_file("manifest-00000001", older); /* nothing to go back to */
+        assert_int_equal(unlink(older), 0);
+        assert_int_equal(open_all(line), BS_STATUS_FORMAT);
+        assert_non_null(strstr(line, "tail-00000002"));
+    }
+    draw(SEED);
     make_snapshot();
 }
 
@@ -509,6 +563,41 @@ static void test_failed_restore(void **state)
     bs_snapshot_dir_close(dir);
 }
 
+/* ---- reading back ------------------------------------------------------------------------------------------ */
+
+/* How many bytes are read back of a snapshot that has a segment of three blocks. */
+static uint64_t read_back(const char *verify)
+{
+    enum { LENGTH = 4000 };
+    rig other = {.comm = r.comm};
+    bs_snapshot_dir *dir;
+    int32_t *ids = make_ids(LENGTH);
+    setenv("SNAP_VERIFY", verify, 1);
+    remove_tree(dir_path);
+    open_rig(&other, false, "1x1", "int4", 8, 4096);
+    OK(bs_cache_seq_start(other.cache, 0, 0, 4096));
+    fill(&other, 0, LENGTH);
+    OK(bs_snapshot_dir_open(other.snapshots, dir_path, BS_SNAPSHOT_CREATE | BS_SNAPSHOT_LOCK, &dir));
+    const bs_snapshot_result result = take_snapshot(&other, dir, LENGTH, ids);
+    bs_snapshot_dir_close(dir);
+    close_rig(&other);
+    unsetenv("SNAP_VERIFY");
+    free(ids);
+    assert_int_equal(check_all(), BS_STATUS_OK);
+    return result.read_bytes;
+}
+
+/* In full: every page. A sample: all but the middle block. */
+static void test_verify(void **state)
+{
+    const uint64_t quantized = page_bytes(&r, true), f16 = page_bytes(&r, false);
+    /* 32 pages: the sink (which has an empty place among the quantized ones, too), 28, 2 recent ones, an open one. */
+    assert_int_equal(read_back("full"), 29 * quantized + 4 * f16);
+    assert_int_equal(read_back("sample"), 21 * quantized + 4 * f16);
+    assert_int_equal(read_back("none"), 0);
+    make_snapshot();
+}
+
 /* ---- the lock ---------------------------------------------------------------------------------------------- */
 
 static void write_lock(const char *text)
@@ -754,6 +843,8 @@ int main(void)
         cmocka_unit_test(test_bits_of_header),
         cmocka_unit_test(test_truncation),
         cmocka_unit_test(test_swapped_files),
+        cmocka_unit_test(test_older_tail),
+        cmocka_unit_test(test_verify),
         cmocka_unit_test(test_goes_back),
         cmocka_unit_test(test_stale_manifest),
         cmocka_unit_test(test_owners_and_links),
