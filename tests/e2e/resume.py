@@ -65,17 +65,23 @@ def send(process, ranks, number, only=None):
     return len(pids)
 
 
+def names(path):
+    """Of a directory that a job may be removing, or that is not there."""
+    try:
+        return os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def manifests(path):
     """Numbers of a directory's manifests, ascending."""
-    if not os.path.isdir(path):
-        return []
-    return sorted(int(name.split("-")[1]) for name in os.listdir(path) if name.startswith("manifest-"))
+    return sorted(int(name.split("-")[1]) for name in names(path) if name.startswith("manifest-"))
 
 
 def state(path):
     """What the newest manifest says."""
-    names = sorted(name for name in os.listdir(path) if name.startswith("manifest-"))
-    with open(os.path.join(path, names[-1]), encoding="utf-8") as file:
+    newest = max(name for name in os.listdir(path) if name.startswith("manifest-"))
+    with open(os.path.join(path, newest), encoding="utf-8") as file:
         return json.load(file)
 
 

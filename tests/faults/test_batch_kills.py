@@ -7,10 +7,10 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "e2e"))
 import common as c
+import resume as r
 
 KILLS = int(os.environ.get("BITSHARD_KILLS", "100" if c.BIG else "5"))
 SEED = int(os.environ.get("BITSHARD_SEED", "1"))
@@ -37,34 +37,23 @@ def command(ranks, size, out):
                                                                    "--batch-size", str(size), "--stripe-pages", "1", "--kv", "int2"]
 
 
-def ranks_of(launcher):
-    """Pids of the program's processes that this launcher started."""
-    found = []
-    for entry in os.listdir("/proc"):
-        try:
-            with open(f"/proc/{entry}/stat") as file:
-                head, tail = file.read().rsplit(")", 1)
-        except (OSError, ValueError):
-            continue
-        if entry.isdigit() and head.endswith("(bitshard") and int(tail.split()[1]) == launcher:
-            found.append(int(entry))
-    return found
+def lines_written():
+    return r.read(OUT).count(b"\n") if os.path.exists(OUT) else 0
 
 
-def kill_one(process, ranks, random_source):
-    """-9 to the launcher or a rank; what was hit."""
-    pids = ranks_of(process.pid) if ranks else []
-    victim = random_source.choice([process.pid, *pids])
+def kill_one(process, ranks, draw, hit):
+    """-9 to the launcher or a rank, whichever was hit less; what was hit."""
+    pids = r.rank_pids(process, ranks)
+    launcher = ranks > 0 and (not pids or hit.get("the launcher", 0) <= hit.get("a rank", 0))
     try:
-        os.kill(victim, signal.SIGKILL)
+        os.kill(process.pid if launcher else pids[int(draw * len(pids))], signal.SIGKILL)
     except ProcessLookupError:
         return "nobody"
-    return "the launcher" if victim == process.pid and ranks else "a rank"
+    return "the launcher" if launcher else "a rank"
 
 
 def check_output(what, whole, size):
-    with open(OUT, "rb") as file:
-        data = file.read()
+    data = r.read(OUT)
     ids = [json.loads(text)["custom_id"] for text in data.splitlines()]
     c.check(data.endswith(b"\n") and sorted(ids) == sorted(f"k{i}" for i in range(N)), f"{what}: each id once, in whole lines ({len(ids)} lines)")
     if size == 1:
@@ -72,13 +61,10 @@ def check_output(what, whole, size):
 
 
 def uninterrupted(ranks):
-    if os.path.exists(OUT):
-        os.unlink(OUT)
-    start = time.monotonic()
+    r.remove(OUT)
     done = subprocess.run(command(ranks, 1, OUT), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
     c.check(done.returncode == 0, f"{ranks} ranks, uninterrupted: exit {done.returncode} {done.stderr[-200:]}")
-    with open(OUT, "rb") as file:
-        return file.read(), time.monotonic() - start
+    return r.read(OUT)
 
 
 def main():
@@ -88,28 +74,32 @@ def main():
     assert done.returncode == 0, done.stderr
     with open(IN, "w", encoding="utf-8") as file:
         file.writelines(line(i) + "\n" for i in range(N))
-    kills, hit, runs = 0, {}, 0
+    kills, midway, hit, runs = 0, 0, {}, 0
     whole = {ranks: uninterrupted(ranks) for ranks in (0, 3)}
     while kills < KILLS:
         ranks, size = source.choice((0, 3, 3)), source.choice((1, 1, 4))
-        if os.path.exists(OUT):
-            os.unlink(OUT)
+        r.remove(OUT)
         runs += 1
         for _ in range(3):  # killed up to three times, then left to end
             if kills == KILLS:
                 break
             process = subprocess.Popen(command(ranks, size, OUT), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            time.sleep(source.uniform(0, whole[ranks][1]))
+            # Behind a number of lines, and somewhere in the next one.
+            wanted, moment, draw = source.randrange(N), source.uniform(0, 0.2), source.random()
+            r.wait_for(lambda: lines_written() >= wanted, process)
+            r.wait_for(lambda: False, process, moment)
             if process.poll() is not None:
                 break  # it was done before
-            what = kill_one(process, ranks, source)
+            written = lines_written()
+            what = kill_one(process, ranks, draw, hit)
             process.wait(timeout=60)
             hit[what] = hit.get(what, 0) + 1
+            midway += 0 < written < N
             kills += 1
         done = subprocess.run(command(ranks, size, OUT), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
         c.check(done.returncode == 0, f"{ranks} ranks, {size} at a time, after kills: exit {done.returncode} {done.stderr[-300:]}")
-        check_output(f"{ranks} ranks, {size} at a time", whole[ranks][0], size)
-    print(f"{kills} kills in {runs} jobs: {hit}")
+        check_output(f"{ranks} ranks, {size} at a time", whole[ranks], size)
+    c.check(midway > 0 and set(hit) >= {"a rank", "the launcher"}, f"{kills} kills in {runs} jobs, {midway} of them between lines: {hit}")
 
 
 main()

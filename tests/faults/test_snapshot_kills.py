@@ -5,7 +5,8 @@ committed, no manifest is broken; the next run goes on from there. In the end:
   generate   int4, one grid: the answer's file is that of an undisturbed run to the byte. f16, another grid after each kill: by DESIGN §7's rule
   pages      caches of noise (snap_run): what is in force is byte-equal, restored on a random grid
 
-make check kills for half a minute; BITSHARD_KILLS=500, or BITSHARD_BIG=1, as often as that."""
+Each way to kill takes its turn. make check kills 15 times; BITSHARD_KILLS=500, or BITSHARD_BIG=1, as often as that."""
+import itertools
 import os
 import random
 import signal
@@ -19,12 +20,14 @@ import snapshots as snap
 from answers import Answer
 from shim import c
 
-KILLS = int(os.environ.get("BITSHARD_KILLS", "500" if c.BIG else "100000"))
-SECONDS = 6 * 3600 if c.BIG or "BITSHARD_KILLS" in os.environ else 30
+KILLS = int(os.environ.get("BITSHARD_KILLS", "500" if c.BIG else "15"))
+LIMIT = 60 * KILLS  # a kill takes 2 s
 SEED = int(os.environ.get("BITSHARD_FAULT_SEED", str(time.time_ns() % 1000000 if c.BIG else 1)))
 TOP = os.path.join(s.FAST, "kills")
 DIR, OUT = os.path.join(TOP, "run"), os.path.join(TOP, "out")
 GRIDS = ["1x1", "1x2", "2x1", "1x3", "2x2"]
+WAYS = ["kill", "all", "kill-after", "one", "launcher"]
+turn = itertools.cycle(WAYS)
 hit, lost, unrestorable = {}, 0, 0
 
 
@@ -41,19 +44,19 @@ def check_directory(what, said):
 
 
 class Victim:
-    """One kill: where it strikes is drawn, and then it does."""
+    """One kill, of the way whose turn it is: where or when it strikes is drawn, and then it does."""
 
     def __init__(self, source, ranks, calls, seconds, shim):
         self.source, self.ranks, self.shim = source, ranks, shim
-        self.at_call = source.random() < 0.5
-        self.words, self.after = [], 0.0
+        self.what = next(turn)
+        self.at_call = self.what.startswith("kill")
+        if not self.at_call and ranks == 1:
+            self.what = "one"
+        self.words, self.after = shim.words(), 0.0
         if self.at_call:
             rank = str(source.randrange(ranks)) if ranks > 1 else None
-            self.what = source.choice(["kill", "kill-after"])
             self.words = shim.words("any", source.randint(1, calls), self.what, rank=rank)
         else:
-            self.what = source.choice(["all", "one", "launcher"] if ranks > 1 else ["one"])
-            self.words = shim.words()
             self.after = source.uniform(0, seconds)
 
     def strike(self, process):
@@ -196,12 +199,15 @@ def main():
     whole["moving"] = Answer(snap.MODEL, 0, [word for word in command[command.index("--prompt-ids"):] if word != "--quiet"], "kills")
     lock_jobs(shim)
     began, kills, jobs = time.monotonic(), 0, 0
-    while kills < KILLS and time.monotonic() - began < SECONDS:
-        kind = jobs % 4
-        kills += pages_job(source, shim, KILLS - kills) if kind == 3 else generate_job(source, shim, whole, times, kind == 1, KILLS - kills)
+    while kills < KILLS or set(hit) != set(WAYS):
+        kind, left = jobs % 4, max(KILLS - kills, 1)
+        kills += pages_job(source, shim, left) if kind == 3 else generate_job(source, shim, whole, times, kind == 1, left)
         jobs += 1
-    print(f"seed {SEED}: {kills} kills in {jobs} jobs and {time.monotonic() - began:.0f} s, {hit}: {unrestorable} unrestorable, {lost} lost committed tokens")
-    c.check(kills > 0, "something was killed")
+        if time.monotonic() - began > LIMIT:
+            c.check(False, f"the kills took {LIMIT} s")
+            break
+    c.check(kills >= KILLS and set(hit) == set(WAYS) and lost == unrestorable == 0,
+            f"seed {SEED}: {kills} kills in {jobs} jobs and {time.monotonic() - began:.0f} s, {hit}: {unrestorable} unrestorable, {lost} lost committed tokens")
 
 
 main()
