@@ -5,8 +5,11 @@ top_builddir come from make; by hand both default to what the working directory 
 """
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
+import threading
 import time
 
 SRC = os.path.abspath(os.environ.get("top_srcdir", os.path.join(os.path.dirname(__file__), "../..")))
@@ -67,6 +70,44 @@ def run_rank_1_with(variable, words, **options):
     """bitshard on two ranks, of which rank 1 alone has BITSHARD_{variable} in its environment."""
     line = f'[ "$OMPI_COMM_WORLD_RANK" != 1 ] || export "BITSHARD_{variable}"; exec "$0" "$@"'
     return run(2, ["sh", "-c", line, BITSHARD, *words], **options)
+
+
+class OnTerminal:
+    """A program whose standard error is a terminal: it draws its progress ten times a second, so that a test sees where it is."""
+
+    def __init__(self, command, limit=300):
+        ours, theirs = pty.openpty()
+        self.process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=theirs)
+        os.close(theirs)
+        self.until, self.text, self.terminal = time.monotonic() + limit, "", ours
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        while True:
+            try:
+                data = os.read(self.terminal, 65536)
+            except OSError:  # EIO: nobody has it open any more
+                data = b""
+            if not data:
+                return
+            self.text += data.decode(errors="replace")
+
+    def wait_for(self, pattern):
+        """Until this has been drawn or said. False: it ended before."""
+        while not re.search(pattern, self.text) and time.monotonic() < self.until:
+            if self.process.poll() is not None and not self.reader.is_alive():
+                break
+            time.sleep(0.005)
+        return check(re.search(pattern, self.text), f"{pattern} was seen" + ("" if re.search(pattern, self.text) else f" in {self.text[-300:]!r}"))
+
+    def end(self):
+        """Exit code, standard output, what it said line by line, without what was drawn over."""
+        out, _ = self.process.communicate(timeout=max(1, self.until - time.monotonic()))
+        self.reader.join(timeout=20)
+        os.close(self.terminal)
+        lines = [line.rsplit("\x1b[K", 1)[-1].strip("\r") for line in self.text.split("\n")]
+        return self.process.returncode, out.decode(errors="replace"), [line for line in lines if line]
 
 
 def wait_for_end(process, limit):
