@@ -11,7 +11,7 @@
  *   commit.c          what the thread does in each phase
  *   load.c            finding and verifying the snapshot in force;  dir.c  the same for all ranks
  *   restore.c         back into a cache
- *   gc.c              which files may go
+ *   gc.c              which files may go;  remove.c  all of them
  *   inspect.c         whole directories without a model: list, verify;  export.c  one file for other programs
  */
 #ifndef BS_SNAPSHOT_PRIVATE_H
