@@ -227,14 +227,18 @@ bs_status bs_sched_submit(bs_sched *s, const bs_request_config *config, bs_reque
     BS_TRY(bs_request_create(config, s->tokenizer, &r));
     bs_status status = config->n_answer > 0 ? bs_request_replay(r, config->answer, config->n_answer, &how)
                                             : BS_STATUS_OK;
+    if (how == BS_FINISH_NONE && r->stats.n_answer == config->max_tokens && config->max_tokens > 0)
+        how = BS_FINISH_LENGTH;
+    if (status == BS_STATUS_OK && config->n_answer > 0 && how == BS_FINISH_NONE && !config->restored)
+        status = bs_fail(BS_STATUS_RANGE,
+                         "answer of %lld tokens: it goes on, and its sequence is not restored",
+                         (long long)config->n_answer);
     if (status != BS_STATUS_OK) {
         r->finished = true;
         bs_request_free(r);
         return status;
     }
     *out = r;
-    if (how == BS_FINISH_NONE && r->stats.n_answer == config->max_tokens && config->max_tokens > 0)
-        how = BS_FINISH_LENGTH;
     if (config->restored) go_on(s, r);
     else list_append(&s->waiting, r);
     return how == BS_FINISH_NONE ? BS_STATUS_OK : finish(s, r, how);

@@ -250,6 +250,15 @@ static void bad_resumes_are_named(void **state)
     assert_int_equal(bs_sched_submit(sched, &config, &r), BS_STATUS_RANGE);
     assert_non_null(strstr(bs_error_message(), "has 10 already"));
     bs_error_clear();
+    config.n_answer = N_ANSWER - 1; /* goes on, from no cache */
+    assert_int_equal(bs_sched_submit(sched, &config, &r), BS_STATUS_RANGE);
+    assert_non_null(strstr(bs_error_message(), "not restored"));
+    bs_error_clear();
+    answer[3] = -5;
+    assert_int_equal(bs_sched_submit(sched, &config, &r), BS_STATUS_RANGE);
+    assert_non_null(strstr(bs_error_message(), "answer token 3: id -5"));
+    bs_error_clear();
+    answer[3] = 0;
     config.n_answer = 0;
     config.restored = true;
     config.n_cached = N_PROMPT + 1;
