@@ -1,6 +1,6 @@
 noinst_LIBRARIES += libbs_kernels.a
 libbs_kernels_a_SOURCES = kernels/kernels.h kernels/backend.h kernels/fault_kind.h kernels/types.c
-libbs_kernels_a_CFLAGS = $(AM_CFLAGS) $(CBLAS_CFLAGS)
+libbs_kernels_a_CFLAGS = $(AM_CFLAGS) $(CBLAS_CFLAGS) $(VECTORIZE_CFLAGS)
 include kernels/cpu/dense.mk
 include kernels/cpu/cache.mk
 
