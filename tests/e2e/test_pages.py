@@ -1,6 +1,7 @@
 """test_pages.py: what is made from the one table of options: bitshard(1) and the completion for bash say what --help says."""
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,12 +30,36 @@ def options_of(command):
     return found
 
 
-def complete(script, *words, directory):
-    """What is offered for the last word; bash parts words at '='."""
-    program = f'. "{script}"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _bitshard; printf "%s\\n" "${{COMPREPLY[@]}}"'
-    done = subprocess.run(["bash", "-c", program, "bash", *words], capture_output=True, text=True, cwd=directory, timeout=20)
-    c.check(done.returncode == 0 and not done.stderr, f"completing {words}: {done.stderr}")
-    return set(done.stdout.split("\n")) - {""}
+class Completion:
+    """A bash that has the completion; one for all questions, as it takes longer to start than to answer."""
+    PROGRAM = r"""
+. "$1"
+while IFS= read -r line; do
+    eval "COMP_WORDS=($line)"
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1)) COMPREPLY=()
+    _bitshard || exit
+    printf '%s\n' "${COMPREPLY[@]}" .
+done"""
+
+    def __init__(self, script, directory):
+        self.bash = subprocess.Popen(["bash", "-c", self.PROGRAM, "bash", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                     cwd=directory, text=True)
+
+    def offered(self, *words):
+        """What is offered for the last word; bash parts words at '='."""
+        self.bash.stdin.write(shlex.join(["bitshard", *words]) + "\n")
+        self.bash.stdin.flush()
+        answer = []
+        while (line := self.bash.stdout.readline()) != ".\n":
+            if not line:
+                c.check(False, f"completing {words}: bash ended: {self.bash.stderr.read()}")
+                c.finish()
+            answer.append(line.rstrip("\n"))
+        return set(answer) - {""}
+
+    def close(self):
+        _, err = self.bash.communicate(timeout=20)
+        c.check(self.bash.returncode == 0 and not err, f"bash: exit {self.bash.returncode} {err}")
 
 
 def test_bash():
@@ -48,9 +73,8 @@ def test_bash():
     for name in ("model one.gguf", "model2.gguf"):
         open(os.path.join(directory, name), "w").close()
 
-    def offered(*words):
-        return complete(script, "bitshard", *words, directory=directory)
-
+    completion = Completion(script, directory)
+    offered = completion.offered
     if shutil.which("shellcheck"):
         done = subprocess.run(["shellcheck", "-s", "bash", script], capture_output=True, text=True)
         c.check(done.returncode == 0, f"shellcheck: {done.stdout[:500]}")
@@ -71,6 +95,7 @@ def test_bash():
                     c.check(offered(command, *words) == wanted, f"{command} {' '.join(words)}: {offered(command, *words)}")
     c.check(offered("generate", "--model", "=", "model2") == {"model2.gguf"} and offered("generate", "--merge", "all") == {"allreduce", "allgather"},
             "values are completed, behind = too")
+    completion.close()
 
 
 def test_man():
