@@ -72,6 +72,18 @@ def run_rank_1_with(variable, words, **options):
     return run(2, ["sh", "-c", line, BITSHARD, *words], **options)
 
 
+def wait_until(condition, process=None, limit=60):
+    """Until it holds, the process ends or the time is up: whether it holds then."""
+    until = time.monotonic() + limit
+    while time.monotonic() < until:
+        if condition():
+            return True
+        if process is not None and process.poll() is not None:
+            return condition()
+        time.sleep(0.005)
+    return False
+
+
 class OnTerminal:
     """A program whose standard error is a terminal: it draws its progress ten times a second, so that a test sees where it is."""
 
@@ -95,11 +107,9 @@ class OnTerminal:
 
     def wait_for(self, pattern):
         """Until this has been drawn or said. False: it ended before."""
-        while not re.search(pattern, self.text) and time.monotonic() < self.until:
-            if self.process.poll() is not None and not self.reader.is_alive():
-                break
-            time.sleep(0.005)
-        return check(re.search(pattern, self.text), f"{pattern} was seen" + ("" if re.search(pattern, self.text) else f" in {self.text[-300:]!r}"))
+        wait_until(lambda: re.search(pattern, self.text) or not self.reader.is_alive(), limit=self.until - time.monotonic())
+        seen = bool(re.search(pattern, self.text))
+        return check(seen, f"{pattern} was seen" + ("" if seen else f" in {self.text[-300:]!r}"))
 
     def end(self):
         """Exit code, standard output, what it said line by line, without what was drawn over."""

@@ -9,6 +9,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(__file__))
 import common as c
+from common import wait_until as wait_for  # noqa: F401
 
 STOPPED = 85
 
@@ -27,6 +28,14 @@ def end(process, timeout=120):
     """Exit code, standard output, standard error."""
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err.decode(errors="replace")
+
+
+def printed(process, n):
+    """The next n bytes of its standard output, fewer when it ends; end() has the others."""
+    data = b""
+    while len(data) < n and (more := os.read(process.stdout.fileno(), n - len(data))):
+        data += more
+    return data
 
 
 def run(ranks, words, timeout=300, env=None):
@@ -83,17 +92,6 @@ def state(path):
     newest = max(name for name in os.listdir(path) if name.startswith("manifest-"))
     with open(os.path.join(path, newest), encoding="utf-8") as file:
         return json.load(file)
-
-
-def wait_for(condition, process=None, limit=60):
-    until = time.monotonic() + limit
-    while time.monotonic() < until:
-        if condition():
-            return True
-        if process is not None and process.poll() is not None:
-            return condition()
-        time.sleep(0.005)
-    return False
 
 
 def remove(*paths):

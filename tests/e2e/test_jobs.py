@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 
 sys.path.insert(0, os.path.dirname(__file__))
 import common as c
@@ -18,7 +17,7 @@ DIR = os.path.join(c.WORK, "jobs")
 BIN = os.path.join(DIR, "bin")
 
 # Takes the first word of the plan away and does it: N: exit N; +N: come further, then exit N; wait: until USR2, come further, exit 85.
-# What it was called with, and each signal, goes to a log. For a batch it answers all lines of its part.
+# What it was called with, and each signal, goes to a log; "ready" to it, once signals are caught. For a batch it answers all lines of its part.
 PROGRAM = r"""#!/bin/bash
 echo "$*" >>"$PLAN.calls"
 while [ $# -gt 0 ]; do
@@ -32,7 +31,7 @@ trap 'echo USR1 >>"$PLAN.signals"' USR1
 trap 'echo USR2 >>"$PLAN.signals"; further; exit 85' USR2
 trap 'echo TERM >>"$PLAN.signals"; exit 143' TERM
 case $word in
-wait) for _ in {1..400}; do sleep 0.05; done; exit 99 ;;
+wait) echo ready >>"$PLAN.ready"; for _ in {1..400}; do sleep 0.05; done; exit 99 ;;
 answer) cp "$batch" "$out"; exit 0 ;;
 +*) further; exit "${word#+}" ;;
 0) : >>"$out"; exit 0 ;;
@@ -77,12 +76,15 @@ class Run:
             self.env["BITSHARD_LAUNCH"] = "mpirun -np 2"
         self.env.update(env)
 
+    text = ""
+
     def start(self, *words, signals=(), **env):
-        """Runs the script, sends it signals 0.3 s apart, and returns its exit code."""
+        """Runs the script, sends it signals, each when the one before has come through, and returns its exit code."""
         process = subprocess.Popen(["bash", os.path.join(JOBS, self.name), *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                    env={**self.env, **env}, cwd=DIR, text=True)
-        for number in signals:
-            time.sleep(0.3)
+        for i, number in enumerate(signals):
+            came = c.wait_until(lambda: self.lines("ready") and len(self.lines("signals")) >= i, process)
+            self.check(came, f"signal {i + 1} is sent when the program waits for it")
             process.send_signal(number)
         self.text, _ = process.communicate(timeout=90)
         return process.returncode
