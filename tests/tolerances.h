@@ -67,6 +67,9 @@
 #define TOL_HF_LOGITS_WORST  6e-4
 /* The same against transformers as it is: every K and V is rounded, 2.4e-4 each. Measured 5e-4 … 1.7e-3. */
 #define TOL_HF_LOGITS_EXACT 3e-3
+/* Greedy tokens may differ where the two best logits are closer than this (DESIGN §7: on another grid logits with an f16
+ * cache are within 1e-3, relative). */
+#define TOL_MARGIN 0.05
 /* log-softmax in f32 against f64 over 600 ids. */
 #define TOL_ENGINE_LOGPROB 1e-5
 /* Log-sum-exp of 1,000 f32 logits in f64, relative: a thousand roundings of 1e-16. KL has ten times the terms' size. */

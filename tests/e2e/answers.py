@@ -8,7 +8,7 @@ import subprocess
 
 import common as c
 
-MARGIN = 0.05
+MARGIN = c.tolerance("TOL_MARGIN")
 
 
 class Answer:

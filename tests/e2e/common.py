@@ -17,6 +17,7 @@ BUILD = os.path.abspath(os.environ.get("top_builddir", "."))
 WORK = os.path.join(BUILD, "tests", "e2e", "work")
 BITSHARD = os.path.join(BUILD, "bitshard")
 MODEL_RUN = os.path.join(BUILD, "tests", "e2e", "model_run")
+SNAP_RUN = os.path.join(BUILD, "tests", "snapshot", "snap_run")
 LAUNCH = os.path.join(SRC, "build-aux", "mpi-launch")
 TEXT = os.path.join(SRC, "docs", "examples", "the-long-survey.txt")
 BIG = os.environ.get("BITSHARD_BIG", "") not in ("", "0")
@@ -129,6 +130,18 @@ def wait_for_end(process, limit):
         process.kill()
         _, err = process.communicate()
     return time.monotonic() - began, err.decode(errors="replace")
+
+
+def n_ranks(grid):
+    """Of HEADSxSEQ."""
+    heads, seq = grid.split("x")
+    return int(heads) * int(seq)
+
+
+def snap_run(command, grid, *more, words=(), env=None, timeout=300):
+    """tests/snapshot/snap_run on a grid of ranks, under `words` (one rank: without a launcher)."""
+    ranks = n_ranks(grid)
+    return run(ranks if ranks > 1 else 0, [*words, SNAP_RUN, command, grid, *more], env=env, timeout=timeout)
 
 
 def tolerance(name):

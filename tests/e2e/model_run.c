@@ -30,6 +30,7 @@
 #include "src/engine/score.h"
 #include "src/model/model_private.h"
 #include "tests/comm/check.h"
+#include "tests/tolerances.h"
 
 #include <math.h>
 #include <string.h>
@@ -133,7 +134,7 @@ static void compare_row(comparison *c, const float *ours, const float *ref, int 
         error2 += d * d;
         norm2 += (double)ref[i] * ref[i];
     }
-    bool same = score[0].best == score[1].best, clear = margin_of(ref, n) >= 0.05f;
+    bool same = score[0].best == score[1].best, clear = margin_of(ref, n) >= (float)TOL_MARGIN;
     c->error2 += error2;
     c->norm2 += norm2;
     c->worst = fmax(c->worst, sqrt(error2 / norm2));

@@ -43,7 +43,7 @@ def run(ranks, words, timeout=300, env=None):
 
 
 def rank_pids(process, ranks):
-    """Pids of the program's processes of this job."""
+    """Pids of the program's processes of this job that live."""
     if ranks == 0:
         return [process.pid]
     children = {}
@@ -51,7 +51,8 @@ def rank_pids(process, ranks):
         try:
             with open(f"/proc/{entry}/stat") as file:
                 head, tail = file.read().rsplit(")", 1)
-            children.setdefault(int(tail.split()[1]), []).append((int(entry), head.endswith("(bitshard")))
+            state, parent = tail.split()[:2]
+            children.setdefault(int(parent), []).append((int(entry), head.endswith("(bitshard") and state not in "ZX"))
         except (OSError, ValueError):
             continue
     found, todo = [], [process.pid]

@@ -20,7 +20,7 @@ import common as c
 
 GPU = "cuda"  # of the rank's number on the machine
 GPU_LAUNCH = os.path.join(c.SRC, "build-aux", "gpu-launch")
-MARGIN = 0.05
+MARGIN = c.tolerance("TOL_MARGIN")
 CORES = os.cpu_count() or 1
 FORMATS = ["int8", "int4", "k4v2", "int2"]
 MERGES = ["allreduce", "allgather", "fold"]

@@ -13,7 +13,7 @@ import reference
 
 MODEL = c.model()
 GRIDS = [(0, "1x1"), (2, "1x2"), (3, "3x1"), (4, "1x4"), (5, "1x5"), (6, "3x2"), (6, "1x6")]
-MARGIN = 0.05
+MARGIN = c.tolerance("TOL_MARGIN")
 PROMPTS = [
     "The capital of France is", "Once upon a time, in a village by the sea,", "def fibonacci(n):\n",
     "Water boils at", "The three most important inventions of the nineteenth century were",

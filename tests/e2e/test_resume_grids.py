@@ -22,7 +22,7 @@ SEED = int(os.environ.get("BITSHARD_SEED", "1"))
 REAL, TINY = c.model(), os.path.join(c.WORK, "moves.gguf")
 GRIDS = {REAL: [(0, "1x1"), (3, "3x1"), (3, "1x3"), (6, "3x2")],
          TINY: [(0, "1x1"), (2, "2x1"), (2, "1x2"), (3, "1x3"), (4, "2x2"), (4, "4x1")]}
-MARGIN, TOKENS = 0.05, 72
+MARGIN, TOKENS = c.tolerance("TOL_MARGIN"), 72
 DIR, OUT = os.path.join(c.WORK, "moves.dir"), os.path.join(c.WORK, "moves.txt")
 
 

@@ -10,28 +10,22 @@ import time
 
 sys.path.insert(0, os.path.dirname(__file__))
 import shim as s
+from resume import read  # noqa: F401
 from shim import c
 
-RUN = os.path.join(c.BUILD, "tests", "snapshot", "snap_run")
+RUN = c.SNAP_RUN
 KV = "int4"
 os.environ["SNAP_CACHE"] = c.WORK
 
 
-def ranks_of_grid(grid):
-    heads, seq = grid.split("x")
-    return int(heads) * int(seq)
-
-
 def write(grid, directory, lengths, words=(), stripe=1, env=None):
-    """Snapshots at these numbers of tokens, by a grid of ranks; 0 ranks' launcher for one."""
-    ranks = ranks_of_grid(grid)
-    return c.run(0 if ranks == 1 else ranks, [*words, RUN, "write", grid, KV, stripe, directory, ",".join(map(str, lengths))], env=env, timeout=120)
+    """Snapshots at these numbers of tokens, by a grid of ranks."""
+    return c.snap_run("write", grid, KV, stripe, directory, ",".join(map(str, lengths)), words=words, env=env, timeout=120)
 
 
 def restore(grid, directory, n, words=(), stripe=1):
     """Exit code 0: the snapshot in force holds n tokens, and every page is what it must be."""
-    ranks = ranks_of_grid(grid)
-    return c.run(0 if ranks == 1 else ranks, [*words, RUN, "restore", grid, KV, stripe, n, directory], timeout=120)
+    return c.snap_run("restore", grid, KV, stripe, n, directory, words=words, timeout=120)
 
 
 def newest(directory):
@@ -97,26 +91,6 @@ def generate(ranks, kv, more, words=()):
                                                                    "--max-tokens", str(N_ANSWER), "--ignore-eos", "--stripe-pages", "1", *map(str, more)]
 
 
-def read(path):
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def pids_under(launcher):
-    """Pids of the program's processes of a job: its own, or its launcher's children."""
-    found = []
-    for entry in os.listdir("/proc"):
-        try:
-            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
-                head, tail = file.read().rsplit(")", 1)
-        except (OSError, ValueError):
-            continue
-        fields = tail.split()
-        if fields[0] not in "ZX" and head.endswith("(bitshard") and (int(fields[1]) == launcher or int(entry) == launcher):
-            found.append(int(entry))
-    return sorted(found)
-
-
 def with_text(text):
     """Pids of the processes that have this text in their command line."""
     found = []
@@ -139,12 +113,3 @@ def wait_until_gone(text, seconds=20):
     for pid in found:
         os.kill(pid, signal.SIGKILL)
     return len(found)
-
-
-def is_alive(pid):
-    """Neither gone nor only waiting to be waited for."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False

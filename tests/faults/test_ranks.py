@@ -9,6 +9,7 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "e2e"))
 import common as c
+import resume as r
 
 MODEL = os.environ.get("BITSHARD_TEST_MODEL", "")
 RANKS = 4
@@ -21,29 +22,12 @@ def tiny():
     return path
 
 
-def ranks_of(launcher_pid):
-    """Pids of the program's processes under mpirun."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat") as file:
-                    fields = file.read().rsplit(")", 1)[1].split()
-                with open(f"/proc/{entry}/comm") as file:
-                    name = file.read().strip()
-            except OSError:
-                continue
-            if int(fields[1]) == launcher_pid and name == "bitshard" and fields[0] != "Z":
-                found.append(int(entry))
-    return sorted(found)
-
-
 def start(model, *options):
     process = subprocess.Popen(["sh", c.LAUNCH, str(RANKS), c.BITSHARD, "generate", "--model", model, "-p", "abc " * 100,
                                 "-n", "100000", "--ignore-eos", "--grid", "2x2", *options],
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     first = process.stdout.read(1)  # an answer has begun: decoding is under way
-    pids = ranks_of(process.pid)
+    pids = r.rank_pids(process, RANKS)
     return process, pids, bool(first)
 
 

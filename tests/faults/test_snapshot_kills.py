@@ -16,6 +16,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(__file__))
 import shim as s
+import resume as r
 import snapshots as snap
 from answers import Answer
 from shim import c
@@ -67,7 +68,7 @@ class Victim:
                 return False
             except subprocess.TimeoutExpired:
                 pass
-            pids = snap.pids_under(process.pid)
+            pids = r.rank_pids(process, self.ranks if self.ranks > 1 else 0)
             chosen = {"all": pids, "one": [self.source.choice(pids)] if pids else [], "launcher": [process.pid]}[self.what]
             for pid in chosen or [process.pid]:
                 try:
@@ -104,7 +105,7 @@ def generate_job(source, shim, whole, times, moving, kills_left):
     grid, kv, said, kills = source.choice(GRIDS[:4]), "f16" if moving else "int4", -1, 0
     first = grid
     for attempt in range(9):
-        ranks = snap.ranks_of_grid(grid)
+        ranks = c.n_ranks(grid)
         victim = Victim(source, ranks, 400, times[ranks], shim) if attempt < 8 and kills < kills_left else None
         code, killed, text = run(ranks, kv, grid, victim, os.path.join(s.FAST, "log"))
         what = f"generate, {kv}, {grid}, run {attempt + 1}, {victim.what if killed else 'left alone'}"
@@ -134,7 +135,7 @@ def pages_job(source, shim, kills_left):
         if kills >= kills_left:
             break
         grid = source.choice(GRIDS)
-        ranks, lengths = snap.ranks_of_grid(grid), sorted(128 * source.randrange(1, 36) for _ in range(3))
+        ranks, lengths = c.n_ranks(grid), sorted(128 * source.randrange(1, 36) for _ in range(3))
         lengths = [n for n in sorted(set(lengths)) if n > said]
         if not lengths:
             break
@@ -174,7 +175,7 @@ def lock_jobs(shim):
     while not os.path.exists(os.path.join(DIR, "lock")) and process.poll() is None:
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
-    while snap.is_alive(process.pid):
+    while r.is_alive(process.pid):
         time.sleep(0.001)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
     c.check(done.returncode == 0 and "took over the lock" in done.stderr, f"lock: of a process not yet waited for: exit {done.returncode} {errors_of(done.stderr)}")
@@ -191,9 +192,9 @@ def main():
         snap.copy(None, TOP)
         os.makedirs(TOP)
         began = time.monotonic()
-        code, _, text = run(snap.ranks_of_grid(grid), "int4", grid, None, os.path.join(s.FAST, "log"))
+        code, _, text = run(c.n_ranks(grid), "int4", grid, None, os.path.join(s.FAST, "log"))
         assert code == 0, text
-        times[snap.ranks_of_grid(grid)] = time.monotonic() - began
+        times[c.n_ranks(grid)] = time.monotonic() - began
         whole[grid] = snap.read(OUT)
     command = snap.generate(0, "f16", [])
     whole["moving"] = Answer(snap.MODEL, 0, [word for word in command[command.index("--prompt-ids"):] if word != "--quiet"], "kills")

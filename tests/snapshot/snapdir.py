@@ -6,9 +6,8 @@ import shutil
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "e2e"))
-from common import BIG, BITSHARD, BUILD, SRC, check, finish, need, run, run_rank_1_with, skip  # noqa: E402,F401
+from common import BIG, BITSHARD, BUILD, SRC, check, finish, n_ranks, need, run, run_rank_1_with, skip, snap_run  # noqa: E402,F401
 
-SNAP_RUN = os.path.join(BUILD, "tests", "snapshot", "snap_run")
 WORK = os.path.join(BUILD, "tests", "snapshot", "work", os.path.basename(sys.argv[0]))
 shutil.rmtree(WORK, ignore_errors=True)
 os.makedirs(WORK)
@@ -18,22 +17,15 @@ def path(name):
     return os.path.join(WORK, name)
 
 
-def n_ranks(grid):
-    heads, seq = grid.split("x")
-    return int(heads) * int(seq)
-
-
 def write(grid, kv, stripe, directory, lengths, env=None, expect=0):
-    ranks = n_ranks(grid)
-    done = run(ranks if ranks > 1 else 0, [SNAP_RUN, "write", grid, kv, stripe, directory, lengths], env=env, timeout=120)
+    done = snap_run("write", grid, kv, stripe, directory, lengths, env=env, timeout=120)
     if done.returncode != expect:
         check(False, f"write {grid} {kv} {lengths}: exit {done.returncode}: {done.stderr.strip()[-400:]}")
     return done
 
 
 def restore(grid, kv, stripe, length, directories, env=None):
-    ranks = n_ranks(grid)
-    return run(ranks if ranks > 1 else 0, [SNAP_RUN, "restore", grid, kv, stripe, length, *directories], env=env, timeout=300)
+    return snap_run("restore", grid, kv, stripe, length, *directories, env=env)
 
 
 def snapshot(*words):

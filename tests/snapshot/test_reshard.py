@@ -2,7 +2,7 @@
 several segments, and the pages that a common prefix leaves."""
 import os
 
-from snapdir import BIG, check, finish, n_ranks, path, restore, run, SNAP_RUN, write
+from snapdir import BIG, check, finish, path, restore, snap_run, write
 
 GRIDS = ["1x1", "1x2", "2x1", "1x3", "1x4", "4x1", "2x2", "2x3", "8x1"]
 LENGTHS = "1408,4300"  # two snapshots: the second adds blocks and rewrites the tail
@@ -28,8 +28,7 @@ def matrix(kv, grids, stripe=8, lengths=LENGTHS, env=None):
 def prefixes(kv, directory, lengths, grid):
     length = int(lengths.split(",")[-1])
     common = f"0,127,129,1000,{length * 2 // 3},{length},{length + 50}"
-    ranks = n_ranks(grid)
-    done = run(ranks if ranks > 1 else 0, [SNAP_RUN, "prefix", grid, kv, 8, length, common, directory], timeout=120)
+    done = snap_run("prefix", grid, kv, 8, length, common, directory, timeout=120)
     check(done.returncode == 0, f"{kv}: {common} of {length} tokens in common, on {grid} {done.stderr.strip()[-300:]}")
 
 
