@@ -1,5 +1,5 @@
 """answers.py: an undisturbed answer, and whether another run's is the same by DESIGN §7: on another grid with an f16 cache the same text up
-to the first step at which the two best tokens were closer than 0.05."""
+to the first step at which the two best tokens were closer than TOL_MARGIN."""
 import array
 import json
 import os
@@ -34,9 +34,9 @@ class Answer:
         return c.check(margin < MARGIN, f"{what}: parts from the undisturbed answer at token {at} of {len(self.ids)}, margin {margin:.4f} (< {MARGIN})")
 
     def text_of(self, n):
-        done = subprocess.run([c.BITSHARD, "tokenize", "--model", self.model, "--decode"], input=" ".join(map(str, self.ids[:n])), capture_output=True,
-                              encoding="utf-8", errors="replace", check=True)
-        return comparable(done.stdout)
+        done = subprocess.run([c.BITSHARD, "tokenize", "--model", self.model, "--decode"], input=" ".join(map(str, self.ids[:n])).encode(),
+                              capture_output=True, check=True)
+        return comparable(done.stdout.decode(errors="replace"))
 
     def margin(self, at):
         """Between the two best tokens of the undisturbed run's step `at`."""
@@ -53,6 +53,6 @@ def comparable(text):
 
 
 def read(path):
-    """A text that may not be UTF-8, as --json shows it."""
-    with open(path, encoding="utf-8", errors="replace") as file:
+    """A text that may not be UTF-8, as --json shows it; a carriage return is one."""
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
         return file.read()

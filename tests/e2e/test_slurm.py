@@ -27,7 +27,7 @@ JOBS = os.path.join(c.SRC, "jobs")
 DIR = os.path.join(c.WORK, "slurm")
 MODEL = os.path.join(DIR, "tiny.gguf")
 # Long enough that a job is in the middle of it when it is looked at, a few times a second.
-N_TOKENS, N_PROMPT = 1500, 16000
+N_TOKENS, N_PROMPT = 1500, 10000
 MINUTES = 10
 COMMON = ["--kv", "f16", "--ignore-eos"]
 

@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 import shim as s
 import resume as r
 import snapshots as snap
-from answers import Answer
+from answers import Answer, read
 from shim import c
 
 KILLS = int(os.environ.get("BITSHARD_KILLS", "500" if c.BIG else "15"))
@@ -119,8 +119,7 @@ def generate_job(source, shim, whole, times, moving, kills_left):
             grid = source.choice(GRIDS[:4])
     c.check(code == 0, f"{what}: it ended {'' if code == 0 else errors_of(text)}")
     if code == 0 and moving:
-        with open(OUT, encoding="utf-8", errors="replace") as file:
-            whole["moving"].judge(f"generate, {kv}, {kills} kills", file.read())
+        whole["moving"].judge(f"generate, {kv}, {kills} kills", read(OUT))
     elif code == 0:
         c.check(snap.read(OUT) == whole[first], f"generate, {kv}, {first}, {kills} kills: to the byte")
     return kills
