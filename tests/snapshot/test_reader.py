@@ -131,7 +131,7 @@ def hostile(name, directory, change, said):
         done = snapshot("verify", bad)
         check(done.returncode == 0, f"{name}: is whole {done.stderr.strip()[-200:]}")
         return
-    line = re.escape(f"{entry['file']}: ") + said
+    line = re.escape(f"{file}: ") + said
     for words in [["verify", bad], ["export", bad, path("hostile.h5")]]:
         done = snapshot(*words)
         check(done.returncode == 1 and re.fullmatch(f"bitshard: error: {line}\n", done.stderr) and not done.stdout,
