@@ -192,8 +192,8 @@ bool bs_generate_has_snapshot(const char *path);
 bs_status bs_generate_decide(const bs_snapshot_dir *dir, const char *path, const int32_t *ids,
                              int64_t n_prompt, int64_t n_fill, int64_t max_tokens,
                              const bs_sampling *sampling, bool require, resume *out);
-/* MISMATCH when a request, submitted with an answer that was complete and without its cache, has not ended with it. */
-bs_status bs_generate_check_complete(const char *path, const bs_request *request);
+/* What submitting an answer that was complete, without its cache, has given: a line for MISMATCH, when it does not end. */
+bs_status bs_generate_check_complete(const char *path, bs_status submitted);
 
 /* ---- reports; rank 0 ----------------------------------------------------------------------------------------------- */
 

@@ -290,8 +290,7 @@ bs_status bs_generate_answer_next(generate *g, order *out)
             out->kind = ORDER_END;
             return BS_STATUS_OK;
         }
-        BS_TRY(submit(g, r, -1));
-        BS_TRY(bs_generate_check_complete(g->kept.path, g->request));
+        BS_TRY(bs_generate_check_complete(g->kept.path, submit(g, r, -1)));
         BS_TRY(resume_output(g, r));
         return run_or_end(g, out);
     case STAGE_RESTORED:

@@ -74,9 +74,10 @@ static bs_status decide_same(const bs_snapshot_info *info, const char *path, int
     return BS_STATUS_OK;
 }
 
-bs_status bs_generate_check_complete(const char *path, const bs_request *request)
+bs_status bs_generate_check_complete(const char *path, bs_status submitted)
 {
-    if (bs_request_get_stats(request)->finish != BS_FINISH_NONE) return BS_STATUS_OK;
+    if (submitted != BS_STATUS_MISMATCH) return submitted;
+    bs_error_clear();
     return bs_fail(BS_STATUS_MISMATCH,
                    "%s: its answer is complete, and would go on with this --stop, --stop-token or "
                    "--ignore-eos: %s",

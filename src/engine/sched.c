@@ -230,7 +230,7 @@ bs_status bs_sched_submit(bs_sched *s, const bs_request_config *config, bs_reque
     if (how == BS_FINISH_NONE && r->stats.n_answer == config->max_tokens && config->max_tokens > 0)
         how = BS_FINISH_LENGTH;
     if (status == BS_STATUS_OK && config->n_answer > 0 && how == BS_FINISH_NONE && !config->restored)
-        status = bs_fail(BS_STATUS_RANGE,
+        status = bs_fail(BS_STATUS_MISMATCH,
                          "answer of %lld tokens: it goes on, and its sequence is not restored",
                          (long long)config->n_answer);
     if (status != BS_STATUS_OK) {

@@ -33,7 +33,8 @@ typedef struct bs_request_config {
      * ran before, so that the same request alone gives the same bits in any run. */
     int64_t start_number;
     /* An answer that an earlier run has begun: its first ids (copied), which are not drawn again and whose text on_text is
-     * not given. It may be complete with them: then submitting it finishes it; one that goes on needs `restored`. */
+     * not given. It may be complete with them: then submitting it finishes it; one that goes on without `restored` is a
+     * MISMATCH. */
     const int32_t *answer;
     int64_t n_answer;
     /* With `restored` the request goes on with the sequence that a restore has put into `slot` (bs_sched_reserve); the

@@ -251,7 +251,7 @@ static void bad_resumes_are_named(void **state)
     assert_non_null(strstr(bs_error_message(), "has 10 already"));
     bs_error_clear();
     config.n_answer = N_ANSWER - 1; /* goes on, from no cache */
-    assert_int_equal(bs_sched_submit(sched, &config, &r), BS_STATUS_RANGE);
+    assert_int_equal(bs_sched_submit(sched, &config, &r), BS_STATUS_MISMATCH);
     assert_non_null(strstr(bs_error_message(), "not restored"));
     bs_error_clear();
     answer[3] = -5;
