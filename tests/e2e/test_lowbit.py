@@ -2,7 +2,9 @@
 
 One step from the same canonical pages gives the same logits on every grid. Over a whole text (teacher-forced, C = 128 as in
 `eval`) a grid differs from one rank only by flipped codes: another order of summation changes a K by an ulp, which may flip
-a code, and the mean KL stays within what that explains: it is compared with the KL of two orders on one rank.
+a code, and the mean KL stays within what that explains: it is compared with the KL of two orders on one rank. make check takes
+2,048 tokens in stripes of two pages, so that five shards have some, and a part of the grids for each format; make bigcheck
+4,096 and all grids.
 """
 import os
 import shutil
@@ -23,7 +25,7 @@ MERGES = ["allreduce", "allgather", "fold"]
 
 def same_pages():
     grids = [(2, "1x2"), (3, "3x1"), (4, "1x4"), (5, "1x5"), (6, "3x2")]
-    for kv in ["f16", "int8", "int4", "k4v2", "int2", "int4:kt"]:
+    for k, kv in enumerate(["f16", "int8", "int4", "k4v2", "int2", "int4:kt"]):
         pages = os.path.join(c.WORK, "pages." + kv.replace(":", "_"))
         shutil.rmtree(pages, ignore_errors=True)
         os.makedirs(pages)
@@ -32,6 +34,8 @@ def same_pages():
         common = {"model": MODEL, "tokens": IDS, "n": 1300, "kv": kv, "stripe_pages": 1, "chunk": 128}
         c.model_run(1, out=out, pages_out=pages, **common)
         for i, (ranks, grid) in enumerate(grids):
+            if not c.BIG and kv != "int4" and (i + k) % 2:
+                continue
             got = c.model_run(ranks, grid=grid, merge=MERGES[i % 3], against=out, pages_in=pages, **common)
             c.check(got["worst"] <= SAME_PAGES, f"{kv}, {grid}: one step from the same pages: {got['worst']}")
         shutil.rmtree(pages)
@@ -39,9 +43,10 @@ def same_pages():
 
 def teacher_forced():
     grids = [(2, "1x2"), (3, "3x1"), (6, "3x2"), (4, "1x4"), (5, "1x5")]
+    size = {"n": 4096} if c.BIG else {"n": 2048, "stripe_pages": 2}
     for i, (kv, limit) in enumerate(KL.items()):
         out = os.path.join(c.WORK, f"teacher.{kv}.f32")
-        common = {"model": MODEL, "tokens": IDS, "n": 4096, "kv": kv, "chunk": 128}
+        common = {"model": MODEL, "tokens": IDS, "kv": kv, "chunk": 128, **size}
         c.model_run(1, out=out, **common)
         orders = c.model_run(1, step=64, against=out, **common)["kl"]
         limit = max(limit, 2 * orders)
