@@ -2,8 +2,9 @@
  *
  * Writing: this thread packs a chunk into a slot (on a GPU into device memory, and copies it over); a worker sums and writes
  * it while the next ones are packed. Reading: workers read and check chunks ahead, this thread takes them in order. Several
- * threads, because one alone sums and copies to or from the page cache more slowly than a disk or two read. A CPU's rank has
- * one, for its cores are the ones that decode; its slots are small, so that a chunk is still in a cache when it is written.
+ * threads, because one alone sums and copies to or from the page cache more slowly than a disk or two read. On a CPU's rank
+ * one works at a time while it writes, for its cores are the ones that decode, and two while it reads, when nobody does; its
+ * slots are small, so that a chunk is still in a cache when it is written.
  */
 #include "src/base/checked.h"
 #include "src/base/progress.h"
@@ -11,7 +12,7 @@
 
 #include <stdlib.h>
 
-enum { N_SLOTS = 8, GPU_THREADS = 4, FILE_THREADS = 2 };
+enum { N_SLOTS = 8, GPU_THREADS = 4, CPU_THREADS = 2 };
 
 static bool is_gpu(const bs_device *device)
 {
@@ -67,10 +68,7 @@ bs_status bs_snap_staging_open(bs_device *device, const bs_kv_pools *pools, cons
         .device = device, .pools = pools, .n_slots = N_SLOTS, .slot_bytes = slot_bytes(device, shape)};
     bs_status status = open_memory(&s, shape);
     if (status == BS_STATUS_OK)
-        status = bs_snap_workers_open(is_gpu(device) ? GPU_THREADS
-                                      : device       ? 1
-                                                     : FILE_THREADS,
-                                      N_SLOTS, &s.workers);
+        status = bs_snap_workers_open(is_gpu(device) ? GPU_THREADS : CPU_THREADS, N_SLOTS, &s.workers);
     if (status != BS_STATUS_OK) {
         bs_snap_staging_close(&s);
         return status;
@@ -141,6 +139,8 @@ bs_status bs_snap_write_pages(bs_snap_staging *s, const bs_snap_handle *handle, 
         status = bs_snap_pack_chunk(s, shape, file, heads, &w.chunk[slot], source, slot);
         bs_status synced = bs_stream_sync(s->stream);
         if (status == BS_STATUS_OK) status = synced;
+        if (status == BS_STATUS_OK && !is_gpu(s->device))
+            status = bs_snap_workers_wait(s->workers, (slot + s->n_slots - 1) % s->n_slots);
         if (status == BS_STATUS_OK) bs_snap_workers_start(s->workers, slot, write_slot, &w);
     }
     status = wait_for_all(s, status);
