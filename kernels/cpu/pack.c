@@ -87,48 +87,38 @@ static inline __attribute__((always_inline)) void swap_codes(v16u8 *a, v16u8 *b,
     *a ^= t << shift;
 }
 
-/* A canonical byte holds n = 8/bits channels of a token, a byte of a word n tokens of a channel: rows [byte of a word][token
- * of it] become [byte of a word][channel], and back. */
-static inline __attribute__((always_inline)) void turn_codes(v16u8 *rows, int bits)
+/* A canonical byte holds n = 8/bits channels of a token, a byte of a word n tokens of a channel: vectors [token of the n][byte
+ * of a word] become [channel of the n][byte of a word], and back. */
+static inline __attribute__((always_inline)) void turn_codes(v16u8 *x, int bits)
 {
-    UNROLL for (int byte = 0; byte < 4; byte++)
+    UNROLL for (int byte = 0; byte < 4; byte++, x++)
     {
-        v16u8 *x = rows + byte * (8 / bits);
-        if (bits == 4) swap_codes(x, x + 1, 4, 0x0f);
+        if (bits == 4) swap_codes(x, x + 4, 4, 0x0f);
         if (bits != 2) continue;
-        swap_codes(x, x + 1, 2, 0x33);
-        swap_codes(x + 2, x + 3, 2, 0x33);
-        swap_codes(x, x + 2, 4, 0x0f);
-        swap_codes(x + 1, x + 3, 4, 0x0f);
+        swap_codes(x, x + 4, 2, 0x33);
+        swap_codes(x + 8, x + 12, 2, 0x33);
+        swap_codes(x, x + 8, 4, 0x0f);
+        swap_codes(x + 4, x + 12, 4, 0x0f);
     }
 }
 
 /* V codes of the tokens that are the fields of a word, 16 canonical bytes of each. Words' bytes are [byte of a row][channel of
- * it][byte of a word]; the vectors between [channel][byte of a word], their bytes those of a row. */
+ * it][byte of a word]; the vectors between as turn_codes has them, their bytes those of a row. */
 static inline __attribute__((always_inline)) void move_v_tile(uint32_t *words, uint8_t *canonical, size_t row,
                                                               const int bits, bool pack)
 {
     const int n = 8 / bits, turns = bits == 8 ? 2 : bits == 4 ? 3 : 4;
-    v16u8 rows[MAX_VECTORS], x[MAX_VECTORS];
+    v16u8 x[MAX_VECTORS];
     if (pack) {
         load(x, words, WIDTH, 4 * n);
         weave_bytes(x, 4 * n, 4);
+        turn_codes(x, bits);
+        UNROLL for (int token = 0; token < 4 * n; token++)
+            memcpy(canonical + (size_t)token * row, &x[token % n * 4 + token / n], WIDTH);
     } else {
-        load(rows, canonical, row, 4 * n);
-        turn_codes(rows, bits);
-    }
-    UNROLL for (int byte = 0; byte < 4; byte++)
-    {
-        UNROLL for (int channel = 0; channel < n; channel++)
-        {
-            if (pack) rows[byte * n + channel] = x[channel * 4 + byte];
-            else x[channel * 4 + byte] = rows[byte * n + channel];
-        }
-    }
-    if (pack) {
-        turn_codes(rows, bits);
-        store(canonical, rows, row, 4 * n);
-    } else {
+        UNROLL for (int token = 0; token < 4 * n; token++)
+            memcpy(&x[token % n * 4 + token / n], canonical + (size_t)token * row, WIDTH);
+        turn_codes(x, bits);
         weave_bytes(x, 4 * n, turns);
         store(words, x, WIDTH, 4 * n);
     }
