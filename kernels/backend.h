@@ -100,7 +100,8 @@ struct bs_device {
 struct bs_stream {
     bs_device *device;
     bs_numeric_fault fault;
-    bool overlap; /* bs_stream_set_overlap; launchers of kernels/cuda read it */
+    bool overlap;    /* bs_stream_set_overlap; launchers of kernels/cuda read it */
+    bool background; /* bs_stream_create_background; stream_open reads it */
     void *state;  /* the backend's own: cudaStream_t */
 };
 

@@ -64,11 +64,12 @@ int bs_device_count_gpus(void)
 #endif
 }
 
-bs_status bs_stream_create(bs_device *device, bs_stream **out)
+static bs_status create_stream(bs_device *device, bool background, bs_stream **out)
 {
     bs_stream *stream = calloc(1, sizeof *stream);
     if (!stream) return bs_fail(BS_STATUS_NOMEM, "stream: %zu bytes", sizeof *stream);
     stream->device = device;
+    stream->background = background;
     bs_status status = device->backend->stream_open(stream);
     if (status != BS_STATUS_OK) {
         free(stream);
@@ -76,6 +77,16 @@ bs_status bs_stream_create(bs_device *device, bs_stream **out)
     }
     *out = stream;
     return BS_STATUS_OK;
+}
+
+bs_status bs_stream_create(bs_device *device, bs_stream **out)
+{
+    return create_stream(device, false, out);
+}
+
+bs_status bs_stream_create_background(bs_device *device, bs_stream **out)
+{
+    return create_stream(device, true, out);
 }
 
 void bs_stream_destroy(bs_stream *stream)

@@ -95,6 +95,9 @@ bs_status bs_device_enter(bs_device *device);
 int bs_device_count_gpus(void);
 
 bs_status bs_stream_create(bs_device *device, bs_stream **out);
+/* For work beside the steps (snapshots): a GPU begins it only where no other stream's kernel waits for an SM. On a CPU as
+ * bs_stream_create. */
+bs_status bs_stream_create_background(bs_device *device, bs_stream **out);
 void bs_stream_destroy(bs_stream *stream);
 bs_device *bs_stream_device(const bs_stream *stream);
 /* The backend's own: the cudaStream_t of a GPU, NULL on a CPU. For comm/nccl.c alone. */

@@ -78,7 +78,11 @@ static bs_status stream_open(bs_stream *stream)
     bs_cuda_stream_state *state = (bs_cuda_stream_state *)calloc(1, sizeof *state);
     if (!state) return bs_fail(BS_STATUS_NOMEM, "stream: no memory for its state");
     stream->state = state;
-    cudaError_t error = cudaStreamCreateWithFlags(&state->stream, cudaStreamNonBlocking);
+    int lowest = 0, highest = 0;
+    cudaError_t error = cudaDeviceGetStreamPriorityRange(&lowest, &highest);
+    if (error == cudaSuccess)
+        error = cudaStreamCreateWithPriority(&state->stream, cudaStreamNonBlocking,
+                                             stream->background ? lowest : highest);
     if (error == cudaSuccess) error = cudaMalloc(&state->fault.claimed, sizeof *state->fault.claimed);
     if (error == cudaSuccess)
         error = cudaMemsetAsync(state->fault.claimed, 0, sizeof *state->fault.claimed, state->stream);

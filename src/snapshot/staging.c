@@ -52,7 +52,7 @@ static bs_status open_memory(bs_snap_staging *s, const bs_snap_shape *shape)
         if (!memory)
             return bs_fail(BS_STATUS_NOMEM, "snapshot: no memory for %zu bytes", N_SLOTS * s->slot_bytes);
     } else {
-        BS_TRY(bs_stream_create(s->device, &s->stream));
+        BS_TRY(bs_stream_create_background(s->device, &s->stream));
         BS_TRY(bs_host_alloc(s->device, N_SLOTS * s->slot_bytes, "snapshot staging", &memory));
     }
     s->host = memory;

@@ -10,7 +10,7 @@ tests_e2e_model_run_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=bs_merge_states
 tests_e2e_model_run_LDADD = $(BS_LIBS) $(BS_SYSLIBS)
 
 BS_E2E_TESTS = tests/e2e/test_logits.py tests/e2e/test_greedy.py tests/e2e/test_lowbit.py tests/e2e/test_tiny_grids.py tests/e2e/test_types.py \
-    tests/e2e/test_needle.py tests/e2e/test_hf.py tests/e2e/test_gpu.py tests/faults/test_ranks.py \
+    tests/e2e/test_needle.py tests/e2e/test_hf.py tests/e2e/test_gpu.py tests/e2e/test_gpu_snapshot.py tests/faults/test_ranks.py \
     tests/e2e/test_jobs.py tests/e2e/test_slurm.py
 TESTS += $(BS_E2E_TESTS)
 EXTRA_DIST += $(BS_E2E_TESTS) tests/e2e/common.py tests/e2e/slurm.py tests/e2e/answers.py tests/e2e/hf_dir.py tests/e2e/reference.py \
