@@ -236,6 +236,8 @@ typedef struct bs_silu_mul_args {
 } bs_silu_mul_args;
 bs_status bs_op_silu_mul(bs_stream *stream, const bs_silu_mul_args *args);
 
+enum { BS_CHAIN_COUNTERS = 2 };
+
 /* All dense work from one layer's attention to the next one's q, k and v, for a few tokens, in one go:
  *   x += W_o a; n = norm(x); f = silu(W_gate n) · (W_up n); x += W_down f; n = norm(x); out = W_qkv n + bias, or n.
  * A GPU has it as one kernel that streams the weights without a stop. One rank only: nothing is summed over ranks in
@@ -258,7 +260,7 @@ typedef struct bs_dense_chain_args {
     void *out;         /* [device] [T, rows of qkv, or hidden] out_type */
     int64_t ld_out;    /* elements from row to row */
     bs_type out_type;  /* F32 or act; act without qkv */
-    uint64_t *counter; /* [device] zero at first, then this op's alone, on one stream */
+    uint64_t *counter; /* [device] [BS_CHAIN_COUNTERS] zero at first, then this op's alone, on one stream */
 } bs_dense_chain_args;
 bs_status bs_op_dense_chain(bs_stream *stream, const bs_dense_chain_args *args);
 /* Whether this device has it for these sizes; n_attended: columns of o. */

@@ -3,22 +3,24 @@
  * Math     x ← x + W_o a; n = norm(x); f = silu(W_g n) · (W_u n); x ← x + W_d f; n = norm(x); out = W_qkv n + bias,
  * or n itself where W_qkv is not given.
  * Layout   as kernels.h says. Shared memory: T vectors of the widest matrix's columns in act, then a ring for each of 16
- * warps: pieces of 2 rows × 512 columns, 2 KB, by bulk copies.
+ * warps: pieces of 2 rows × 1024 columns of one token (512 of more, or where that leaves too few), by bulk copies.
  * Mapping  a CTA an SM, all resident. Rows go in pairs (of gate and up the same row of both, so that silu is taken in
- * registers) round all warps of the card, from phase to phase without a new start: a warp's next pair is known before
- * the vector it will meet. Four phases (o, gate and up, down, qkv) with a barrier of the grid between; behind it each
- * CTA adds, norms and rounds the whole vector for itself, and writes its share of x.
+ * registers) round all warps of the card, from phase to phase without a new start; but o's by the order in which the CTAs
+ * came, so that the last ones, on SMs that the attention left last, have none. Four phases (o, gate and up, down, qkv)
+ * with a barrier of the grid between; behind it each CTA adds, norms and rounds the whole vector for itself, and writes
+ * its share of x.
  * Cost     the weights, once: 436 MB a layer of Llama-3.1-8B, 94 µs at 4.64 TB/s. As seven kernels a layer paid 2 to 3 µs
- * for the ramp of each and 3 for each norm. Here a warp asks for its next piece the moment it has read one, across barriers
- * too: the ring (192 KB an SM at one token, 5.6 µs of the card's bandwidth) is what a barrier and a norm hide behind.
+ * for the ramp of each and 3 for each norm. Here a warp asks for its next piece the moment it has read one, across
+ * barriers too: the ring (192 KB an SM at one token, 5.6 µs of the card's bandwidth) is what a barrier and a norm hide
+ * behind. Of one token no more than 64 KB an SM fly at a time: what a barrier and a norm load queues behind them.
  * Numerics f32 products of act values; a lane's columns in order, then 32 lanes by halving; rounding to act where the
  * separate ops round too, but for gate and up, which stay f32 until their product. The same bits run to run.
  * Limits   compute capability 9.0; T ≤ 4; F16 or BF16, one type for weights and activations; columns multiples of 8, rows
  * of 2; hidden ≤ 8192; what shared memory holds (bs_cuda_dense_chain_fits). The grid must be resident as a whole: nothing
  * else may hold an SM for ever.
- * Measured 2026-11-29, one H200, T = 1, bf16, 8B's layer, back to back: 111 to 113 µs, 3.9 TB/s, 84 % of the read. Without
- * barriers and norms 101: 24 of 132 SMs, always the same, get a fifth more of the memory and wait 10 µs for the others.
- * Seven other ways to deal rows and to wait were no faster in the engine (docs/perf/LOG.md). */
+ * Measured 2026-11-29, one H200, T = 1, bf16, 8B's layer in a decode step: 107 µs behind the attention's end, 4.1 TB/s of
+ * 4.5. Gate, up and down run at the speed of memory; what is lost is 14 µs from the attention's end to gate and up, and a
+ * few at the last norm. What was tried: docs/perf/LOG.md. */
 #include "kernels/cuda/attend_ptx.cuh"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/overlap.h"
@@ -28,21 +30,28 @@ enum {
     WARP = 32,
     WARPS = 16,
     THREADS = WARP * WARPS,
-    PIECE_COLS = 512,
-    PIECE_BYTES = 2 * PIECE_COLS * 2,
+    WIDE_COLS = 1024,
+    NARROW_COLS = 512, /* of a piece */
     MIN_SLOTS = 3,
     MAX_SLOTS = 8,
-    PHASES = 4,
-    KEPT = 4 /* chunks of 4 elements of the residual that a thread keeps in a norm */
+    KEPT = 4,      /* chunks of 4 elements of the residual that a thread keeps in a norm */
+    N_LATE = 12,   /* CTAs that come last and do not wait until their rings are full */
+    GRID_WAITS = 3 /* of a launch */
 };
 
+enum phase_number { O, GATE_UP, DOWN, QKV, PHASES };
+
 enum phase_kind { TO_SUM, TO_FFN, TO_OUT };
+
+/* Places in args.counter. */
+enum { GRID, TICKETS };
 
 /* Pair i: the rows at w + i · pair_step and `second` behind it. */
 typedef struct phase {
     const uint8_t *w;
     int64_t pair_step, second;
     int n_pairs, n_cols, n_pieces; /* pieces a pair */
+    int n_flying;                  /* of one token: pieces that a warp may have asked for and not got */
     phase_kind kind;
 } phase;
 
@@ -57,46 +66,66 @@ typedef struct cursor {
     int phase, pair, piece;
 } cursor;
 
-/* This warp's first pair of a phase: pairs go on round the warps where the phase before ended. */
-static __device__ __forceinline__ int first_pair(const job &j, int phase_number, int n_warps)
+/* A warp's ring: `lead` pieces have been asked for and not read, from `slot` on. The same in all lanes. */
+typedef struct ring {
+    uint32_t data, full; /* shared addresses of slot 0 and of its barrier */
+    uint64_t policy;
+    int slot, lead;
+    uint32_t parity; /* of slot's barrier */
+    cursor next;     /* the piece to ask for next */
+    int order;       /* of this CTA: how many came before it */
+} ring;
+
+/* This warp's first pair of a phase. */
+static __device__ __forceinline__ int first_pair(const job &j, int phase_number, int order)
 {
+    const int warp = threadIdx.x / WARP, n_warps = (int)gridDim.x * WARPS;
+    if (phase_number == O) return order * WARPS + warp;
     int before = 0;
-    for (int i = 0; i < phase_number; i++) before += j.phases[i].n_pairs;
-    const int me = (int)(threadIdx.x / WARP * gridDim.x + blockIdx.x);
-    return (me + n_warps - before % n_warps) % n_warps;
+    for (int i = GATE_UP; i < phase_number; i++) before += j.phases[i].n_pairs;
+    return (warp * (int)gridDim.x + (int)blockIdx.x + n_warps - before % n_warps) % n_warps;
 }
 
 /* On to a pair that exists; phase n_phases is the end. */
-static __device__ __forceinline__ void settle(const job &j, cursor &c, int n_warps)
+static __device__ __forceinline__ void settle(const job &j, cursor &c, int order)
 {
     while (c.phase < j.n_phases && c.pair >= j.phases[c.phase].n_pairs) {
         c.phase++;
-        c.pair = c.phase < j.n_phases ? first_pair(j, c.phase, n_warps) : 0;
+        c.pair = c.phase < j.n_phases ? first_pair(j, c.phase, order) : 0;
     }
 }
 
-static __device__ __forceinline__ void step(const job &j, cursor &c, int n_warps)
+/* Asks for the next piece, which exists, and for which there is room. */
+template <int COLS> static __device__ __forceinline__ void ask(const job &j, ring &r)
 {
-    if (++c.piece < j.phases[c.phase].n_pieces) return;
-    c.piece = 0;
-    c.pair += n_warps;
-    settle(j, c, n_warps);
-}
-
-/* Asks for the piece at the cursor; nothing behind the end. */
-static __device__ __forceinline__ void ask(const job &j, cursor &c, int n_warps, uint32_t slot, uint32_t full,
-                                           uint64_t policy)
-{
-    if (c.phase == j.n_phases) return;
-    const phase &p = j.phases[c.phase];
+    const int at = r.slot + r.lead, s = at < j.n_slots ? at : at - j.n_slots;
+    const phase &p = j.phases[r.next.phase];
     if (threadIdx.x % WARP == 0) {
-        const int cols = min(PIECE_COLS, p.n_cols - c.piece * PIECE_COLS);
-        const uint8_t *from = p.w + c.pair * p.pair_step + c.piece * (2 * PIECE_COLS);
+        const int cols = min(COLS, p.n_cols - r.next.piece * COLS);
+        const uint8_t *from = p.w + r.next.pair * p.pair_step + r.next.piece * (2 * COLS);
+        const uint32_t to = r.data + s * 4 * COLS, full = r.full + 8 * s;
         barrier_expect(full, 4 * (uint32_t)cols);
-        bulk_load(slot, from, 2 * (uint32_t)cols, full, policy);
-        bulk_load(slot + PIECE_BYTES / 2, from + p.second, 2 * (uint32_t)cols, full, policy);
+        bulk_load(to, from, 2 * (uint32_t)cols, full, r.policy);
+        bulk_load(to + 2 * COLS, from + p.second, 2 * (uint32_t)cols, full, r.policy);
     }
-    step(j, c, n_warps);
+    r.lead++;
+    if (++r.next.piece < p.n_pieces) return;
+    r.next.piece = 0;
+    r.next.pair += (int)gridDim.x * WARPS;
+    settle(j, r.next, r.order);
+}
+
+/* Asks for what there is room for and, of one token, may fly. */
+template <int T, int COLS> static __device__ __forceinline__ void pump(const job &j, ring &r, int n_flying)
+{
+    while (r.lead < j.n_slots && r.next.phase < j.n_phases) {
+        if (T == 1 && r.lead >= n_flying) { /* has the piece come that is so far behind? */
+            const int at = r.slot + r.lead - n_flying, s = at < j.n_slots ? at : at - j.n_slots;
+            const uint32_t parity = at < j.n_slots ? r.parity : r.parity ^ 1;
+            if (!__all_sync(0xffffffffu, barrier_passed(r.full + 8 * s, parity))) return;
+        }
+        ask<COLS>(j, r);
+    }
 }
 
 template <bool BF16> static __device__ __forceinline__ float2 widen(uint32_t two)
@@ -106,15 +135,15 @@ template <bool BF16> static __device__ __forceinline__ float2 widen(uint32_t two
 }
 
 /* sums += 2 rows' columns of this piece times T vectors; the lane takes 8 columns of every 256. */
-template <int T, bool BF16>
+template <int T, bool BF16, int COLS>
 static __device__ __forceinline__ void multiply(float sums[2][T], uint32_t slot, uint32_t x,
                                                 uint32_t x_stride, int cols)
 {
 #pragma unroll
-    for (int i = 0; i < PIECE_COLS / (8 * WARP); i++) {
+    for (int i = 0; i < COLS / (8 * WARP); i++) {
         const int col = 8 * (WARP * i + (int)threadIdx.x % WARP);
         if (col >= cols) break;
-        const uint4 a = load_shared(slot + 2 * col), b = load_shared(slot + PIECE_BYTES / 2 + 2 * col);
+        const uint4 a = load_shared(slot + 2 * col), b = load_shared(slot + 2 * COLS + 2 * col);
         const uint32_t wa[4] = {a.x, a.y, a.z, a.w}, wb[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
         for (int t = 0; t < T; t++) {
@@ -162,17 +191,37 @@ static __device__ __forceinline__ void store_pair(const job &j, const phase &p, 
     }
 }
 
-/* All CTAs have come here, and what each wrote before is seen by all behind it. */
-static __device__ __forceinline__ void wait_for_grid(uint64_t *counter)
+/* ---- waiting for others ------------------------------------------------------------------------------------ */
+
+static __device__ __forceinline__ uint64_t load_acquire(const uint64_t *counter)
+{
+    uint64_t seen;
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(counter) : "memory");
+    return seen;
+}
+
+static __device__ __forceinline__ void add_release(uint64_t *counter)
+{
+    asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+/* All CTAs have come here, for the turn-th time of all launches, and what each wrote before is seen by all behind it. Rings
+ * fill meanwhile. `opened`: a barrier of one arrival, and its parity. */
+template <int T, int COLS>
+static __device__ __forceinline__ void wait_for_grid(const job &j, ring &r, int n_flying, uint64_t turn,
+                                                     uint32_t opened, uint32_t parity)
 {
     __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        const unsigned long long ticket = atomicAdd((unsigned long long *)counter, 1ull),
-                                 all = (ticket / gridDim.x + 1) * gridDim.x;
-        unsigned long long seen;
-        do asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(counter) : "memory");
-        while (seen < all);
+    if (threadIdx.x == 0) add_release(j.args.counter + GRID);
+    if (threadIdx.x < WARP) {
+        for (bool come = false; !come;) {
+            if (threadIdx.x == 0) come = load_acquire(j.args.counter + GRID) >= turn * gridDim.x;
+            come = __shfl_sync(0xffffffffu, come, 0);
+            pump<T, COLS>(j, r, n_flying);
+        }
+        if (threadIdx.x == 0) barrier_arrive(opened);
+    } else {
+        while (!__all_sync(0xffffffffu, barrier_passed(opened, parity))) pump<T, COLS>(j, r, n_flying);
     }
     __syncthreads();
 }
@@ -232,12 +281,13 @@ static __device__ void load_normed(const job &j, const float *from, float *to, c
     for (int t = 0; t < a.n_tokens; t++) {
         const float4 *residual = (const float4 *)(from + t * a.n_hidden),
                      *sum = (const float4 *)(a.sum + t * a.n_hidden);
-        float4 kept[KEPT];
+        float4 kept[KEPT], gains[KEPT];
         float squares = 0;
 #pragma unroll
         for (int k = 0; k < KEPT; k++) {
             const int i = (int)threadIdx.x + k * THREADS;
             if (i >= n) break;
+            gains[k] = ((const float4 *)gain)[i]; /* on its way with the others */
             const float4 r = __ldcg(residual + i), s = __ldcg(sum + i);
             kept[k] = make_float4(r.x + s.x, r.y + s.y, r.z + s.z, r.w + s.w);
         }
@@ -254,7 +304,7 @@ static __device__ void load_normed(const job &j, const float *from, float *to, c
         for (int k = 0; k < KEPT; k++) {
             const int i = (int)threadIdx.x + k * THREADS;
             if (i >= n) break;
-            const float4 v = kept[k], g = ((const float4 *)gain)[i];
+            const float4 v = kept[k], g = gains[k];
             alignas(8) uint16_t y[4];
             bs_cuda_store_act(y, 0, a.act, v.x * scale * g.x);
             bs_cuda_store_act(y, 1, a.act, v.y * scale * g.y);
@@ -269,54 +319,65 @@ static __device__ void load_normed(const job &j, const float *from, float *to, c
 
 /* ---- the kernel ------------------------------------------------------------------------------------------ */
 
-template <int T, bool BF16>
+template <int T, bool BF16, int COLS>
 static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_constant__ job j)
 {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900 /* bs_cuda_dense_chain_fits says no elsewhere */
     extern __shared__ __align__(128) uint8_t shared[];
-    __shared__ __align__(8) uint64_t barriers[WARPS * MAX_SLOTS];
-    const int warp = threadIdx.x / WARP, n_warps = (int)gridDim.x * WARPS;
-    const uint32_t x = smem_address(shared), ring = x + j.x_bytes + warp * j.n_slots * PIECE_BYTES,
-                   full = smem_address(&barriers[warp * MAX_SLOTS]);
-    const uint64_t policy = evict_first_policy();
-    if (threadIdx.x % WARP == 0) {
-        for (int s = 0; s < j.n_slots; s++) barrier_init(full + 8 * s, 1);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    __shared__ __align__(8) uint64_t barriers[WARPS * MAX_SLOTS], opened;
+    __shared__ uint64_t ticket;
+    const int warp = threadIdx.x / WARP;
+    const uint32_t x = smem_address(shared);
+    ring r = {};
+    r.data = x + j.x_bytes + warp * j.n_slots * 4 * COLS;
+    r.full = smem_address(&barriers[warp * MAX_SLOTS]);
+    r.policy = evict_first_policy();
+    if (threadIdx.x == 0) { /* before the wait: nobody else knows this counter */
+        ticket = atomicAdd((unsigned long long *)j.args.counter + TICKETS, 1ull);
+        barrier_init(smem_address(&opened), 1);
     }
-    __syncwarp();
-    cursor asked = {0, first_pair(j, 0, n_warps), 0};
-    settle(j, asked, n_warps);
-    for (int s = 0; s < j.n_slots; s++) ask(j, asked, n_warps, ring + s * PIECE_BYTES, full + 8 * s, policy);
+    if (threadIdx.x % WARP == 0)
+        for (int s = 0; s < j.n_slots; s++) barrier_init(r.full + 8 * s, 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    __syncthreads();
+    uint64_t turn = ticket / gridDim.x * GRID_WAITS;
+    r.order = (int)(ticket % gridDim.x);
+    r.next = {O, first_pair(j, O, r.order), 0};
+    settle(j, r.next, r.order);
+    /* Slowly: the attention is still at work on other SMs. */
+    do pump<T, COLS>(j, r, 1);
+    while (r.lead < j.n_slots && r.next.phase < j.n_phases && r.order < (int)gridDim.x - N_LATE);
     bs_cuda_release_next();
     bs_cuda_wait_before();
 
-    load_attended(j, shared, j.phases[0].n_cols);
+    if (r.order * WARPS < j.phases[O].n_pairs) load_attended(j, shared, j.phases[O].n_cols);
+    pump<T, COLS>(j, r, j.phases[O].n_flying);
     __syncthreads();
-    int slot = 0;
-    uint32_t parity = 0;
-    for (int number = 0; number < j.n_phases; number++) {
+    for (int number = O; number < j.n_phases; number++) {
         const phase &p = j.phases[number];
-        if (number == 1) load_normed(j, j.args.x, j.args.x_other, j.args.ffn_gain, shared, nullptr);
-        if (number == 2) load_ffn(j, shared);
-        if (number == 3) load_normed(j, j.args.x_other, j.args.x, j.args.next_gain, shared, nullptr);
-        if (number > 0) __syncthreads();
-        for (int pair = first_pair(j, number, n_warps); pair < p.n_pairs; pair += n_warps) {
+        if (number == GATE_UP) load_normed(j, j.args.x, j.args.x_other, j.args.ffn_gain, shared, nullptr);
+        if (number == DOWN) load_ffn(j, shared);
+        if (number == QKV) load_normed(j, j.args.x_other, j.args.x, j.args.next_gain, shared, nullptr);
+        if (number > O) __syncthreads();
+        for (int pair = first_pair(j, number, r.order); pair < p.n_pairs; pair += (int)gridDim.x * WARPS) {
             float sums[2][T] = {};
             for (int piece = 0; piece < p.n_pieces; piece++) {
-                barrier_wait(full + 8 * slot, parity);
-                multiply<T, BF16>(sums, ring + slot * PIECE_BYTES, x + 2 * PIECE_COLS * piece,
-                                  2 * (uint32_t)p.n_cols, p.n_cols - PIECE_COLS * piece);
+                const int col = COLS * piece;
+                barrier_wait(r.full + 8 * r.slot, r.parity);
+                multiply<T, BF16, COLS>(sums, r.data + r.slot * 4 * COLS, x + 2 * col, 2 * (uint32_t)p.n_cols,
+                                        p.n_cols - col);
                 __syncwarp();
-                ask(j, asked, n_warps, ring + slot * PIECE_BYTES, full + 8 * slot, policy);
-                if (++slot == j.n_slots) {
-                    slot = 0;
-                    parity ^= 1;
+                r.lead--;
+                if (++r.slot == j.n_slots) {
+                    r.slot = 0;
+                    r.parity ^= 1;
                 }
+                pump<T, COLS>(j, r, p.n_flying);
             }
             reduce<T>(sums);
             store_pair<T>(j, p, pair, sums);
         }
-        if (number + 1 < j.n_phases || j.n_phases < PHASES) wait_for_grid(j.args.counter);
+        if (number < QKV) wait_for_grid<T, COLS>(j, r, p.n_flying, ++turn, smem_address(&opened), number & 1);
     }
     if (j.n_phases < PHASES) load_normed(j, j.args.x_other, j.args.x, j.args.next_gain, shared, j.args.out);
 #endif
@@ -324,11 +385,9 @@ static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_c
 
 /* ---- launching ------------------------------------------------------------------------------------------- */
 
-static int slots_of(int shared_bytes, int64_t x_bytes)
-{
-    const int64_t n = (shared_bytes - x_bytes) / (WARPS * PIECE_BYTES);
-    return n > MAX_SLOTS ? MAX_SLOTS : (int)n;
-}
+typedef struct room {
+    int cols, n_slots, x_bytes;
+} room;
 
 /* Shared memory that a CTA may ask for beside what is static; 0 where this is not a card for it. */
 static bs_status find_limits(int *shared_bytes, int *n_sms)
@@ -341,15 +400,31 @@ static bs_status find_limits(int *shared_bytes, int *n_sms)
     return BS_STATUS_OK;
 }
 
-static int64_t widest(int64_t n_attended, int64_t n_hidden, int64_t n_ffn)
-{
-    const int64_t n = n_ffn > n_hidden ? n_ffn : n_hidden;
-    return n > n_attended ? n : n_attended;
-}
-
 static int padded_tokens(int n_tokens)
 {
     return n_tokens == 3 ? 4 : n_tokens;
+}
+
+static int64_t align_128(int64_t n)
+{
+    return (n + 127) / 128 * 128;
+}
+
+/* How shared memory is shared out; no slots: there is too little. */
+static room share_out(int shared_bytes, int n_tokens, int64_t n_attended, int64_t n_hidden, int64_t n_ffn)
+{
+    room m = {};
+    const int64_t t = 2 * padded_tokens(n_tokens);
+    int64_t widest = n_ffn > n_hidden ? n_ffn : n_hidden;
+    if (n_attended > widest) widest = n_attended;
+    m.x_bytes = (int)align_128(t * widest);
+    for (int cols = n_tokens == 1 ? WIDE_COLS : NARROW_COLS; cols >= NARROW_COLS; cols /= 2) {
+        const int64_t n = (shared_bytes - m.x_bytes) / (WARPS * 4 * cols);
+        m.cols = cols;
+        m.n_slots = n > MAX_SLOTS ? MAX_SLOTS : n < MIN_SLOTS ? 0 : (int)n;
+        if (m.n_slots > 0) break;
+    }
+    return m;
 }
 
 bool bs_cuda_dense_chain_fits(const bs_device *, int n_tokens, int64_t n_attended, int64_t n_hidden,
@@ -357,36 +432,38 @@ bool bs_cuda_dense_chain_fits(const bs_device *, int n_tokens, int64_t n_attende
 {
     int shared_bytes, n_sms;
     if (find_limits(&shared_bytes, &n_sms) != BS_STATUS_OK) return false;
-    const int64_t x_bytes = (padded_tokens(n_tokens) * widest(n_attended, n_hidden, n_ffn) * 2 + 127) / 128 *
-                            128;
     return n_tokens >= 1 && n_tokens <= 4 && (act == BS_TYPE_F16 || act == BS_TYPE_BF16) &&
            (n_attended | n_hidden | n_ffn) % 8 == 0 && n_hidden <= 4 * KEPT * THREADS && n_attended > 0 &&
-           n_ffn > 0 && slots_of(shared_bytes, x_bytes) >= MIN_SLOTS;
+           n_ffn > 0 && share_out(shared_bytes, n_tokens, n_attended, n_hidden, n_ffn).n_slots > 0;
 }
 
-static phase make_phase(const bs_weight *w, phase_kind kind)
+static phase make_phase(const bs_weight *w, int number, int cols)
 {
+    static const phase_kind kinds[PHASES] = {TO_SUM, TO_FFN, TO_SUM, TO_OUT};
     phase p = {};
-    const bool halves = kind == TO_FFN;
+    const bool halves = number == GATE_UP;
     p.w = (const uint8_t *)bs_cuda_weight_data(w);
     p.pair_step = (halves ? 1 : 2) * (int64_t)w->row_bytes;
     p.second = (halves ? w->n_rows / 2 : 1) * (int64_t)w->row_bytes;
     p.n_pairs = (int)(w->n_rows / 2);
     p.n_cols = (int)w->n_cols;
-    p.n_pieces = (p.n_cols + PIECE_COLS - 1) / PIECE_COLS;
-    p.kind = kind;
+    p.n_pieces = (p.n_cols + cols - 1) / cols;
+    p.n_flying = WIDE_COLS / cols * (number == QKV ? 2 : 1); /* nothing waits behind qkv */
+    p.kind = kinds[number];
     return p;
 }
 
 bs_status bs_cuda_dense_chain(bs_stream *stream, const bs_dense_chain_args *args)
 {
-    static void (*const kernels[2][3])(job) = {
-        {chain_kernel<1, false>, chain_kernel<2, false>, chain_kernel<4, false>},
-        {chain_kernel<1, true>, chain_kernel<2, true>, chain_kernel<4, true>}};
+    static void (*const kernels[2][4])(job) = {
+        {chain_kernel<1, false, NARROW_COLS>, chain_kernel<2, false, NARROW_COLS>,
+         chain_kernel<4, false, NARROW_COLS>, chain_kernel<1, false, WIDE_COLS>},
+        {chain_kernel<1, true, NARROW_COLS>, chain_kernel<2, true, NARROW_COLS>,
+         chain_kernel<4, true, NARROW_COLS>, chain_kernel<1, true, WIDE_COLS>}};
     int shared_bytes, n_sms;
     BS_TRY(find_limits(&shared_bytes, &n_sms));
+    const room m = share_out(shared_bytes, args->n_tokens, args->o->n_cols, args->n_hidden, args->n_ffn);
     const bs_weight *weights[PHASES] = {args->o, args->gate_up, args->down, args->qkv};
-    static const phase_kind kinds[PHASES] = {TO_SUM, TO_FFN, TO_SUM, TO_OUT};
     job j = {};
     j.args = *args;
     for (int i = 0; i < PHASES && weights[i]; i++) {
@@ -395,13 +472,13 @@ bs_status bs_cuda_dense_chain(bs_stream *stream, const bs_dense_chain_args *args
             (uintptr_t)bs_cuda_weight_data(w) % 16)
             return bs_fail(BS_STATUS_UNSUPPORTED, "dense_chain: matrix %d, %s, %lld × %lld", i,
                            bs_type_name(w->type), (long long)w->n_rows, (long long)w->n_cols);
-        j.phases[j.n_phases++] = make_phase(w, kinds[i]);
+        j.phases[j.n_phases++] = make_phase(w, i, m.cols);
     }
-    const int tokens = padded_tokens(args->n_tokens);
-    j.x_bytes = (int)((tokens * widest(args->o->n_cols, args->n_hidden, args->n_ffn) * 2 + 127) / 128 * 128);
-    j.n_slots = slots_of(shared_bytes, j.x_bytes);
-    const size_t bytes = (size_t)j.x_bytes + (size_t)j.n_slots * WARPS * PIECE_BYTES;
-    void (*kernel)(job) = kernels[args->act == BS_TYPE_BF16][tokens / 2];
+    j.x_bytes = m.x_bytes;
+    j.n_slots = m.n_slots;
+    const size_t bytes = (size_t)j.x_bytes + (size_t)j.n_slots * WARPS * 4 * (size_t)m.cols;
+    const int which = m.cols == WIDE_COLS ? 3 : padded_tokens(args->n_tokens) / 2;
+    void (*kernel)(job) = kernels[args->act == BS_TYPE_BF16][which];
     BS_TRY(
         bs_cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
                        "dense_chain"));

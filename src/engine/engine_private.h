@@ -35,7 +35,7 @@ typedef struct bs_engine_layout {
         size_t attended;         /* [T, heads · D] act: the merged O turned back; o itself when act is F32 */
         size_t gate, up;         /* [T, ffn] act */
         size_t cos_sin;          /* [T, n_rot] f32 */
-        size_t x_other, counter; /* of bs_op_dense_chain: [BS_CHAIN_TOKENS, hidden] f32, one u64 */
+        size_t x_other, counter; /* of bs_op_dense_chain: [BS_CHAIN_TOKENS, hidden] f32, u64 */
         size_t bytes;
     } act_at;
     struct {

@@ -157,7 +157,7 @@ static void check_case(gpu_side *gpu, const shape *s, int number)
     const size_t x_bytes = 4 * (size_t)s->n_tokens * (size_t)n,
                  out_size = (size_t)bs_type_block_bytes(out_type),
                  out_bytes = out_size * (size_t)s->n_tokens * (size_t)ld_out;
-    const uint64_t zero = 0;
+    const uint64_t zeros[BS_CHAIN_COUNTERS] = {0};
     bs_dense_chain_args args = {
         .n_tokens = s->n_tokens,
         .n_hidden = n,
@@ -181,7 +181,7 @@ static void check_case(gpu_side *gpu, const shape *s, int number)
         .out = dense_put(gpu, NULL, out_bytes),
         .ld_out = ld_out,
         .out_type = out_type,
-        .counter = dense_put(gpu, &zero, sizeof zero),
+        .counter = dense_put(gpu, zeros, sizeof zeros),
     };
     assert_int_equal(bs_op_dense_chain(gpu->stream, &args), BS_STATUS_OK);
     float *x = dense_get(gpu, args.x, x_bytes), *x_again;
