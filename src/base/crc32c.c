@@ -166,13 +166,6 @@ uint32_t bs_crc32c(uint32_t crc, const void *data, size_t n)
     return ~update_plain(~crc, data, n);
 }
 
-uint32_t bs_crc32c_combine(uint32_t a, uint32_t b, uint64_t len_b)
-{
-    pthread_once(&once, initialize);
-    /* The complements of begin and end cancel: what A left, len_b bytes further, plus B's own. */
-    return multiply(power_of_bytes(len_b), a) ^ b;
-}
-
 void bs_crc32c_set_plain(bool plain)
 {
     atomic_store_explicit(&use_plain, plain, memory_order_relaxed);

@@ -13,8 +13,6 @@
 /* The checksum of all bytes so far: crc is 0 to begin with, else what the last call returned. data may be NULL when n
  * is 0. Thread safe. bs_crc32c(0, "123456789", 9) is 0xe3069283. */
 uint32_t bs_crc32c(uint32_t crc, const void *data, size_t n);
-/* The checksum of A then B, from that of each and B's length in bytes. O(log len_b). */
-uint32_t bs_crc32c_combine(uint32_t a, uint32_t b, uint64_t len_b);
 
 /* `--isa scalar`: without the CPU's own instruction, true, or with it where there is one, false (so it begins). */
 void bs_crc32c_set_plain(bool plain);

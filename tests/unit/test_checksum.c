@@ -62,7 +62,7 @@ static void check_crc_vectors(void)
     assert_int_equal(bs_crc32c(0, read_command, 48), 0xd9963a56);
 }
 
-/* Lengths around the parts' ends, at odd addresses, in pieces, and joined. */
+/* Lengths around the parts' ends, at odd addresses and in pieces. */
 static void check_crc_lengths(void)
 {
     static const size_t around[] = {8,    256,   512,   768,         1024,
@@ -73,16 +73,14 @@ static void check_crc_lengths(void)
         const uint8_t *p = bytes + draw() % 64;
         const uint32_t whole = crc_by_bits(p, n);
         assert_int_equal(bs_crc32c(0, p, n), whole);
-        uint32_t running = 0, joined = 0;
+        uint32_t running = 0;
         for (size_t at = 0; at < n || at == 0;) {
             size_t piece = n - at < 2 ? n - at : draw() % (n - at + 1);
             running = bs_crc32c(running, p + at, piece);
-            joined = bs_crc32c_combine(joined, bs_crc32c(0, p + at, piece), piece);
             at += piece;
             if (n == 0) break;
         }
         assert_int_equal(running, whole);
-        assert_int_equal(joined, whole);
     }
     free(bytes);
 }
@@ -98,25 +96,6 @@ static void test_crc(void **state)
     print_message("with %s\n", bs_crc32c_path());
     check_crc_vectors();
     check_crc_lengths();
-}
-
-/* Far beyond what fits in memory: 2^40 zeros behind A in one go, and by doubling what is known of 2^10. */
-static void test_combine_far(void **state)
-{
-    (void)state;
-    static const uint8_t zeros[1024];
-    const uint32_t a = bs_crc32c(0, "bitshard", 8);
-    uint32_t far = bs_crc32c(0, zeros, sizeof zeros);
-    for (int i = 10; i < 40; i++) far = bs_crc32c_combine(far, far, 1ull << i);
-    uint32_t step = a;
-    for (int i = 0; i < 1024; i++) {
-        uint32_t part = bs_crc32c(0, zeros, sizeof zeros); /* 2^30 zeros, 1024 times */
-        for (int k = 10; k < 30; k++) part = bs_crc32c_combine(part, part, 1ull << k);
-        step = bs_crc32c_combine(step, part, 1ull << 30);
-    }
-    assert_int_equal(bs_crc32c_combine(a, far, 1ull << 40), step);
-    assert_int_equal(bs_crc32c_combine(a, 0, 0), a);
-    assert_int_equal(bs_crc32c_combine(0, a, 8), a);
 }
 
 /* Any single flipped bit, and a 16-bit word from 0 to 0xffff (which fletcher32 misses), change it. */
@@ -275,8 +254,8 @@ static int print_speed(void)
 int main(int argc, char **argv)
 {
     if (argc > 1 && strcmp(argv[1], "speed") == 0) return print_speed();
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_crc),        cmocka_unit_test(test_combine_far),
-                                       cmocka_unit_test(test_crc_finds),  cmocka_unit_test(test_sha),
-                                       cmocka_unit_test(test_sha_pieces), cmocka_unit_test(test_hex)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_crc), cmocka_unit_test(test_crc_finds),
+                                       cmocka_unit_test(test_sha), cmocka_unit_test(test_sha_pieces),
+                                       cmocka_unit_test(test_hex)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
