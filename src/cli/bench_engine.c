@@ -4,6 +4,7 @@
 
 #include "src/cli/bench_engine.h"
 #include "src/base/progress.h"
+#include "src/cli/common.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -75,7 +76,7 @@ bs_status bs_bench_parse_formats(const bs_options *o, bs_kv_format *out, int *n)
         bs_kv_format format;
         next = strchr(item, ',');
         if (next) *next++ = 0;
-        status = bs_kv_format_parse(item, &format);
+        status = bs_cli_parse_format(item, &format);
         if (status == BS_STATUS_OK && *n == BS_BENCH_MAX_ITEMS)
             status = bs_fail(BS_STATUS_USAGE, "--kv: more than %d formats", BS_BENCH_MAX_ITEMS);
         if (status == BS_STATUS_OK) out[(*n)++] = format;

@@ -83,17 +83,21 @@ bs_status bs_cli_choose_grid(const bs_options *options, const bs_comm *comm, con
                           bs_options_string(options, "grid"), out);
 }
 
+bs_status bs_cli_parse_format(const char *text, bs_kv_format *out)
+{
+    const bs_status status = bs_kv_format_parse(text, out);
+    if (status == BS_STATUS_OK) return status;
+    /* The parser serves the service too, and does not know of an option. */
+    char line[512];
+    snprintf(line, sizeof line, "%s", bs_error_message());
+    bs_error_clear();
+    return bs_fail(status, "--kv: %s", line);
+}
+
 bs_status bs_cli_parse_kv(const bs_options *options, const char *text, bs_kv_format *out)
 {
     bs_kv_format format;
-    bs_status status = bs_kv_format_parse(text, &format);
-    if (status != BS_STATUS_OK) {
-        /* The parser serves the service too, and does not know of an option. */
-        char line[512];
-        snprintf(line, sizeof line, "%s", bs_error_message());
-        bs_error_clear();
-        return bs_fail(status, "--kv: %s", line);
-    }
+    BS_TRY(bs_cli_parse_format(text, &format));
     bool plain = strcmp(bs_options_string(options, "v-encoder"), "plain") == 0;
     format.v_encoder = plain ? BS_V_ENCODER_PLAIN : BS_V_ENCODER_BEST;
     *out = format;
@@ -370,7 +374,8 @@ bs_status bs_cli_end_job(bs_comm *comm, bs_status status)
 
 enum { N_POOLS = 8 };
 static const char *const pool_names[N_POOLS] = {
-    "weights", "quantized pages", "f16 pages", "activations", "workspace", "logits", "page lists and plans", "snapshots"};
+    "weights", "quantized pages",      "f16 pages", "activations", "workspace",
+    "logits",  "page lists and plans", "snapshots"};
 
 static void list_pools(const bs_engine_memory *m, uint64_t pools[N_POOLS])
 {

@@ -26,7 +26,8 @@ bs_status bs_cli_choose_grid(const bs_options *options, const bs_comm *comm, con
 bs_status bs_cli_read_kv(const bs_options *options, bs_kv_format *out);
 bs_type bs_cli_read_dtype(const bs_options *options); /* F32: auto */
 bs_status bs_cli_read_merge(const bs_options *options, bs_merge_method *out);
-/* One format of --kv, with --v-encoder. */
+/* One format of --kv; and with --v-encoder. */
+bs_status bs_cli_parse_format(const char *text, bs_kv_format *out);
 bs_status bs_cli_parse_kv(const bs_options *options, const char *text, bs_kv_format *out);
 const char *bs_isa_name(bs_isa isa);
 /* --temperature, --top-k, --top-p, --min-p, --repeat-penalty, --seed. */

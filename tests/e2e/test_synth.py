@@ -161,7 +161,7 @@ def test_bench_decode():
     lines = done.stdout.splitlines()
     c.check(done.returncode == 0 and len(lines) == 3 and "2 ranks, grid 2x1" in lines[0] and lines[2].startswith("int4:kc:g128:nohad:s1:r2"), f"2 ranks: {done.stdout}")
     for part, *more in (("--contexts 1K,x", "--contexts", "1K,x"), ("--contexts 0", "--contexts", "0"), ("--batches 1,,2", "--batches", "1,,2"),
-                        ("int3", "--kv", "int3"), ("takes no operand", "attend"), ("--steps 2", "--steps", "2"), ("--grid 3x1", "--grid", "3x1"),
+                        ("--kv: KV format \"int3\"", "--kv", "int3"), ("takes no operand", "attend"), ("--steps 2", "--steps", "2"), ("--grid 3x1", "--grid", "3x1"),
                         ("--dry-run: not of bench decode", "--dry-run"), ("--case: not of bench decode", "--case", "1"),
                         ("--kv: more than 64 formats", "--kv", ",".join(65 * ["f16"]))):
         refused(2, part, "bench", "decode", *more, *words[2:] if part != "--steps 2" else words[2:6])
