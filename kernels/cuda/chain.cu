@@ -39,7 +39,7 @@ enum {
     GRID_WAITS = 3 /* of a launch */
 };
 
-enum phase_number { O, GATE_UP, DOWN, QKV, PHASES };
+enum phase_number { O_PROJ, GATE_UP, DOWN, QKV, PHASES };
 
 enum phase_kind { TO_SUM, TO_FFN, TO_OUT };
 
@@ -80,7 +80,7 @@ typedef struct ring {
 static __device__ __forceinline__ int first_pair(const job &j, int phase_number, int order)
 {
     const int warp = threadIdx.x / WARP, n_warps = (int)gridDim.x * WARPS;
-    if (phase_number == O) return order * WARPS + warp;
+    if (phase_number == O_PROJ) return order * WARPS + warp;
     int before = 0;
     for (int i = GATE_UP; i < phase_number; i++) before += j.phases[i].n_pairs;
     return (warp * (int)gridDim.x + (int)blockIdx.x + n_warps - before % n_warps) % n_warps;
@@ -342,7 +342,7 @@ static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_c
     __syncthreads();
     uint64_t turn = ticket / gridDim.x * GRID_WAITS;
     r.order = (int)(ticket % gridDim.x);
-    r.next = {O, first_pair(j, O, r.order), 0};
+    r.next = {O_PROJ, first_pair(j, O_PROJ, r.order), 0};
     settle(j, r.next, r.order);
     /* Slowly: the attention is still at work on other SMs. */
     do pump<T, COLS>(j, r, 1);
@@ -350,15 +350,15 @@ static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_c
     bs_cuda_release_next();
     bs_cuda_wait_before();
 
-    if (r.order * WARPS < j.phases[O].n_pairs) load_attended(j, shared, j.phases[O].n_cols);
-    pump<T, COLS>(j, r, j.phases[O].n_flying);
+    if (r.order * WARPS < j.phases[O_PROJ].n_pairs) load_attended(j, shared, j.phases[O_PROJ].n_cols);
+    pump<T, COLS>(j, r, j.phases[O_PROJ].n_flying);
     __syncthreads();
-    for (int number = O; number < j.n_phases; number++) {
+    for (int number = O_PROJ; number < j.n_phases; number++) {
         const phase &p = j.phases[number];
         if (number == GATE_UP) load_normed(j, j.args.x, j.args.x_other, j.args.ffn_gain, shared, nullptr);
         if (number == DOWN) load_ffn(j, shared);
         if (number == QKV) load_normed(j, j.args.x_other, j.args.x, j.args.next_gain, shared, nullptr);
-        if (number > O) __syncthreads();
+        if (number > O_PROJ) __syncthreads();
         for (int pair = first_pair(j, number, r.order); pair < p.n_pairs; pair += (int)gridDim.x * WARPS) {
             float sums[2][T] = {};
             for (int piece = 0; piece < p.n_pieces; piece++) {
