@@ -270,6 +270,7 @@ static bs_status finish_undecoded(generate *g)
 
 static void clean_up(generate *g)
 {
+    g->muted = true; /* after an error: what requests still hold back is nobody's */
     bs_sched_close(g->sched);
     if (g->request) bs_request_free(g->request);
     bs_generate_batch_free(g);

@@ -128,7 +128,7 @@ struct generate {
     double load_ms;
     bs_output *out;
     bs_status output; /* of writing the answer */
-    bool muted;       /* its text is not to be shown any more: another run goes on */
+    bool muted;       /* its text is not to be shown any more: another run goes on, or an error is told */
     why why;          /* it stops for good */
     uint64_t cache_bytes, cache_bytes_f16;
 

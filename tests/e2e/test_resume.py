@@ -292,6 +292,24 @@ def test_refusals():
         c.check(code == 2 and part in err and len(r.one_line(err)) == 1, f"{extra}: exit {code} {r.one_line(err)}")
 
 
+def test_held_back():
+    """What a refused run's request still holds back, because a stop string may begin with it, is not written over the file."""
+    n = next(n for n in range(12, 60) if r.run(0, words("greedy", "-n", n))[1][:-1][-2:].isalnum())
+    stop = r.run(0, words("greedy", "-n", n))[1][:-1][-2:].decode() + "~never~"
+    line = words("greedy", "--snapshot", DIR, "-o", OUT, "--stop", stop)
+    r.remove(DIR, OUT)
+    code, _, err = r.run(0, line + ["-n", n])
+    c.check(code == 0, f"{n} tokens, which may begin {stop}: exit {code} {r.one_line(err)}")
+    text = r.read(OUT)
+    with open(OUT, "wb") as file:
+        file.write(b"?" + text[1:])
+    refused("another file, and text held back", line + ["-n", n + 40], ["is not what the snapshot's run wrote"])
+    with open(OUT, "wb") as file:
+        file.write(text)
+    code, _, err = r.run(0, line + ["-n", n + 40])
+    c.check(code == 0 and r.read(OUT) == r.run(0, words("greedy", "-n", n + 40))[1], f"the same file goes on: exit {code} {r.one_line(err)}")
+
+
 def test_other_end():
     """A complete answer that would go on with other rules for its end is refused, not gone on with out of thin air."""
     r.remove(DIR, OUT)
@@ -312,9 +330,11 @@ def test_locked():
     r.remove(DIR)
     process = r.begin(0, line)
     r.wait_for(lambda: bool(r.manifests(DIR)), process)
+    process.send_signal(r.signal.SIGSTOP)  # or a fast machine ends it while the other one waits
     code, out, err = r.run(0, line)
     c.check(code == 1 and len(r.one_line(err)) == 1 and str(process.pid) in err, f"a directory in use: exit {code} {r.one_line(err)}")
     process.send_signal(r.signal.SIGTERM)
+    process.send_signal(r.signal.SIGCONT)
     c.check(r.end(process)[0] == r.STOPPED, "its owner is not disturbed")
     # One that is dead, and nobody has asked how it died.
     process = r.begin(0, line)
@@ -388,7 +408,7 @@ for path, seed in ((MODEL, 1), (OTHER, 2)):
     made = c.run(0, [c.BITSHARD, "make-model", "tiny", path, "--layers", "2", "--seed", str(seed), "--context-length", "16384"])
     assert made.returncode == 0, made.stderr
 only = sys.argv[1:]
-for test in (test_dry_run, test_stdout, test_json, test_ends, test_usr1, test_prefill, test_end_time, test_refusals, test_other_end, test_locked, test_other_prompt, test_stopped_and_resumed):
+for test in (test_dry_run, test_stdout, test_json, test_ends, test_usr1, test_prefill, test_end_time, test_refusals, test_held_back, test_other_end, test_locked, test_other_prompt, test_stopped_and_resumed):
     if not only or test.__name__ in only:
         print(f"-- {test.__name__}", flush=True)
         test()
