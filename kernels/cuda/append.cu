@@ -171,7 +171,9 @@ template <int D> static __global__ void __launch_bounds__(WARP *VECTORS_A_CTA) a
     const bool is_q = head < n_heads, is_v = head >= n_heads + n_kv_heads;
     const int kv_head = head - n_heads - (is_v ? n_kv_heads : 0);
     bs_cuda_wait_before();
-    const int slot = j.args.f16_slot[t], token = j.args.page_token[t]; /* on their way with all others */
+    const int slot = j.args.f16_slot[t];
+    if (!is_q && slot < 0) return;
+
     const void *from = is_q ? j.args.q : is_v ? j.args.v : j.args.k;
     const int64_t first = (is_q ? t * j.args.q_ld + head * D : t * j.args.kv_ld + kv_head * D) +
                           E * (int)threadIdx.x;
@@ -185,7 +187,7 @@ template <int D> static __global__ void __launch_bounds__(WARP *VECTORS_A_CTA) a
         store_channels<E>(j.args.q, first, j.args.act, j.wide, x);
         return;
     }
-    if (slot < 0) return;
+    const int token = j.args.page_token[t];
     if (!store_head<D>(j, x, (uint32_t)slot, kv_head, token, is_v) && threadIdx.x == 0)
         bs_cuda_fault_set(j.fault, j.args.layer, kv_head, (uint32_t)slot, token, is_v);
 }

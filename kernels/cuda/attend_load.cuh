@@ -180,7 +180,6 @@ static __device__ __forceinline__ void attend_dispatch(const attend_params &p, c
     if (!c.finished) attend_seek<R>(c, p, plan, spans, lane, n_warps);
     if (!p.overlap) attend_copy_q<D, R>(staging, p, spans[job.seq], job);
     if (!c.finished) attend_push(c, queues[lane], p, spans);
-    attend_merging merging = attend_plan_merge(p, plan, spans[0].q_start, spans[job.seq], job, R);
     __syncwarp();
     if (p.overlap) {
         bs_cuda_wait_before();
@@ -193,6 +192,8 @@ static __device__ __forceinline__ void attend_dispatch(const attend_params &p, c
         if (number >= 0 && (number < 2 || barrier_passed(smem_address(&jobs.states_there[number & 1]),
                                                          (number >> 1 & 1) ^ 1))) {
             attend_put_q<D, R>(staging, p, smem_address(jobs.q[number & 1]), jobs.gains[number & 1]);
+            const attend_merging merging = attend_plan_merge(p, plan, spans[0].q_start, spans[job.seq], job,
+                                                             R);
             if (p.layout.k_bits != 16 && !p.layout.k_per_channel) {
                 __syncwarp();
                 attend_put_factors<D, R>(smem_address(jobs.q[number & 1]), jobs.factors[number & 1],
@@ -208,7 +209,6 @@ static __device__ __forceinline__ void attend_dispatch(const attend_params &p, c
             if (number >= 0) {
                 job = attend_next_segment(plan, spans, job.seq, next, n_warps);
                 attend_copy_q<D, R>(staging, p, spans[job.seq], job);
-                merging = attend_plan_merge(p, plan, spans[0].q_start, spans[job.seq], job, R);
             }
             busy = true;
         }
