@@ -102,7 +102,7 @@ struct bs_stream {
     bs_numeric_fault fault;
     bool overlap;    /* bs_stream_set_overlap; launchers of kernels/cuda read it */
     bool background; /* bs_stream_create_background; stream_open reads it */
-    void *state;  /* the backend's own: cudaStream_t */
+    void *state;     /* the backend's own: cudaStream_t */
 };
 
 /* Fills device->backend, info and state. */

@@ -96,6 +96,12 @@ static bs_status time_raw(snapshot_bench *b, uint64_t bytes, bool write_it, bool
 
 /* ---- pages ---- */
 
+/* Of a page, packed. */
+static size_t page_bytes(const bs_kv_page_bytes *page, bool quantized)
+{
+    return quantized ? page->k + page->k_meta + page->v + page->v_meta : page->f16;
+}
+
 /* CRC of some of this rank's pages of the sequence, packed. */
 static bs_status sum_samples(snapshot_bench *b, uint32_t *sum)
 {
@@ -121,7 +127,7 @@ static bs_status sum_samples(snapshot_bench *b, uint32_t *sum)
             ref.k_meta = base + bytes.k;
             ref.v_meta = base + bytes.k + bytes.k_meta + bytes.v;
         }
-        const size_t n = quantized ? bytes.k + bytes.k_meta + bytes.v + bytes.v_meta : bytes.f16;
+        const size_t n = page_bytes(&bytes, quantized);
         status = bs_op_pack(b->bench.stream, &(bs_pack_args){bs_cache_pools(b->cache), quantized, 1, &ref});
         if (status == BS_STATUS_OK) status = bs_copy_to_host(b->bench.stream, host, base, n);
         if (status == BS_STATUS_OK) status = bs_stream_sync(b->bench.stream);
@@ -179,10 +185,9 @@ static uint64_t expected_bytes(const snapshot_bench *b)
 {
     const bs_kv_shape *shape = &b->config.shape;
     const bs_kv_page_bytes page = bs_kv_canonical_bytes(&shape->format, shape->head_dim);
-    const uint64_t quantized = page.k + page.k_meta + page.v + page.v_meta;
     const uint64_t n = (uint64_t)bs_ceil_div(b->n_tokens, BS_PAGE_TOKENS) * (uint64_t)shape->n_layers *
                        (uint64_t)(shape->n_kv_heads * b->grid.heads);
-    return n * (shape->format.k_bits == 16 ? page.f16 : quantized);
+    return n * page_bytes(&page, shape->format.k_bits != 16);
 }
 
 static bs_status run_round(snapshot_bench *b, times *t, uint64_t *bytes)
@@ -217,7 +222,7 @@ static bs_status run_round(snapshot_bench *b, times *t, uint64_t *bytes)
     BS_TRY(bs_comm_agree(b->comm, status != BS_STATUS_OK ? status : removed));
     status = time_raw(b, *bytes, true, false, &t->raw_write);
     before *= (double)*bytes / (double)about;
-    if (before < t->raw_write) t->raw_write = before;
+    if (status == BS_STATUS_OK && before < t->raw_write) t->raw_write = before;
     if (status == BS_STATUS_OK) status = time_raw(b, *bytes, false, true, &t->raw_cold);
     if (status == BS_STATUS_OK) status = time_raw(b, *bytes, false, false, &t->raw_warm);
     unlink(b->raw);

@@ -374,8 +374,7 @@ bs_status bs_cli_end_job(bs_comm *comm, bs_status status)
 
 enum { N_POOLS = 8 };
 static const char *const pool_names[N_POOLS] = {
-    "weights", "quantized pages",      "f16 pages", "activations", "workspace",
-    "logits",  "page lists and plans", "snapshots"};
+    "weights", "quantized pages", "f16 pages", "activations", "workspace", "logits", "page lists and plans", "snapshots"};
 
 static void list_pools(const bs_engine_memory *m, uint64_t pools[N_POOLS])
 {

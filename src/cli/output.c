@@ -213,8 +213,6 @@ bs_status bs_output_resume(bs_output *o, const char *text, size_t n, int64_t n_k
 bs_status bs_output_write(bs_output *o, const void *data, size_t bytes)
 {
     if (o->fd < 0) return bs_cli_write(data, bytes);
-    if (o->regular && !o->is_begun)
-        return bs_fail(BS_STATUS_INTERNAL, "--output %s: written to before it was begun", o->path);
     for (size_t n = 0; n < bytes;) {
         ssize_t written = write(o->fd, (const char *)data + n, bytes - n);
         if (written < 0 && errno == EINTR) continue;

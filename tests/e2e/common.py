@@ -3,6 +3,7 @@
 Environment: BITSHARD_TEST_MODEL (the real model), BITSHARD_BIG (run what make check leaves out). top_srcdir and
 top_builddir come from make; by hand both default to what the working directory suggests. Exit 77 is "skipped".
 """
+import array
 import json
 import os
 import pty
@@ -189,3 +190,16 @@ def model_run(ranks, timeout=900, **options):
             return None
         raise RuntimeError(f"model_run {' '.join(words)} on {ranks} ranks: exit {done.returncode}\n{done.stderr}")
     return json.loads(done.stdout) if done.stdout.strip() else {}
+
+
+def best_tokens(prompt, drawn, **options):
+    """What model_run finds best behind the prompt and behind each drawn token but the last, and the lead of each over the next."""
+    ids, tops, margins = (os.path.join(WORK, f"best.{end}") for end in ("ids", "tops", "margins"))
+    with open(ids, "wb") as file:
+        array.array("i", prompt + drawn).tofile(file)
+    model_run(0, tokens=ids, tops=tops, margins=margins, **options)
+    found = array.array("i"), array.array("f")
+    for values, path in zip(found, (tops, margins)):
+        with open(path, "rb") as file:
+            values.frombytes(file.read())
+    return [values[len(prompt) - 1:-1] for values in found]

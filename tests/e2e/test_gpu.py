@@ -48,12 +48,6 @@ class Model:
             os.rename(out + ".tmp", out)
         return out
 
-    def write_ids(self, name, ids):
-        path = self.file(name)
-        with open(path, "wb") as file:
-            array.array("i", ids).tofile(file)
-        return path
-
     def generate(self, prompt, *words, ranks=0, launcher=None, n=N_DRAWN):
         done = c.run(ranks, [c.BITSHARD, "generate", "--model", self.path, "--prompt-ids", " ".join(map(str, prompt)), "-n", n, "--ignore-eos",
                              "--json", *words], launcher=launcher)
@@ -64,12 +58,7 @@ class Model:
 
     def judge(self, prompt, drawn, what):
         """Whether each drawn token is the best by the CPU, which sees the same ids before it, or the best two are close."""
-        ids, tops, margins = self.write_ids("judged", prompt + drawn), self.file("tops"), self.file("margins")
-        self.run(kv="f16", tokens=ids, tops=tops, margins=margins)
-        with open(tops, "rb") as file:
-            best = array.array("i", file.read())[len(prompt) - 1:-1]
-        with open(margins, "rb") as file:
-            margin = array.array("f", file.read())[len(prompt) - 1:-1]
+        best, margin = c.best_tokens(prompt, drawn, model=self.path, kv="f16", chunk=128)
         other = [i for i in range(len(drawn)) if drawn[i] != best[i]]
         c.check(len(drawn) > 0 and all(margin[i] < MARGIN for i in other),
                 f"{self.name}, {what}: {len(drawn)} tokens, {len(other)} not the CPU's best, at margins {[round(margin[i], 4) for i in other]}; "
@@ -244,12 +233,7 @@ def test_bits(model):
 
 def test_one_by_one(model, prompt, drawn):
     """Steps of one token, each given, and never a graph: the same tokens, although the prompt goes in token by token, too."""
-    tops, margins = model.file("tops"), model.file("margins")
-    model.run(kv="f16", tokens=model.write_ids("forced", prompt + drawn), step=1, device=GPU, tops=tops, margins=margins)
-    with open(tops, "rb") as file:
-        best = array.array("i", file.read())[len(prompt) - 1:-1]
-    with open(margins, "rb") as file:
-        margin = array.array("f", file.read())[len(prompt) - 1:-1]
+    best, margin = c.best_tokens(prompt, drawn, model=model.path, kv="f16", chunk=128, step=1, device=GPU)
     wrong = [i for i in range(len(drawn)) if best[i] != drawn[i]]
     c.check(all(margin[i] < MARGIN for i in wrong), f"{model.name}: teacher-forced steps of one token agree: {len(drawn) - len(wrong)} of {len(drawn)}")
 
@@ -299,10 +283,7 @@ def test_batch(model):
 
 def judge_split(model, prompt, alone, others, i):
     """Request i left the answer it has alone at one of these tokens: only where the CPU's best two are close."""
-    margins = model.file("split")
-    model.run(kv="f16", tokens=model.write_ids("split.ids", prompt + alone), margins=margins)
-    with open(margins, "rb") as file:
-        lead = array.array("f", file.read())[len(prompt) - 1:]
+    _, lead = c.best_tokens(prompt, alone, model=model.path, kv="f16", chunk=128)
     least = min(lead[at] for at in others)
     c.check(least < MARGIN, f"{model.name}, request {i}: another token than alone at {others}, where the CPU's margin is {least:.4f}")
 

@@ -1,7 +1,6 @@
 """Answers that are stopped and go on on a GPU, and that move between a GPU, several ranks of one and a CPU. On one GPU the output
 file is the uninterrupted run's to the byte; behind a move each token is the CPU's best after the ids before it, or nearly so. A
 model of 32/8 heads of 128. Skipped without a GPU; BITSHARD_TEST_DEVICE=cpu runs it on CPU ranks alone."""
-import array
 import json
 import os
 import random
@@ -35,11 +34,7 @@ def stopped(prompt, kv, place, after, number, *more):
 
 def judge(prompt, drawn, kv, what):
     """By a CPU that sees the same ids. f16: the best, or the best two are close; others: close on average."""
-    ids, tops, margins = (os.path.join(c.WORK, f"gpusnap.{end}") for end in ("ids", "tops", "margins"))
-    with open(ids, "wb") as file:
-        array.array("i", prompt + drawn).tofile(file)
-    c.model_run(0, model=MODEL, tokens=ids, kv=kv, chunk=128, step=128, tops=tops, margins=margins)
-    best, margin = array.array("i", r.read(tops))[len(prompt) - 1:-1], array.array("f", r.read(margins))[len(prompt) - 1:-1]
+    best, margin = c.best_tokens(prompt, drawn, model=MODEL, kv=kv, chunk=128, step=128)
     lost = [margin[i] for i in range(len(drawn)) if drawn[i] != best[i]]
     right = max(lost, default=0) < MARGIN if kv == "f16" else sum(lost) <= 0.02 * len(drawn)
     c.check(len(drawn) == N and right and len(lost) < N / 4,
