@@ -542,7 +542,8 @@ bool bs_sampling_needs_all(const bs_sampling *sampling);
 
 /* This vocabulary shard's candidates for n rows of logits. Applies penalty and temperature (when > 0) to the logits in
  * place, then gives the best n_out (≤ shard size; 256 or everything) by descending logit, ties to the lower id,
- * padded with (−inf, −1), and the natural log-sum-exp of the whole shard's row. */
+ * padded with (−inf, −1), and the natural log-sum-exp of the whole shard's row. A greedy row gets its best alone where n_out
+ * is 256 or less: nothing else of it can be drawn. */
 typedef struct bs_candidates_args {
     int n_rows;
     float *logits; /* [device] [rows, ld] f32 in place */

@@ -32,9 +32,11 @@ static void sift_down(bs_candidate *heap, int n, int i)
     heap[i] = moved;
 }
 
-static void keep_best(const float *logits, int32_t vocab0, int n_vocab, int n_out, bs_candidate *out)
+/* The best n_best, then padding up to n_out. */
+static void keep_best(const float *logits, int32_t vocab0, int n_vocab, int n_best, int n_out,
+                      bs_candidate *out)
 {
-    int n = n_vocab < n_out ? n_vocab : n_out;
+    int n = n_vocab < n_best ? n_vocab : n_best;
     for (int i = 0; i < n; i++) out[i] = (bs_candidate){logits[i], vocab0 + i};
     for (int i = n / 2 - 1; i >= 0; i--) sift_down(out, n, i);
     for (int i = n; i < n_vocab; i++) {
@@ -78,7 +80,9 @@ bs_status bs_cpu_candidates(bs_stream *stream, const bs_candidates_args *a)
         for (int i = 0; i < a->n_vocab; i++)
             if (isnan(logits[i]))
                 return bs_fail(BS_STATUS_NUMERIC, "logit of token %d is not a number", (int)a->vocab0 + i);
-        keep_best(logits, a->vocab0, a->n_vocab, a->n_out, a->out + (int64_t)row * a->n_out);
+        const bool greedy = !(a->sampling[row].temperature > 0) && a->n_out <= BS_MAX_CANDIDATES;
+        keep_best(logits, a->vocab0, a->n_vocab, greedy ? 1 : a->n_out, a->n_out,
+                  a->out + (int64_t)row * a->n_out);
         a->lse[row] = log_sum_exp(logits, a->n_vocab);
     }
     return BS_STATUS_OK;

@@ -5,7 +5,8 @@
  * Layout   logits [rows, ld] f32 in place; seen: bitmaps of 64-bit words; out [rows, n_out].
  * Mapping  a row is cut into parts of 4,096 ids (more where 64 parts are not enough), a CTA each. A logit and its id
  * are one 64-bit key, distinct and in the order that is wanted. Best 256: each part selects its own by a radix select
- * over 11 bits a pass, then one CTA a row selects among the parts' and orders 256 by counting. All: each part is
+ * over 11 bits a pass, then one CTA a row selects among the parts' and orders 256 by counting; a greedy row's best is a
+ * maximum in both. All: each part is
  * sorted (bitonic, shared memory), then 8 runs at a time are merged, each key finding its place by binary search.
  * Cost     best 256 of 128,256: 0.5 MB read, 64 KB of keys: two launches, latency is the time. All: 1 MB written
  * three times, 60 million steps of binary searches in the L1 and L2.
@@ -193,16 +194,53 @@ static __device__ void select_best(select_state *s, const uint64_t *keys, int n,
     for (int i = k + (int)threadIdx.x; i < BS_MAX_CANDIDATES; i += THREADS) out[i] = 0;
 }
 
+static __device__ __forceinline__ bool is_greedy(const job &j, int row)
+{
+    return !(j.a.sampling[row].temperature > 0);
+}
+
+/* The greatest of all threads' keys, in the first warp. */
+static __device__ uint64_t max_cta(uint64_t key)
+{
+    __shared__ uint64_t warps[THREADS / WARP];
+    for (int stride = WARP / 2; stride > 0; stride /= 2)
+        key = max(key, (uint64_t)__shfl_xor_sync(0xffffffffu, (unsigned long long)key, stride));
+    if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = key;
+    __syncthreads();
+    if (threadIdx.x >= WARP) return 0;
+    key = warps[threadIdx.x];
+    for (int stride = WARP / 2; stride > 0; stride /= 2)
+        key = max(key, (uint64_t)__shfl_xor_sync(0xffffffffu, (unsigned long long)key, stride));
+    return key;
+}
+
+/* A greedy row's part leaves its best key alone. */
 static __global__ void __launch_bounds__(THREADS) select_part_kernel(job j)
 {
     extern __shared__ uint64_t keys[];
     __shared__ select_state state;
     bs_cuda_release_next();
     bs_cuda_wait_before();
+    uint64_t *out = j.keys + ((int64_t)blockIdx.y * j.n_parts + blockIdx.x) * BS_MAX_CANDIDATES;
     const int n = take_part(j, keys);
+    if (is_greedy(j, blockIdx.y)) {
+        uint64_t best = 0;
+        for (int i = threadIdx.x; i < n; i += THREADS) best = max(best, keys[i]); /* its own */
+        best = max_cta(best);
+        if (threadIdx.x == 0) *out = best;
+        return;
+    }
     __syncthreads();
-    select_best(&state, keys, n, j.a.n_out,
-                j.keys + ((int64_t)blockIdx.y * j.n_parts + blockIdx.x) * BS_MAX_CANDIDATES);
+    select_best(&state, keys, n, j.a.n_out, out);
+}
+
+/* The best of a greedy row's parts. */
+static __device__ void finish_greedy(const job &j, int row, bs_candidate *out)
+{
+    const uint64_t *parts = j.keys + (int64_t)row * j.n_parts * BS_MAX_CANDIDATES;
+    const uint64_t best = max_cta((int)threadIdx.x < j.n_parts ? parts[threadIdx.x * BS_MAX_CANDIDATES] : 0);
+    if (threadIdx.x == 0 && best != 0) out[0] = candidate_of(best, j.a.vocab0);
+    for (int i = (j.n_parts > 0) + (int)threadIdx.x; i < j.a.n_out; i += THREADS) out[i] = {-INFINITY, -1};
 }
 
 /* The best of the parts' best, each at the place that the number of greater keys says. */
@@ -214,12 +252,17 @@ static __global__ void __launch_bounds__(THREADS) select_row_kernel(job j)
     bs_cuda_release_next();
     bs_cuda_wait_before();
     const int row = blockIdx.x, n = j.n_parts * BS_MAX_CANDIDATES;
+    bs_candidate *out = j.a.out + (int64_t)row * j.a.n_out;
+    if (is_greedy(j, row)) {
+        finish_greedy(j, row, out);
+        write_lse(j, row);
+        return;
+    }
     for (int i = threadIdx.x; i < n; i += THREADS) keys[i] = j.keys[(int64_t)row * n + i];
     write_lse(j, row);
     __syncthreads();
     select_best(&state, keys, n, min(j.a.n_out, j.a.n_vocab), best);
     __syncthreads();
-    bs_candidate *out = j.a.out + (int64_t)row * j.a.n_out;
     const uint64_t mine = threadIdx.x < BS_MAX_CANDIDATES ? best[threadIdx.x] : 0;
     if (mine != 0) {
         int place = 0;
