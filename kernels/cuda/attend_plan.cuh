@@ -4,7 +4,8 @@
  * A job is one (sequence, KV head, block of rows); its units are the sequence's visible pages, f16 pages cut
  * into slices of about a quantized page's bytes. Jobs stand in one row (sequence, head, block), and every CTA
  * takes an equal run of that row of units; when all jobs are alike and fit, runs end where jobs end (a job
- * more is a merge more). A CTA's piece of a job is a segment; its W
+ * more is a merge more), and short ones are cut into no more runs than pay: each is a state to be merged, and an SM
+ * without one begins the dense work behind. A CTA's piece of a job is a segment; its W
  * warps take the units of the CTA's run in turn.
  */
 #ifndef BS_CUDA_ATTEND_PLAN_CUH
@@ -12,7 +13,10 @@
 
 #include "kernels/cuda/attend.cuh"
 
-enum { ALIGNED_UNITS = 384 }; /* units of a run, at most, whose end is moved to its job's */
+enum {
+    ALIGNED_UNITS = 384, /* units of a run, at most, whose end is moved to its job's */
+    FEW_RUNS = 10        /* of a job, at most, while they leave every warp a unit at most */
+};
 
 /* `runs` equal runs over `units` units, the first `longer` of them one unit longer than `each`; repeated for
  * every job when jobs are alike. No run is empty. */
@@ -135,8 +139,9 @@ static __device__ __forceinline__ void attend_make_plan(const attend_params &p, 
             const uint32_t splits = jobs ? attend_quotient(gridDim.x, jobs) : 0;
             if (least == most && splits > 0 && splits * jobs * 16 >= gridDim.x * 15 &&
                 (most <= ALIGNED_UNITS * splits || rows_share_pages(p, rows))) {
+                const uint32_t few = most <= FEW_RUNS * (blockDim.x / 32 - 1) ? FEW_RUNS : splits;
                 made.units = most;
-                made.runs = min(splits, most);
+                made.runs = min(min(splits, few), most);
             }
             made.each = made.runs ? made.units / made.runs : 0;
             made.longer = made.units - made.each * made.runs;
