@@ -42,6 +42,7 @@ typedef struct bs_backend {
     bs_status (*stream_read)(bs_stream *stream, const void *data, size_t bytes, uint32_t *sink);
 
     /* NULL where there is none. */
+    bool (*gemm_gates)(const bs_device *device, const bs_gemm_args *args);
     bs_status (*dense_chain)(bs_stream *stream, const bs_dense_chain_args *args);
     bool (*dense_chain_fits)(const bs_device *device, int n_tokens, int64_t n_attended, int64_t n_hidden,
                              int64_t n_ffn, bs_type act);

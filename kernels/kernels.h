@@ -220,8 +220,12 @@ typedef struct bs_gemm_args {
     int64_t ldy;
     void *workspace; /* [device] bs_gemm_workspace_bytes */
     size_t workspace_bytes;
+    bool
+        gated; /* y is [T, rows / 2]: silu of the first half of W's rows times the second; both sums stay f32; no bias */
 } bs_gemm_args;
 bs_status bs_op_gemm(bs_stream *stream, const bs_gemm_args *args);
+/* Whether the device takes these operands gated too. */
+bool bs_gemm_gates(const bs_device *device, const bs_gemm_args *args);
 /* Workspace for any view of at most rows × cols and at most n_tokens tokens. */
 size_t bs_gemm_workspace_bytes(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens);
 

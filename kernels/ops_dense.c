@@ -27,11 +27,20 @@ bs_status bs_op_gemm(bs_stream *stream, const bs_gemm_args *a)
     REQUIRE("gemm", (unsigned)a->w->type < BS_TYPE_COUNT && a->w->first_col >= 0 &&
                         a->w->first_col < bs_type_block(a->w->type));
     REQUIRE("gemm", a->w->n_cols == 0 || (a->w->data && a->x && a->ldx >= a->w->n_cols));
-    REQUIRE("gemm", a->y && a->ldy >= a->w->n_rows && is_act(stream, a->act));
+    REQUIRE("gemm", a->y && a->ldy >= a->w->n_rows / (a->gated ? 2 : 1) && is_act(stream, a->act));
     REQUIRE("gemm", a->out_type == BS_TYPE_F32 || a->out_type == a->act);
     REQUIRE("gemm", a->workspace_bytes >=
                         bs_gemm_workspace_bytes(stream->device, a->w->n_rows, a->w->n_cols, a->n_tokens));
+    if (a->gated && !bs_gemm_gates(stream->device, a))
+        return bs_fail(BS_STATUS_UNSUPPORTED, "gemm: %s has no gated product of %s weights and %d tokens",
+                       stream->device->info.name, bs_type_name(a->w->type), a->n_tokens);
     return stream->device->backend->gemm(stream, a);
+}
+
+bool bs_gemm_gates(const bs_device *device, const bs_gemm_args *a)
+{
+    return device->backend->gemm_gates && !a->bias && a->w->n_rows % 2 == 0 &&
+           device->backend->gemm_gates(device, a);
 }
 
 size_t bs_gemm_workspace_bytes(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens)
@@ -58,8 +67,7 @@ bool bs_dense_chain_fits(const bs_device *device, int n_tokens, int64_t n_attend
 
 bs_status bs_op_dense_chain(bs_stream *stream, const bs_dense_chain_args *a)
 {
-    REQUIRE("dense_chain",
-            a->n_tokens >= 1 && a->o && a->gate_up && a->down && a->attended && a->x && a->x_other);
+    REQUIRE("dense_chain", a->o && a->gate_up && a->down && a->attended && a->x && a->x_other);
     REQUIRE("dense_chain", a->sum && a->ffn && a->ffn_gain && a->next_gain && a->out && a->counter);
     REQUIRE("dense_chain", a->attended_type == a->act || a->attended_type == BS_TYPE_F32);
     REQUIRE("dense_chain", a->out_type == a->act || (a->qkv && a->out_type == BS_TYPE_F32));

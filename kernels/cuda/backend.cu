@@ -196,6 +196,7 @@ static bs_backend make_backend()
     table.embed = bs_cuda_embed;
     table.rmsnorm = bs_cuda_rmsnorm;
     table.gemm = bs_cuda_gemm;
+    table.gemm_gates = bs_cuda_gemm_gates;
     table.gemm_workspace = bs_cuda_gemm_workspace;
     table.silu_mul = bs_cuda_silu_mul;
     table.candidates = bs_cuda_candidates;

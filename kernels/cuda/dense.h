@@ -19,6 +19,7 @@ static inline const void *bs_cuda_weight_data(const bs_weight *w)
 bs_status bs_cuda_embed(bs_stream *stream, const bs_embed_args *args);
 bs_status bs_cuda_rmsnorm(bs_stream *stream, const bs_rmsnorm_args *args);
 bs_status bs_cuda_gemm(bs_stream *stream, const bs_gemm_args *args);
+bool bs_cuda_gemm_gates(const bs_device *device, const bs_gemm_args *args);
 size_t bs_cuda_gemm_workspace(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens);
 bs_status bs_cuda_silu_mul(bs_stream *stream, const bs_silu_mul_args *args);
 bs_status bs_cuda_candidates(bs_stream *stream, const bs_candidates_args *args);

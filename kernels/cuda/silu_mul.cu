@@ -18,11 +18,6 @@ struct alignas(16) halves {
     uint16_t x[8];
 };
 
-static __device__ __forceinline__ float silu_mul(float gate, float up)
-{
-    return gate / (1 + expf(-gate)) * up;
-}
-
 /* N elements of 16 bytes together, or 1. */
 template <int N> static __global__ void __launch_bounds__(THREADS) silu_kernel(bs_silu_mul_args a)
 {
@@ -33,12 +28,12 @@ template <int N> static __global__ void __launch_bounds__(THREADS) silu_kernel(b
     if (i >= a.n) return;
     if constexpr (N == 1) {
         const float gate = bs_cuda_load_act(a.gate, at, a.act), up = bs_cuda_load_act(a.up, at, a.act);
-        bs_cuda_store_act(a.out, to, a.act, silu_mul(gate, up));
+        bs_cuda_store_act(a.out, to, a.act, bs_cuda_silu(gate) * up);
     } else if constexpr (N == 4) {
         const float4 g = *(const float4 *)((const float *)a.gate + at);
         const float4 u = *(const float4 *)((const float *)a.up + at);
-        *(float4 *)((float *)a.out + to) = make_float4(silu_mul(g.x, u.x), silu_mul(g.y, u.y),
-                                                       silu_mul(g.z, u.z), silu_mul(g.w, u.w));
+        *(float4 *)((float *)a.out + to) = make_float4(bs_cuda_silu(g.x) * u.x, bs_cuda_silu(g.y) * u.y,
+                                                       bs_cuda_silu(g.z) * u.z, bs_cuda_silu(g.w) * u.w);
     } else {
         const halves g = *(const halves *)((const uint16_t *)a.gate + at);
         const halves u = *(const halves *)((const uint16_t *)a.up + at);
@@ -46,7 +41,8 @@ template <int N> static __global__ void __launch_bounds__(THREADS) silu_kernel(b
 #pragma unroll
         for (int k = 0; k < N; k++)
             bs_cuda_store_act(y.x, k, a.act,
-                              silu_mul(bs_cuda_load_act(g.x, k, a.act), bs_cuda_load_act(u.x, k, a.act)));
+                              bs_cuda_silu(bs_cuda_load_act(g.x, k, a.act)) *
+                                  bs_cuda_load_act(u.x, k, a.act));
         *(halves *)((uint16_t *)a.out + to) = y;
     }
 }

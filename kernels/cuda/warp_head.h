@@ -23,6 +23,11 @@ static __device__ __forceinline__ void bs_cuda_store_act(void *x, int64_t i, bs_
     else ((float *)x)[i] = value;
 }
 
+static __device__ __forceinline__ float bs_cuda_silu(float x)
+{
+    return x / (1 + expf(-x));
+}
+
 /* Sum of all lanes, by halving; the same in each. */
 template <typename T> static __device__ __forceinline__ T bs_cuda_sum_warp(T x)
 {

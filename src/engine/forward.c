@@ -7,10 +7,10 @@
  */
 #include "src/engine/engine_private.h"
 
-bs_status bs_engine_project(bs_engine *e, const bs_weight *w, const float *bias, const void *x, int64_t ldx,
-                            int n_tokens, bs_type out_type, void *y, int64_t ldy)
+static bs_gemm_args make_gemm(const bs_engine *e, const bs_weight *w, const float *bias, const void *x,
+                              int64_t ldx, int n_tokens, bs_type out_type, void *y, int64_t ldy)
 {
-    bs_gemm_args gemm = {
+    return (bs_gemm_args){
         .w = w,
         .bias = bias,
         .x = x,
@@ -23,6 +23,12 @@ bs_status bs_engine_project(bs_engine *e, const bs_weight *w, const float *bias,
         .workspace = e->workspace ? bs_buffer_at(e->workspace, 0) : NULL,
         .workspace_bytes = e->layout.work.shared,
     };
+}
+
+bs_status bs_engine_project(bs_engine *e, const bs_weight *w, const float *bias, const void *x, int64_t ldx,
+                            int n_tokens, bs_type out_type, void *y, int64_t ldy)
+{
+    const bs_gemm_args gemm = make_gemm(e, w, bias, x, ldx, n_tokens, out_type, y, ldy);
     return bs_op_gemm(e->stream, &gemm);
 }
 
@@ -223,7 +229,8 @@ static bs_status project_attended(bs_engine *e, int layer)
                            (int64_t)l->n_heads * l->head_dim);
 }
 
-/* gate and up from normed: the halves of one matrix's rows where their weights are one; then gate = silu(gate) · up. */
+/* gate and up from normed: the halves of one matrix's rows where their weights are one; then gate = silu(gate) · up, by the
+ * same op where the device can. */
 static bs_status run_gate_up(bs_engine *e, int layer, const bs_layer_weights *w)
 {
     const bs_engine_layout *l = &e->layout;
@@ -233,7 +240,11 @@ static bs_status run_gate_up(bs_engine *e, int layer, const bs_layer_weights *w)
     char *gate = bs_engine_act(e, l->act_at.gate);
     char *up = joined ? gate + n_ffn * bs_type_block_bytes(l->act) : bs_engine_act(e, l->act_at.up);
     if (joined) {
-        BS_TRY(bs_engine_project(e, &w->gate_up, NULL, normed, l->n_hidden, e->n_tokens, l->act, gate, ld));
+        bs_gemm_args gemm = make_gemm(e, &w->gate_up, NULL, normed, l->n_hidden, e->n_tokens, l->act, gate,
+                                      ld);
+        gemm.gated = bs_gemm_gates(e->device, &gemm);
+        BS_TRY(bs_op_gemm(e->stream, &gemm));
+        if (gemm.gated) return BS_STATUS_OK;
     } else {
         BS_TRY(bs_engine_project(e, &w->gate, NULL, normed, l->n_hidden, e->n_tokens, l->act, gate, ld));
         BS_TRY(bs_engine_project(e, &w->up, NULL, normed, l->n_hidden, e->n_tokens, l->act, up, ld));

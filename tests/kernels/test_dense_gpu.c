@@ -151,7 +151,7 @@ static void test_gemm(void **state)
                                         {33, 192, 64},  {5, 1, 17},     {1000, 64, 8}, {7, 0, 0},
                                         {16, 1024, 0},  {129, 2056, 8}, {520, 776, 3}, {24, 8, 0},
                                         {1100, 136, 0}, {250, 4096, 0}};
-    static const int tokens[] = {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 40};
+    static const int tokens[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 40};
     enum { N_SHAPES = sizeof shapes / sizeof shapes[0], N_TOKENS = sizeof tokens / sizeof tokens[0] };
     for (int i = 0; i < 3 * N_SHAPES * N_TOKENS; i++) {
         if (!gpu_runs_case(i, 11)) continue;
@@ -196,6 +196,106 @@ static void test_gemm_large(void **state)
                                     .tokens = tokens[t]},
                        (uint64_t)(77 * s + t));
         }
+}
+
+/* More rows than a CTA takes at a time, of few columns. */
+static void test_gemm_tall(void **state)
+{
+    static const int64_t shapes[][2] = {{13003, 72}, {28672, 64}, {60011, 136}};
+    static const int tokens[] = {1, 2, 5, 8, 16};
+    for (int i = 0; i < 15; i++) {
+        const bs_type type = i % 2 ? BS_TYPE_F16 : BS_TYPE_BF16;
+        if (!gpu_runs_case(i, 5)) continue;
+        check_gemm(gpu_of(state),
+                   &(gemm_case){.type = type,
+                                .act = type,
+                                .out = i % 3 ? BS_TYPE_F32 : type,
+                                .rows = shapes[i / 5][0],
+                                .cols = shapes[i / 5][1],
+                                .tokens = tokens[i % 5],
+                                .pad_y = 8,
+                                .bias = i % 4 == 1},
+                   (uint64_t)(500 + i));
+    }
+}
+
+/* A gated product is silu_mul of the plain one's f32 sums, which have the same bits; nothing is written behind its rows. */
+static void check_gated(gpu_side *gpu, const gemm_case *c, uint64_t seed)
+{
+    gemm_run r;
+    void *x = widen_x(c, &seed), *w = widen_w(c, &seed);
+    gemm_case plain = *c;
+    plain.out = BS_TYPE_F32;
+    place(gpu, &plain, x, w, NULL, &r);
+    assert_int_equal(bs_op_gemm(gpu->stream, &r.args), BS_STATUS_OK);
+    float *sums = dense_get(gpu, r.args.y, r.y_bytes);
+    place(gpu, c, x, w, NULL, &r);
+    r.args.gated = true;
+    r.args.ldy = c->rows / 2 + c->pad_y;
+    assert_true(bs_gemm_gates(gpu->device, &r.args));
+    assert_int_equal(bs_op_gemm(gpu->stream, &r.args), BS_STATUS_OK);
+    void *y = dense_get(gpu, r.args.y, r.y_bytes);
+    for (int t = 0; t < c->tokens; t++)
+        for (int64_t i = 0; i < c->rows / 2; i++) {
+            const float *row = sums + t * (c->rows + c->pad_y);
+            const double want = row[i] / (1 + exp(-(double)row[i])) * row[i + c->rows / 2];
+            const double got = dense_load(y, (size_t)(t * r.args.ldy + i), c->out);
+            const double rounding = c->out == BS_TYPE_F32 ? 0 : dense_rounding(c->out) * fabs(want) + 0x1p-24;
+            if (!(fabs(got - want) <= TOL_GEMM_GPU * fabs(want) + rounding))
+                fail_msg("gated %s, %dx%d, %d tokens: channel %d of token %d is %.9g, not %.9g",
+                         bs_type_name(c->type), (int)c->rows, (int)c->cols, c->tokens, (int)i, t, got, want);
+        }
+    for (int64_t i = 0; i < c->tokens * r.args.ldy; i++)
+        if (i % r.args.ldy >= c->rows / 2)
+            for (size_t b = 0; b < dense_size(c->out); b++)
+                assert_int_equal(((const uint8_t *)y)[(size_t)i * dense_size(c->out) + b], 0xff);
+    dense_free();
+    free(x);
+    free(w);
+    free(y);
+    free(sums);
+}
+
+static void test_gemm_gated(void **state)
+{
+    static const int64_t shapes[][2] = {{2, 64},      {18, 200},   {134, 576},
+                                        {1152, 1024}, {6150, 136}, {28672, 64}};
+    static const int tokens[] = {1, 3, 8, 9, 16};
+    for (int i = 0; i < 60; i++) {
+        const bs_type type = i % 2 ? BS_TYPE_F16 : BS_TYPE_BF16;
+        if (!gpu_runs_case(i, 7)) continue;
+        check_gated(gpu_of(state),
+                    &(gemm_case){.type = type,
+                                 .act = type,
+                                 .out = i % 4 < 2 ? BS_TYPE_F32 : type,
+                                 .rows = shapes[i % 6][0],
+                                 .cols = shapes[i % 6][1],
+                                 .tokens = tokens[i / 6 % 5],
+                                 .pad_y = i % 5 ? 8 : 0},
+                    (uint64_t)(900 + i));
+    }
+}
+
+/* Where there is none it is refused in one line. */
+static void test_gemm_gated_refused(void **state)
+{
+    gpu_side *gpu = gpu_of(state), *cpu = (gpu_side *)*state + GPU_CPU_SIDE;
+    const gemm_case c = {
+        .type = BS_TYPE_BF16, .act = BS_TYPE_BF16, .out = BS_TYPE_BF16, .rows = 4, .cols = 8, .tokens = 17};
+    uint64_t seed = 1;
+    gemm_run r;
+    void *x = widen_x(&c, &seed), *w = widen_w(&c, &seed);
+    place(gpu, &c, x, w, NULL, &r);
+    r.args.gated = true;
+    assert_int_equal(bs_op_gemm(gpu->stream, &r.args), BS_STATUS_UNSUPPORTED);
+    assert_non_null(strstr(bs_error_message(), "no gated product of BF16 weights and 17 tokens"));
+    bs_error_clear();
+    r.args.n_tokens = 1;
+    assert_true(bs_gemm_gates(gpu->device, &r.args));
+    assert_false(bs_gemm_gates(cpu->device, &r.args));
+    dense_free();
+    free(x);
+    free(w);
 }
 
 /* One token's NaN stays in its token, one weight's in its row. */
@@ -513,10 +613,12 @@ static void test_chain(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_embed),        cmocka_unit_test(test_rmsnorm),
-        cmocka_unit_test(test_silu_mul),     cmocka_unit_test(test_gemm),
-        cmocka_unit_test(test_gemm_large),   cmocka_unit_test(test_gemm_nan),
-        cmocka_unit_test(test_gemm_refused), cmocka_unit_test(test_chain),
+        cmocka_unit_test(test_embed),      cmocka_unit_test(test_rmsnorm),
+        cmocka_unit_test(test_silu_mul),   cmocka_unit_test(test_gemm),
+        cmocka_unit_test(test_gemm_large), cmocka_unit_test(test_gemm_tall),
+        cmocka_unit_test(test_gemm_gated), cmocka_unit_test(test_gemm_gated_refused),
+        cmocka_unit_test(test_gemm_nan),   cmocka_unit_test(test_gemm_refused),
+        cmocka_unit_test(test_chain),
     };
     gpu_need_one(argc, argv);
     return cmocka_run_group_tests(tests, gpu_open, gpu_close);
