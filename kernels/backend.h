@@ -44,8 +44,8 @@ typedef struct bs_backend {
     /* NULL where there is none. */
     bool (*gemm_gates)(const bs_device *device, const bs_gemm_args *args);
     bs_status (*dense_chain)(bs_stream *stream, const bs_dense_chain_args *args);
-    bool (*dense_chain_fits)(const bs_device *device, int n_tokens, int64_t n_attended, int64_t n_hidden,
-                             int64_t n_ffn, bs_type act);
+    bool (*dense_chain_fits)(const bs_device *device, int64_t n_attended, int64_t n_hidden, int64_t n_ffn,
+                             bs_type act);
 
     bs_status (*slot_bytes)(const bs_device *device, const bs_kv_shape *shape, size_t *f16, size_t *quant);
     size_t (*gemm_workspace)(const bs_device *device, int64_t n_rows, int64_t n_cols, int n_tokens);

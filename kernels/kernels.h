@@ -242,34 +242,31 @@ bs_status bs_op_silu_mul(bs_stream *stream, const bs_silu_mul_args *args);
 
 enum { BS_CHAIN_COUNTERS = 2 };
 
-/* All dense work from one layer's attention to the next one's q, k and v, for a few tokens, in one go:
+/* All dense work from one layer's attention to the next one's q, k and v, for one token, in one go:
  *   x += W_o a; n = norm(x); f = silu(W_gate n) · (W_up n); x += W_down f; n = norm(x); out = W_qkv n + bias, or n.
  * A GPU has it as one kernel that streams the weights without a stop. One rank only: nothing is summed over ranks in
  * between. BS_STATUS_UNSUPPORTED where bs_dense_chain_fits says no. */
 typedef struct bs_dense_chain_args {
-    int n_tokens; /* T */
     int64_t n_hidden, n_ffn;
     bs_type act;
     const bs_weight *o, *gate_up, *down; /* [hidden, a's columns]; gate's rows, then up's; [hidden, ffn] */
     const bs_weight *qkv;                /* NULL: out is n */
     const float *qkv_bias;               /* [device] [rows of qkv] or NULL */
-    const void *attended; /* a: [device] [T, columns of o], ld_attended elements from row to row */
-    int64_t ld_attended;
-    bs_type attended_type;             /* act, or F32, which is rounded to act first */
-    float *x;                          /* [device] [T, hidden] in place */
-    float *x_other, *sum;              /* [device] [T, hidden] scratch */
-    void *ffn;                         /* [device] [T, ffn] act, scratch */
-    const float *ffn_gain, *next_gain; /* [device] [hidden] of the two norms */
+    const void *attended;                /* a: [device] [columns of o] */
+    bs_type attended_type;               /* act, or F32, which is rounded to act first */
+    float *x;                            /* [device] [hidden] in place */
+    float *x_other, *sum;                /* [device] [hidden] scratch */
+    void *ffn;                           /* [device] [ffn] act, scratch */
+    const float *ffn_gain, *next_gain;   /* [device] [hidden] of the two norms */
     float eps;
-    void *out;         /* [device] [T, rows of qkv, or hidden] out_type */
-    int64_t ld_out;    /* elements from row to row */
+    void *out;         /* [device] [rows of qkv, or hidden] out_type */
     bs_type out_type;  /* F32 or act; act without qkv */
     uint64_t *counter; /* [device] [BS_CHAIN_COUNTERS] zero at first, then this op's alone, on one stream */
 } bs_dense_chain_args;
 bs_status bs_op_dense_chain(bs_stream *stream, const bs_dense_chain_args *args);
 /* Whether this device has it for these sizes; n_attended: columns of o. */
-bool bs_dense_chain_fits(const bs_device *device, int n_tokens, int64_t n_attended, int64_t n_hidden,
-                         int64_t n_ffn, bs_type act);
+bool bs_dense_chain_fits(const bs_device *device, int64_t n_attended, int64_t n_hidden, int64_t n_ffn,
+                         bs_type act);
 
 /* ---- the KV cache's formats and pools --------------------------------------------------------------------- */
 

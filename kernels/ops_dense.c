@@ -57,12 +57,11 @@ bs_status bs_op_silu_mul(bs_stream *stream, const bs_silu_mul_args *a)
     return stream->device->backend->silu_mul(stream, a);
 }
 
-bool bs_dense_chain_fits(const bs_device *device, int n_tokens, int64_t n_attended, int64_t n_hidden,
-                         int64_t n_ffn, bs_type act)
+bool bs_dense_chain_fits(const bs_device *device, int64_t n_attended, int64_t n_hidden, int64_t n_ffn,
+                         bs_type act)
 {
     const bs_backend *backend = device->backend;
-    return backend->dense_chain_fits &&
-           backend->dense_chain_fits(device, n_tokens, n_attended, n_hidden, n_ffn, act);
+    return backend->dense_chain_fits && backend->dense_chain_fits(device, n_attended, n_hidden, n_ffn, act);
 }
 
 bs_status bs_op_dense_chain(bs_stream *stream, const bs_dense_chain_args *a)
@@ -75,12 +74,9 @@ bs_status bs_op_dense_chain(bs_stream *stream, const bs_dense_chain_args *a)
                                a->down->n_cols == a->n_ffn && a->gate_up->n_rows == 2 * a->n_ffn &&
                                a->gate_up->n_cols == a->n_hidden &&
                                (!a->qkv || a->qkv->n_cols == a->n_hidden));
-    REQUIRE("dense_chain",
-            a->ld_attended >= a->o->n_cols && a->ld_out >= (a->qkv ? a->qkv->n_rows : a->n_hidden));
-    REQUIRE("dense_chain", (a->ld_attended | a->ld_out) % 8 == 0);
-    if (!bs_dense_chain_fits(stream->device, a->n_tokens, a->o->n_cols, a->n_hidden, a->n_ffn, a->act))
-        return bs_fail(BS_STATUS_UNSUPPORTED, "dense_chain: %s has none for %d tokens of %lld channels",
-                       stream->device->info.name, a->n_tokens, (long long)a->n_hidden);
+    if (!bs_dense_chain_fits(stream->device, a->o->n_cols, a->n_hidden, a->n_ffn, a->act))
+        return bs_fail(BS_STATUS_UNSUPPORTED, "dense_chain: %s has none for %lld channels",
+                       stream->device->info.name, (long long)a->n_hidden);
     return stream->device->backend->dense_chain(stream, a);
 }
 

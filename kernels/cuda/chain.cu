@@ -1,9 +1,9 @@
-/* chain.cu: all dense work between two attentions in one kernel, for the few tokens of a decode step.
+/* chain.cu: all dense work between two attentions in one kernel, for a decode step of one token.
  *
  * Math     x ← x + W_o a; n = norm(x); f = silu(W_g n) · (W_u n); x ← x + W_d f; n = norm(x); out = W_qkv n + bias,
  * or n itself where W_qkv is not given.
- * Layout   as kernels.h says. Shared memory: T vectors of the widest matrix's columns in act, then a ring for each of 16
- * warps: pieces of 2 rows × 1024 columns of one token (512 of more, or where that leaves too few), by bulk copies.
+ * Layout   as kernels.h says. Shared memory: a vector of the widest matrix's columns in act, then a ring for each of 16
+ * warps: pieces of 2 rows × 1024 columns (512 where that leaves too few), by bulk copies.
  * Mapping  a CTA an SM, all resident. Rows go in pairs (of gate and up the same row of both, so that silu is taken in
  * registers) round all warps of the card, from phase to phase without a new start; but o's by the order in which the CTAs
  * came, so that the last ones, on SMs that the attention left last, have none. Four phases (o, gate and up, down, qkv)
@@ -11,14 +11,17 @@
  * its share of x.
  * Cost     the weights, once: 436 MB a layer of Llama-3.1-8B, 94 µs at 4.64 TB/s. As seven kernels a layer paid 2 to 3 µs
  * for the ramp of each and 3 for each norm. Here a warp asks for its next piece the moment it has read one, across
- * barriers too: the ring (192 KB an SM at one token, 5.6 µs of the card's bandwidth) is what a barrier and a norm hide
- * behind. Of one token no more than 64 KB an SM fly at a time: what a barrier and a norm load queues behind them.
+ * barriers too: the ring (192 KB an SM, 5.6 µs of the card's bandwidth) is what a barrier and a norm hide behind. No more
+ * than 64 KB an SM fly at a time: what a barrier and a norm load queues behind them.
  * Numerics f32 products of act values; a lane's columns in order, then 32 lanes by halving; rounding to act where the
  * separate ops round too, but for gate and up, which stay f32 until their product. The same bits run to run.
- * Limits   compute capability 9.0; T ≤ 4; F16 or BF16, one type for weights and activations; columns multiples of 8, rows
- * of 2; hidden ≤ 8192; what shared memory holds (bs_cuda_dense_chain_fits). The grid must be resident as a whole: nothing
- * else may hold an SM for ever.
- * Measured 2026-11-29, one H200, T = 1, bf16, 8B's layer in a decode step: 107 µs behind the attention's end, 4.1 TB/s of
+ * Limits   compute capability 9.0; one token; F16 or BF16, one type for weights and activations; columns multiples of 8,
+ * rows of 2; hidden ≤ 8192; what shared memory holds (bs_cuda_dense_chain_fits). The grid must be resident as a whole:
+ * nothing else may hold an SM for ever. Why one token: of more, gemv.cu has x from the L2 once for a block of rows and
+ * multiplies on tensor cores; a chain of T tokens read T vectors from shared memory for every pair of rows, and multiplied
+ * in f32. 8B's step took 4.61 ms so for 2 tokens and 4.99 for 4, where separate kernels take 4.20 and 4.25; for one token
+ * they take 4.15, and the chain 4.03.
+ * Measured 2026-11-29, one H200, bf16, 8B's layer in a decode step: 107 µs behind the attention's end, 4.1 TB/s of
  * 4.5. Gate, up and down run at the speed of memory; what is lost is 14 µs from the attention's end to gate and up, and a
  * few at the last norm. What was tried: docs/perf/LOG.md. */
 #include "kernels/cuda/attend_ptx.cuh"
@@ -35,7 +38,7 @@ enum {
     MIN_SLOTS = 3,
     MAX_SLOTS = 8,
     KEPT = 4,      /* chunks of 4 elements of the residual that a thread keeps in a norm */
-    N_LATE = 12,   /* CTAs that come last and do not wait until their rings are full */
+    N_LATE = 12,   /* CTAs that come last: they ask for all at once, and do not wait for it */
     GRID_WAITS = 3 /* of a launch */
 };
 
@@ -51,13 +54,13 @@ typedef struct phase {
     const uint8_t *w;
     int64_t pair_step, second;
     int n_pairs, n_cols, n_pieces; /* pieces a pair */
-    int n_flying;                  /* of one token: pieces that a warp may have asked for and not got */
+    int n_flying;                  /* pieces that a warp may have asked for and not got */
     phase_kind kind;
 } phase;
 
 typedef struct job {
     phase phases[PHASES];
-    int n_phases, n_slots, x_bytes; /* x_bytes: of the vectors in shared memory */
+    int n_phases, n_slots, x_bytes; /* x_bytes: of the vector in shared memory */
     bs_dense_chain_args args;
 } job;
 
@@ -115,11 +118,11 @@ template <int COLS> static __device__ __forceinline__ void ask(const job &j, rin
     settle(j, r.next, r.order);
 }
 
-/* Asks for what there is room for and, of one token, may fly. */
-template <int T, int COLS> static __device__ __forceinline__ void pump(const job &j, ring &r, int n_flying)
+/* Asks for what there is room for and may fly. */
+template <int COLS> static __device__ __forceinline__ void pump(const job &j, ring &r, int n_flying)
 {
     while (r.lead < j.n_slots && r.next.phase < j.n_phases) {
-        if (T == 1 && r.lead >= n_flying) { /* has the piece come that is so far behind? */
+        if (r.lead >= n_flying) { /* has the piece come that is so far behind? */
             const int at = r.slot + r.lead - n_flying, s = at < j.n_slots ? at : at - j.n_slots;
             const uint32_t parity = at < j.n_slots ? r.parity : r.parity ^ 1;
             if (!__all_sync(0xffffffffu, barrier_passed(r.full + 8 * s, parity))) return;
@@ -134,60 +137,40 @@ template <bool BF16> static __device__ __forceinline__ float2 widen(uint32_t two
     else return __half22float2(half2_of(two));
 }
 
-/* sums += 2 rows' columns of this piece times T vectors; the lane takes 8 columns of every 256. */
-template <int T, bool BF16, int COLS>
-static __device__ __forceinline__ void multiply(float sums[2][T], uint32_t slot, uint32_t x,
-                                                uint32_t x_stride, int cols)
+/* sums += 2 rows' columns of this piece times x; the lane takes 8 columns of every 256. */
+template <bool BF16, int COLS>
+static __device__ __forceinline__ void multiply(float sums[2], uint32_t slot, uint32_t x, int cols)
 {
 #pragma unroll
     for (int i = 0; i < COLS / (8 * WARP); i++) {
         const int col = 8 * (WARP * i + (int)threadIdx.x % WARP);
         if (col >= cols) break;
-        const uint4 a = load_shared(slot + 2 * col), b = load_shared(slot + 2 * COLS + 2 * col);
-        const uint32_t wa[4] = {a.x, a.y, a.z, a.w}, wb[4] = {b.x, b.y, b.z, b.w};
+        const uint4 a = load_shared(slot + 2 * col), b = load_shared(slot + 2 * COLS + 2 * col),
+                    v = load_shared(x + 2 * col);
+        const uint32_t wa[4] = {a.x, a.y, a.z, a.w}, wb[4] = {b.x, b.y, b.z, b.w},
+                       xs[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-        for (int t = 0; t < T; t++) {
-            const uint4 v = load_shared(x + t * x_stride + 2 * col);
-            const uint32_t xs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const float2 f = widen<BF16>(xs[k]), g = widen<BF16>(wa[k]), h = widen<BF16>(wb[k]);
-                sums[0][t] = fmaf(g.y, f.y, fmaf(g.x, f.x, sums[0][t]));
-                sums[1][t] = fmaf(h.y, f.y, fmaf(h.x, f.x, sums[1][t]));
-            }
+        for (int k = 0; k < 4; k++) {
+            const float2 f = widen<BF16>(xs[k]), g = widen<BF16>(wa[k]), h = widen<BF16>(wb[k]);
+            sums[0] = fmaf(g.y, f.y, fmaf(g.x, f.x, sums[0]));
+            sums[1] = fmaf(h.y, f.y, fmaf(h.x, f.x, sums[1]));
         }
     }
 }
 
-template <int T> static __device__ __forceinline__ void reduce(float sums[2][T])
-{
-#pragma unroll
-    for (int r = 0; r < 2; r++)
-#pragma unroll
-        for (int t = 0; t < T; t++)
-#pragma unroll
-            for (int stride = WARP / 2; stride > 0; stride /= 2)
-                sums[r][t] += __shfl_xor_sync(0xffffffffu, sums[r][t], stride);
-}
-
-template <int T>
-static __device__ __forceinline__ void store_pair(const job &j, const phase &p, int pair,
-                                                  const float sums[2][T])
+/* By one lane: what the pair's sums are for. */
+static __device__ __forceinline__ void store_pair(const job &j, const phase &p, int pair, float first,
+                                                  float second)
 {
     const bs_dense_chain_args &a = j.args;
-#pragma unroll
-    for (int t = 0; t < T; t++) {
-        if ((int)threadIdx.x % WARP != t || t >= a.n_tokens) continue;
-        const float first = sums[0][t], second = sums[1][t];
-        if (p.kind == TO_SUM) {
-            *(float2 *)(a.sum + (int64_t)t * a.n_hidden + 2 * pair) = make_float2(first, second);
-        } else if (p.kind == TO_FFN) {
-            bs_cuda_store_act(a.ffn, (int64_t)t * a.n_ffn + pair, a.act, first / (1 + expf(-first)) * second);
-        } else {
-            const float *bias = a.qkv_bias ? a.qkv_bias + 2 * pair : nullptr;
-            bs_cuda_store_act(a.out, t * a.ld_out + 2 * pair, a.out_type, first + (bias ? bias[0] : 0));
-            bs_cuda_store_act(a.out, t * a.ld_out + 2 * pair + 1, a.out_type, second + (bias ? bias[1] : 0));
-        }
+    if (p.kind == TO_SUM) {
+        *(float2 *)(a.sum + 2 * pair) = make_float2(first, second);
+    } else if (p.kind == TO_FFN) {
+        bs_cuda_store_act(a.ffn, pair, a.act, bs_cuda_silu(first) * second);
+    } else {
+        const float *bias = a.qkv_bias ? a.qkv_bias + 2 * pair : nullptr;
+        bs_cuda_store_act(a.out, 2 * pair, a.out_type, first + (bias ? bias[0] : 0));
+        bs_cuda_store_act(a.out, 2 * pair + 1, a.out_type, second + (bias ? bias[1] : 0));
     }
 }
 
@@ -207,7 +190,7 @@ static __device__ __forceinline__ void add_release(uint64_t *counter)
 
 /* All CTAs have come here, for the turn-th time of all launches, and what each wrote before is seen by all behind it. Rings
  * fill meanwhile. `opened`: a barrier of one arrival, and its parity. */
-template <int T, int COLS>
+template <int COLS>
 static __device__ __forceinline__ void wait_for_grid(const job &j, ring &r, int n_flying, uint64_t turn,
                                                      uint32_t opened, uint32_t parity)
 {
@@ -217,42 +200,41 @@ static __device__ __forceinline__ void wait_for_grid(const job &j, ring &r, int 
         for (bool come = false; !come;) {
             if (threadIdx.x == 0) come = load_acquire(j.args.counter + GRID) >= turn * gridDim.x;
             come = __shfl_sync(0xffffffffu, come, 0);
-            pump<T, COLS>(j, r, n_flying);
+            pump<COLS>(j, r, n_flying);
         }
         if (threadIdx.x == 0) barrier_arrive(opened);
     } else {
-        while (!__all_sync(0xffffffffu, barrier_passed(opened, parity))) pump<T, COLS>(j, r, n_flying);
+        while (!__all_sync(0xffffffffu, barrier_passed(opened, parity))) pump<COLS>(j, r, n_flying);
     }
     __syncthreads();
 }
 
-/* ---- the vectors, into shared memory --------------------------------------------------------------------- */
+/* ---- a vector, into shared memory ------------------------------------------------------------------------ */
 
 /* What the attention left: act values, or f32 to be rounded. */
 static __device__ void load_attended(const job &j, uint8_t *x, int n_cols)
 {
     const bs_dense_chain_args &a = j.args;
-    for (int t = 0; t < a.n_tokens; t++)
-        for (int i = threadIdx.x; i < n_cols / 4; i += THREADS) {
-            uint2 four;
-            if (a.attended_type == BS_TYPE_F32) {
-                const float4 v = __ldcg((const float4 *)((const float *)a.attended + t * a.ld_attended) + i);
-                alignas(8) uint16_t y[4];
-                bs_cuda_store_act(y, 0, a.act, v.x);
-                bs_cuda_store_act(y, 1, a.act, v.y);
-                bs_cuda_store_act(y, 2, a.act, v.z);
-                bs_cuda_store_act(y, 3, a.act, v.w);
-                four = *(const uint2 *)y;
-            } else {
-                four = __ldcg((const uint2 *)((const uint16_t *)a.attended + t * a.ld_attended) + i);
-            }
-            ((uint2 *)(x + (size_t)t * n_cols * 2))[i] = four;
+    for (int i = threadIdx.x; i < n_cols / 4; i += THREADS) {
+        uint2 four;
+        if (a.attended_type == BS_TYPE_F32) {
+            const float4 v = __ldcg((const float4 *)a.attended + i);
+            alignas(8) uint16_t y[4];
+            bs_cuda_store_act(y, 0, a.act, v.x);
+            bs_cuda_store_act(y, 1, a.act, v.y);
+            bs_cuda_store_act(y, 2, a.act, v.z);
+            bs_cuda_store_act(y, 3, a.act, v.w);
+            four = *(const uint2 *)y;
+        } else {
+            four = __ldcg((const uint2 *)a.attended + i);
         }
+        ((uint2 *)x)[i] = four;
+    }
 }
 
 static __device__ void load_ffn(const job &j, uint8_t *x)
 {
-    const int n = (int)(j.args.n_tokens * j.args.n_ffn / 8);
+    const int n = (int)(j.args.n_ffn / 8);
     for (int i = threadIdx.x; i < n; i += THREADS) ((uint4 *)x)[i] = __ldcg((const uint4 *)j.args.ffn + i);
 }
 
@@ -260,8 +242,7 @@ static __device__ void load_ffn(const job &j, uint8_t *x)
 static __device__ __forceinline__ float sum_cta(float value)
 {
     __shared__ float sums[WARPS];
-#pragma unroll
-    for (int stride = WARP / 2; stride > 0; stride /= 2) value += __shfl_xor_sync(0xffffffffu, value, stride);
+    value = bs_cuda_sum_warp(value);
     __syncthreads(); /* the sums before have been read */
     if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = value;
     __syncthreads();
@@ -278,48 +259,43 @@ static __device__ void load_normed(const job &j, const float *from, float *to, c
 {
     const bs_dense_chain_args &a = j.args;
     const int n = (int)(a.n_hidden / 4);
-    for (int t = 0; t < a.n_tokens; t++) {
-        const float4 *residual = (const float4 *)(from + t * a.n_hidden),
-                     *sum = (const float4 *)(a.sum + t * a.n_hidden);
-        float4 kept[KEPT], gains[KEPT];
-        float squares = 0;
+    float4 kept[KEPT], gains[KEPT];
+    float squares = 0;
 #pragma unroll
-        for (int k = 0; k < KEPT; k++) {
-            const int i = (int)threadIdx.x + k * THREADS;
-            if (i >= n) break;
-            gains[k] = ((const float4 *)gain)[i]; /* on its way with the others */
-            const float4 r = __ldcg(residual + i), s = __ldcg(sum + i);
-            kept[k] = make_float4(r.x + s.x, r.y + s.y, r.z + s.z, r.w + s.w);
-        }
+    for (int k = 0; k < KEPT; k++) {
+        const int i = (int)threadIdx.x + k * THREADS;
+        if (i >= n) break;
+        gains[k] = ((const float4 *)gain)[i]; /* on its way with the others */
+        const float4 r = __ldcg((const float4 *)from + i), s = __ldcg((const float4 *)a.sum + i);
+        kept[k] = make_float4(r.x + s.x, r.y + s.y, r.z + s.z, r.w + s.w);
+    }
 #pragma unroll
-        for (int k = 0; k < KEPT; k++) {
-            const int i = (int)threadIdx.x + k * THREADS;
-            if (i >= n) break;
-            const float4 v = kept[k];
-            squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-            if (i % (int)gridDim.x == (int)blockIdx.x) ((float4 *)(to + t * a.n_hidden))[i] = v;
-        }
-        const float scale = 1 / sqrtf(sum_cta(squares) / (float)a.n_hidden + a.eps);
+    for (int k = 0; k < KEPT; k++) {
+        const int i = (int)threadIdx.x + k * THREADS;
+        if (i >= n) break;
+        const float4 v = kept[k];
+        squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        if (i % (int)gridDim.x == (int)blockIdx.x) ((float4 *)to)[i] = v;
+    }
+    const float scale = 1 / sqrtf(sum_cta(squares) / (float)a.n_hidden + a.eps);
 #pragma unroll
-        for (int k = 0; k < KEPT; k++) {
-            const int i = (int)threadIdx.x + k * THREADS;
-            if (i >= n) break;
-            const float4 v = kept[k], g = gains[k];
-            alignas(8) uint16_t y[4];
-            bs_cuda_store_act(y, 0, a.act, v.x * scale * g.x);
-            bs_cuda_store_act(y, 1, a.act, v.y * scale * g.y);
-            bs_cuda_store_act(y, 2, a.act, v.z * scale * g.z);
-            bs_cuda_store_act(y, 3, a.act, v.w * scale * g.w);
-            ((uint2 *)(x + (size_t)t * a.n_hidden * 2))[i] = *(const uint2 *)y;
-            if (normed && i % (int)gridDim.x == (int)blockIdx.x)
-                ((uint2 *)((uint16_t *)normed + t * a.ld_out))[i] = *(const uint2 *)y;
-        }
+    for (int k = 0; k < KEPT; k++) {
+        const int i = (int)threadIdx.x + k * THREADS;
+        if (i >= n) break;
+        const float4 v = kept[k], g = gains[k];
+        alignas(8) uint16_t y[4];
+        bs_cuda_store_act(y, 0, a.act, v.x * scale * g.x);
+        bs_cuda_store_act(y, 1, a.act, v.y * scale * g.y);
+        bs_cuda_store_act(y, 2, a.act, v.z * scale * g.z);
+        bs_cuda_store_act(y, 3, a.act, v.w * scale * g.w);
+        ((uint2 *)x)[i] = *(const uint2 *)y;
+        if (normed && i % (int)gridDim.x == (int)blockIdx.x) ((uint2 *)normed)[i] = *(const uint2 *)y;
     }
 }
 
 /* ---- the kernel ------------------------------------------------------------------------------------------ */
 
-template <int T, bool BF16, int COLS>
+template <bool BF16, int COLS>
 static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_constant__ job j)
 {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900 /* bs_cuda_dense_chain_fits says no elsewhere */
@@ -344,14 +320,15 @@ static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_c
     r.order = (int)(ticket % gridDim.x);
     r.next = {O_PROJ, first_pair(j, O_PROJ, r.order), 0};
     settle(j, r.next, r.order);
-    /* Slowly: the attention is still at work on other SMs. */
-    do pump<T, COLS>(j, r, 1);
-    while (r.lead < j.n_slots && r.next.phase < j.n_phases && r.order < (int)gridDim.x - N_LATE);
+    /* Slowly: the attention is still at work on other SMs. It has gone when the last CTAs come, and they are waited for. */
+    const bool late = r.order >= (int)gridDim.x - N_LATE;
+    do pump<COLS>(j, r, late ? MAX_SLOTS : 1);
+    while (r.lead < j.n_slots && r.next.phase < j.n_phases && !late);
     bs_cuda_release_next();
     bs_cuda_wait_before();
 
     if (r.order * WARPS < j.phases[O_PROJ].n_pairs) load_attended(j, shared, j.phases[O_PROJ].n_cols);
-    pump<T, COLS>(j, r, j.phases[O_PROJ].n_flying);
+    pump<COLS>(j, r, late ? MAX_SLOTS : j.phases[O_PROJ].n_flying);
     __syncthreads();
     for (int number = O_PROJ; number < j.n_phases; number++) {
         const phase &p = j.phases[number];
@@ -360,24 +337,23 @@ static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_c
         if (number == QKV) load_normed(j, j.args.x_other, j.args.x, j.args.next_gain, shared, nullptr);
         if (number > O_PROJ) __syncthreads();
         for (int pair = first_pair(j, number, r.order); pair < p.n_pairs; pair += (int)gridDim.x * WARPS) {
-            float sums[2][T] = {};
+            float sums[2] = {};
             for (int piece = 0; piece < p.n_pieces; piece++) {
                 const int col = COLS * piece;
                 barrier_wait(r.full + 8 * r.slot, r.parity);
-                multiply<T, BF16, COLS>(sums, r.data + r.slot * 4 * COLS, x + 2 * col, 2 * (uint32_t)p.n_cols,
-                                        p.n_cols - col);
+                multiply<BF16, COLS>(sums, r.data + r.slot * 4 * COLS, x + 2 * col, p.n_cols - col);
                 __syncwarp();
                 r.lead--;
                 if (++r.slot == j.n_slots) {
                     r.slot = 0;
                     r.parity ^= 1;
                 }
-                pump<T, COLS>(j, r, p.n_flying);
+                pump<COLS>(j, r, p.n_flying);
             }
-            reduce<T>(sums);
-            store_pair<T>(j, p, pair, sums);
+            const float first = bs_cuda_sum_warp(sums[0]), second = bs_cuda_sum_warp(sums[1]);
+            if (threadIdx.x % WARP == 0) store_pair(j, p, pair, first, second);
         }
-        if (number < QKV) wait_for_grid<T, COLS>(j, r, p.n_flying, ++turn, smem_address(&opened), number & 1);
+        if (number < QKV) wait_for_grid<COLS>(j, r, p.n_flying, ++turn, smem_address(&opened), number & 1);
     }
     if (j.n_phases < PHASES) load_normed(j, j.args.x_other, j.args.x, j.args.next_gain, shared, j.args.out);
 #endif
@@ -400,25 +376,19 @@ static bs_status find_limits(int *shared_bytes, int *n_sms)
     return BS_STATUS_OK;
 }
 
-static int padded_tokens(int n_tokens)
-{
-    return n_tokens == 3 ? 4 : n_tokens;
-}
-
 static int64_t align_128(int64_t n)
 {
     return (n + 127) / 128 * 128;
 }
 
 /* How shared memory is shared out; no slots: there is too little. */
-static room share_out(int shared_bytes, int n_tokens, int64_t n_attended, int64_t n_hidden, int64_t n_ffn)
+static room share_out(int shared_bytes, int64_t n_attended, int64_t n_hidden, int64_t n_ffn)
 {
     room m = {};
-    const int64_t t = 2 * padded_tokens(n_tokens);
     int64_t widest = n_ffn > n_hidden ? n_ffn : n_hidden;
     if (n_attended > widest) widest = n_attended;
-    m.x_bytes = (int)align_128(t * widest);
-    for (int cols = n_tokens == 1 ? WIDE_COLS : NARROW_COLS; cols >= NARROW_COLS; cols /= 2) {
+    m.x_bytes = (int)align_128(2 * widest);
+    for (int cols = WIDE_COLS; cols >= NARROW_COLS; cols /= 2) {
         const int64_t n = (shared_bytes - m.x_bytes) / (WARPS * 4 * cols);
         m.cols = cols;
         m.n_slots = n > MAX_SLOTS ? MAX_SLOTS : n < MIN_SLOTS ? 0 : (int)n;
@@ -427,14 +397,14 @@ static room share_out(int shared_bytes, int n_tokens, int64_t n_attended, int64_
     return m;
 }
 
-bool bs_cuda_dense_chain_fits(const bs_device *, int n_tokens, int64_t n_attended, int64_t n_hidden,
-                              int64_t n_ffn, bs_type act)
+bool bs_cuda_dense_chain_fits(const bs_device *, int64_t n_attended, int64_t n_hidden, int64_t n_ffn,
+                              bs_type act)
 {
     int shared_bytes, n_sms;
     if (find_limits(&shared_bytes, &n_sms) != BS_STATUS_OK) return false;
-    return n_tokens >= 1 && n_tokens <= 4 && (act == BS_TYPE_F16 || act == BS_TYPE_BF16) &&
-           (n_attended | n_hidden | n_ffn) % 8 == 0 && n_hidden <= 4 * KEPT * THREADS && n_attended > 0 &&
-           n_ffn > 0 && share_out(shared_bytes, n_tokens, n_attended, n_hidden, n_ffn).n_slots > 0;
+    return (act == BS_TYPE_F16 || act == BS_TYPE_BF16) && (n_attended | n_hidden | n_ffn) % 8 == 0 &&
+           n_hidden <= 4 * KEPT * THREADS && n_attended > 0 && n_ffn > 0 &&
+           share_out(shared_bytes, n_attended, n_hidden, n_ffn).n_slots > 0;
 }
 
 static phase make_phase(const bs_weight *w, int number, int cols)
@@ -455,14 +425,12 @@ static phase make_phase(const bs_weight *w, int number, int cols)
 
 bs_status bs_cuda_dense_chain(bs_stream *stream, const bs_dense_chain_args *args)
 {
-    static void (*const kernels[2][4])(job) = {
-        {chain_kernel<1, false, NARROW_COLS>, chain_kernel<2, false, NARROW_COLS>,
-         chain_kernel<4, false, NARROW_COLS>, chain_kernel<1, false, WIDE_COLS>},
-        {chain_kernel<1, true, NARROW_COLS>, chain_kernel<2, true, NARROW_COLS>,
-         chain_kernel<4, true, NARROW_COLS>, chain_kernel<1, true, WIDE_COLS>}};
+    static void (*const kernels[2][2])(job) = {
+        {chain_kernel<false, NARROW_COLS>, chain_kernel<false, WIDE_COLS>},
+        {chain_kernel<true, NARROW_COLS>, chain_kernel<true, WIDE_COLS>}};
     int shared_bytes, n_sms;
     BS_TRY(find_limits(&shared_bytes, &n_sms));
-    const room m = share_out(shared_bytes, args->n_tokens, args->o->n_cols, args->n_hidden, args->n_ffn);
+    const room m = share_out(shared_bytes, args->o->n_cols, args->n_hidden, args->n_ffn);
     const bs_weight *weights[PHASES] = {args->o, args->gate_up, args->down, args->qkv};
     job j = {};
     j.args = *args;
@@ -477,8 +445,7 @@ bs_status bs_cuda_dense_chain(bs_stream *stream, const bs_dense_chain_args *args
     j.x_bytes = m.x_bytes;
     j.n_slots = m.n_slots;
     const size_t bytes = (size_t)j.x_bytes + (size_t)j.n_slots * WARPS * 4 * (size_t)m.cols;
-    const int which = m.cols == WIDE_COLS ? 3 : padded_tokens(args->n_tokens) / 2;
-    void (*kernel)(job) = kernels[args->act == BS_TYPE_BF16][which];
+    void (*kernel)(job) = kernels[args->act == BS_TYPE_BF16][m.cols == WIDE_COLS];
     BS_TRY(
         bs_cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
                        "dense_chain"));

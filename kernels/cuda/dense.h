@@ -40,10 +40,10 @@ static inline const bs_cuda_dense *bs_cuda_dense_of(const bs_stream *stream)
     return (const bs_cuda_dense *)stream->device->state;
 }
 
-/* chain.cu */
+/* chain.cu: one token */
 bs_status bs_cuda_dense_chain(bs_stream *stream, const bs_dense_chain_args *args);
-bool bs_cuda_dense_chain_fits(const bs_device *device, int n_tokens, int64_t n_attended, int64_t n_hidden,
-                              int64_t n_ffn, bs_type act);
+bool bs_cuda_dense_chain_fits(const bs_device *device, int64_t n_attended, int64_t n_hidden, int64_t n_ffn,
+                              bs_type act);
 /* gemv.cu: up to 16 tokens at the speed of memory. `takes` says whether it takes these operands. */
 bool bs_cuda_gemv_takes(const bs_gemm_args *args);
 bs_status bs_cuda_gemv(bs_stream *stream, const bs_gemm_args *args);

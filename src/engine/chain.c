@@ -1,6 +1,6 @@
 /* chain.c: the dense work of a decode step's layer as one op, where the device has it (bs_op_dense_chain).
  *
- * One rank, few tokens, weights that lie as that op wants them: then between two attentions there is one kernel instead of
+ * One rank, one token, weights that lie as that op wants them: then between two attentions there is one kernel instead of
  * seven. It leaves x complete, the next norm in act_at.normed, or the next layer's q, k and v where they are looked for.
  */
 #include "src/engine/engine_private.h"
@@ -8,10 +8,9 @@
 bool bs_engine_has_chain(const bs_engine *e)
 {
     const bs_engine_layout *l = &e->layout;
-    return l->n_ranks == 1 && e->n_tokens <= BS_CHAIN_TOKENS &&
-           bs_weights_layer(e->weights, 0)->gate_up.n_rows > 0 &&
-           bs_dense_chain_fits(e->device, e->n_tokens, (int64_t)l->n_heads * l->head_dim, l->n_hidden,
-                               l->shard.ffn.n, l->act);
+    return l->n_ranks == 1 && e->n_tokens == 1 && bs_weights_layer(e->weights, 0)->gate_up.n_rows > 0 &&
+           bs_dense_chain_fits(e->device, (int64_t)l->n_heads * l->head_dim, l->n_hidden, l->shard.ffn.n,
+                               l->act);
 }
 
 bool bs_engine_chain_gives_qkv(const bs_engine *e, int layer)
@@ -28,7 +27,6 @@ bs_status bs_engine_run_chain(bs_engine *e, int layer)
                            *next = next_layer < e->desc->n_layers ? bs_weights_layer(e->weights, next_layer)
                                                                   : NULL;
     const bs_dense_chain_args args = {
-        .n_tokens = e->n_tokens,
         .n_hidden = l->n_hidden,
         .n_ffn = l->shard.ffn.n,
         .act = l->act,
@@ -38,7 +36,6 @@ bs_status bs_engine_run_chain(bs_engine *e, int layer)
         .qkv = gives_qkv ? &next->qkv : NULL,
         .qkv_bias = gives_qkv ? next->q_bias : NULL,
         .attended = bs_engine_act(e, hadamard ? l->act_at.attended : l->act_at.o),
-        .ld_attended = (int64_t)l->n_heads * l->head_dim,
         .attended_type = hadamard ? l->act : BS_TYPE_F32,
         .x = bs_engine_act(e, l->act_at.x),
         .x_other = bs_engine_act(e, l->act_at.x_other),
@@ -49,7 +46,6 @@ bs_status bs_engine_run_chain(bs_engine *e, int layer)
         .eps = e->desc->rms_eps,
         .out = bs_engine_act(e, gives_qkv ? l->act_at.q : l->act_at.normed),
         .out_type = gives_qkv ? BS_TYPE_F32 : l->act,
-        .ld_out = gives_qkv ? next->qkv.n_rows : l->n_hidden,
         .counter = bs_engine_act(e, l->act_at.counter),
     };
     return bs_op_dense_chain(e->stream, &args);

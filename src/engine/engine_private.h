@@ -12,9 +12,6 @@
 /* Rows of raw logits that ALL_LOGITS computes and gathers at a time. */
 enum { BS_ALL_LOGITS_ROWS = 64 };
 
-/* Tokens of a step that may be run through bs_op_dense_chain. */
-enum { BS_CHAIN_TOKENS = 4 };
-
 /* Offsets into the regions, in bytes. T = max_step_tokens, B = max_seqs, N ranks, V the largest vocabulary
  * shard. */
 typedef struct bs_engine_layout {
@@ -35,7 +32,7 @@ typedef struct bs_engine_layout {
         size_t attended;         /* [T, heads · D] act: the merged O turned back; o itself when act is F32 */
         size_t gate, up;         /* [T, ffn] act */
         size_t cos_sin;          /* [T, n_rot] f32 */
-        size_t x_other, counter; /* of bs_op_dense_chain: [BS_CHAIN_TOKENS, hidden] f32, u64 */
+        size_t x_other, counter; /* of bs_op_dense_chain: [hidden] f32, u64 */
         size_t bytes;
     } act_at;
     struct {

@@ -74,7 +74,7 @@ static void lay_out_activations(bs_engine_layout *l, const bs_model_desc *desc)
     l->act_at.up = carve(&end, ffn * act);
     l->act_at.cos_sin = carve(&end, t * (uint64_t)desc->n_rot * sizeof(float));
     bool chain = l->act != BS_TYPE_F32; /* on a GPU */
-    l->act_at.x_other = carve(&end, chain ? BS_CHAIN_TOKENS * (uint64_t)l->n_hidden * sizeof(float) : 0);
+    l->act_at.x_other = carve(&end, chain ? (uint64_t)l->n_hidden * sizeof(float) : 0);
     l->act_at.counter = carve(&end, chain ? BS_CHAIN_COUNTERS * sizeof(uint64_t) : 0);
     l->act_at.bytes = end;
 }
