@@ -43,6 +43,7 @@ typedef struct bs_backend {
 
     /* NULL where there is none. */
     bool (*gemm_gates)(const bs_device *device, const bs_gemm_args *args);
+    bool (*attend_turns)(const bs_device *device, const bs_attend_args *args);
     bs_status (*dense_chain)(bs_stream *stream, const bs_dense_chain_args *args);
     bool (*dense_chain_fits)(const bs_device *device, int64_t n_attended, int64_t n_hidden, int64_t n_ffn,
                              bs_type act);

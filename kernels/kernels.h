@@ -252,8 +252,7 @@ typedef struct bs_dense_chain_args {
     const bs_weight *o, *gate_up, *down; /* [hidden, a's columns]; gate's rows, then up's; [hidden, ffn] */
     const bs_weight *qkv;                /* NULL: out is n */
     const float *qkv_bias;               /* [device] [rows of qkv] or NULL */
-    const void *attended;                /* a: [device] [columns of o] */
-    bs_type attended_type;               /* act, or F32, which is rounded to act first */
+    const void *attended;                /* a: [device] [columns of o] act */
     float *x;                            /* [device] [hidden] in place */
     float *x_other, *sum;                /* [device] [hidden] scratch */
     void *ffn;                           /* [device] [ffn] act, scratch */
@@ -423,8 +422,13 @@ typedef struct bs_attend_args {
     size_t workspace_bytes;
     float *o;   /* [device] [ΣT, H, D] f32 */
     float *lse; /* [device] [ΣT, H] f32 */
+    /* [device] [ΣT, H, D] or NULL: what bs_op_unrotate makes of O, instead of O. Only where these pages are all there are. */
+    void *attended;
+    bs_type attended_type;
 } bs_attend_args;
 bs_status bs_op_attend(bs_stream *stream, const bs_attend_args *args);
+/* Whether the device can write `attended` of that type in a call of these bounds. */
+bool bs_attend_turns(const bs_device *device, const bs_attend_args *args);
 /* Enough for calls with these bounds and with smaller ones. */
 size_t bs_attend_workspace_bytes(const bs_device *device, const bs_kv_shape *shape, int n_heads, int max_seqs,
                                  int max_tokens, int max_pages);

@@ -90,7 +90,7 @@ bs_status bs_op_attend(bs_stream *stream, const bs_attend_args *a)
     REQUIRE("attend", a->n_heads > 0 && a->n_heads % a->pools->shape->n_kv_heads == 0);
     REQUIRE("attend", a->max_seqs >= 0 && a->max_tokens >= 0 && a->max_pages >= 0 && a->window >= 0);
     if (a->max_seqs == 0 || a->max_tokens == 0) return BS_STATUS_OK;
-    REQUIRE("attend", a->q && a->o && a->lse && is_act(stream, a->act));
+    REQUIRE("attend", a->q && (a->o || a->attended) && a->lse && is_act(stream, a->act));
     REQUIRE("attend", a->q_ld >= (int64_t)a->n_heads * a->pools->shape->head_dim);
     REQUIRE("attend",
             a->q_start && a->q_pos0 && a->page_start && a->n_sink && a->n_quant && a->n_f16 && a->n_tokens);
@@ -98,7 +98,16 @@ bs_status bs_op_attend(bs_stream *stream, const bs_attend_args *a)
     REQUIRE("attend",
             a->workspace_bytes >= bs_attend_workspace_bytes(stream->device, a->pools->shape, a->n_heads,
                                                             a->max_seqs, a->max_tokens, a->max_pages));
+    if (a->attended && !bs_attend_turns(stream->device, a))
+        return bs_fail(BS_STATUS_UNSUPPORTED,
+                       "attend: %s does not turn O to %s with %d tokens of %d sequences",
+                       stream->device->info.name, bs_type_name(a->attended_type), a->max_tokens, a->max_seqs);
     return stream->device->backend->attend(stream, a);
+}
+
+bool bs_attend_turns(const bs_device *device, const bs_attend_args *a)
+{
+    return device->backend->attend_turns && device->backend->attend_turns(device, a);
 }
 
 size_t bs_attend_workspace_bytes(const bs_device *device, const bs_kv_shape *shape, int n_heads, int max_seqs,

@@ -68,7 +68,6 @@ bs_status bs_op_dense_chain(bs_stream *stream, const bs_dense_chain_args *a)
 {
     REQUIRE("dense_chain", a->o && a->gate_up && a->down && a->attended && a->x && a->x_other);
     REQUIRE("dense_chain", a->sum && a->ffn && a->ffn_gain && a->next_gain && a->out && a->counter);
-    REQUIRE("dense_chain", a->attended_type == a->act || a->attended_type == BS_TYPE_F32);
     REQUIRE("dense_chain", a->out_type == a->act || (a->qkv && a->out_type == BS_TYPE_F32));
     REQUIRE("dense_chain", a->o->n_rows == a->n_hidden && a->down->n_rows == a->n_hidden &&
                                a->down->n_cols == a->n_ffn && a->gate_up->n_rows == 2 * a->n_ffn &&

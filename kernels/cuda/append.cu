@@ -114,33 +114,6 @@ static __device__ void rotate_pairs(float x[D / WARP], float *row, const float2 
     }
 }
 
-/* x ← H x / √D, the sums of bs_cuda_hadamard in its order: strides below E stay in a lane. */
-template <int D> static __device__ void hadamard_channels(float x[D / WARP])
-{
-    enum { E = D / WARP };
-    const int lane = threadIdx.x;
-#pragma unroll
-    for (int stride = 1; stride < E; stride *= 2) {
-#pragma unroll
-        for (int k = 0; k < E; k++) {
-            if (k & stride) continue;
-            const float u = x[k], v = x[k + stride];
-            x[k] = __fadd_rn(u, v);
-            x[k + stride] = __fsub_rn(u, v);
-        }
-    }
-#pragma unroll
-    for (int stride = 1; stride < WARP; stride *= 2) {
-#pragma unroll
-        for (int k = 0; k < E; k++) {
-            const float other = __shfl_xor_sync(0xffffffffu, x[k], stride);
-            x[k] = lane & stride ? __fsub_rn(other, x[k]) : __fadd_rn(x[k], other);
-        }
-    }
-#pragma unroll
-    for (int k = 0; k < E; k++) x[k] = __fmul_rn(x[k], bs_cuda_hadamard_scale<D>());
-}
-
 /* Rounds to fp16 and stores, in pairs, which stand side by side in a page of either kind; every lane learns whether all are
  * finite. */
 template <int D>
@@ -182,7 +155,7 @@ template <int D> static __global__ void __launch_bounds__(WARP *VECTORS_A_CTA) a
     if (!is_v && j.args.n_rot > 0)
         rotate_pairs<D>(x, rows[threadIdx.y], (const float2 *)(j.args.cos_sin + (int64_t)t * j.args.n_rot),
                         j.args.n_rot, j.args.rope_interleaved);
-    if (j.hadamard) hadamard_channels<D>(x);
+    if (j.hadamard) bs_cuda_hadamard_beside<D>(x);
     if (is_q) {
         store_channels<E>(j.args.q, first, j.args.act, j.wide, x);
         return;

@@ -100,6 +100,14 @@ size_t bs_cuda_attend_workspace(const bs_device *, const bs_kv_shape *shape, int
            bs_cuda_chunk_workspace(shape, n_heads, max_seqs, max_tokens, max_pages);
 }
 
+bool bs_cuda_attend_turns(const bs_device *, const bs_attend_args *a)
+{
+    const bs_kv_shape *shape = a->pools->shape;
+    return (a->attended_type == BS_TYPE_F16 || a->attended_type == BS_TYPE_BF16) &&
+           !bs_cuda_chunk_takes(shape, a->n_heads / shape->n_kv_heads,
+                                max_query_of(a->max_tokens, a->max_seqs));
+}
+
 bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
 {
     const bs_kv_shape *shape = a->pools->shape;
@@ -115,9 +123,10 @@ bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
             BS_STATUS_RANGE,
             "attend: q at %p with rows of %lld elements: 16-byte address and multiples of 4 needed", a->q,
             (long long)a->q_ld);
-    if ((uintptr_t)a->o % 16 != 0 || (uintptr_t)a->workspace % 16 != 0)
-        return bs_fail(BS_STATUS_RANGE, "attend: o at %p and workspace at %p: 16-byte addresses needed",
-                       (void *)a->o, a->workspace);
+    if (((uintptr_t)a->o | (uintptr_t)a->attended | (uintptr_t)a->workspace) % 16 != 0)
+        return bs_fail(BS_STATUS_RANGE,
+                       "attend: o at %p, attended at %p and workspace at %p: 16-byte addresses needed",
+                       (void *)a->o, a->attended, a->workspace);
     if (bs_cuda_chunk_takes(shape, group, max_query_of(a->max_tokens, a->max_seqs)))
         return bs_cuda_attend_chunk(stream, a);
     int n_sms;
@@ -133,5 +142,8 @@ bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *a)
     p.stage_bytes = v.stage_bytes;
     p.slice_log2 = v.slice_log2;
     p.overlap = stream->overlap;
+    p.attended = a->attended;
+    p.attended_type = a->attended_type;
+    p.hadamard = shape->format.hadamard;
     return v.launch(&p, v.rows, n_ctas, v.n_warps, v.smem, stream);
 }

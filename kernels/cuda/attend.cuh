@@ -46,6 +46,9 @@ typedef struct attend_params {
     float2 *part_ml;                      /* [2 · CTAs][R], their maximum (log2) and sum of weights */
     uint32_t *arrived;                    /* [jobs][R] CTAs that have left their part; 0 between launches */
     float *o, *lse;
+    void *attended; /* instead of o, where it is given */
+    bs_type attended_type;
+    bool hadamard;        /* attended is turned back */
     uint32_t stage_bytes; /* of a ring slot */
     int slice_log2;       /* tokens of an f16 unit */
     int overlap;          /* launched while the kernel before may still run */

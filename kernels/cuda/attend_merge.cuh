@@ -8,6 +8,7 @@
 #define BS_CUDA_ATTEND_MERGE_CUH
 
 #include "kernels/cuda/attend_load.cuh"
+#include "kernels/cuda/warp_head.h"
 
 /* Leaves a warp's (m, l, O) of R rows in shared memory. */
 template <int D, int R, bool G32>
@@ -60,6 +61,21 @@ template <int D> static __device__ __forceinline__ void attend_put_piece(float *
     float *at = row + (threadIdx.x & 31) * (D / 32);
     if constexpr (D == 128) *reinterpret_cast<float4 *>(at) = make_float4(a.x[0], a.x[1], a.x[2], a.x[3]);
     else *reinterpret_cast<float2 *>(at) = make_float2(a.x[0], a.x[1]);
+}
+
+/* A row of O in the model's basis, as activations of 16 bits: what unrotate.cu makes of it. */
+template <int D>
+static __device__ __forceinline__ void attend_put_attended(const attend_params &p, int64_t row,
+                                                           attend_piece<D> &a)
+{
+    constexpr int E = D / 32;
+    alignas(8) uint16_t y[E];
+    uint16_t *to = (uint16_t *)p.attended + row * D + (threadIdx.x & 31) * E;
+    if (p.hadamard) bs_cuda_hadamard_beside<D>(a.x);
+#pragma unroll
+    for (int d = 0; d < E; d++) bs_cuda_store_act(y, d, p.attended_type, a.x[d]);
+    if constexpr (E == 4) *(uint2 *)to = *(const uint2 *)y;
+    else *(uint32_t *)to = *(const uint32_t *)y;
 }
 
 /* Merges n states of one row: (m, l) of state c at ml[stride·c], O at o + stride·c rows, those of state 0
@@ -153,7 +169,8 @@ static __device__ __forceinline__ void attend_merge_row(const attend_params &p, 
     const float scale = total.y == 0 ? 0 : 1 / total.y;
 #pragma unroll
     for (int d = 0; d < D / 32; d++) sum.x[d] *= scale;
-    attend_put_piece<D>(p.o + to * D, sum);
+    if (p.attended) attend_put_attended<D>(p, to, sum);
+    else attend_put_piece<D>(p.o + to * D, sum);
     if (lane == 0) p.lse[to] = total.y == 0 ? -INFINITY : (total.x + log2f(total.y)) * 0.6931471805599453f;
 }
 

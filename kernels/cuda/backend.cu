@@ -228,6 +228,7 @@ static bs_backend make_backend()
     table.timer_mark = bs_cuda_timer_mark;
     table.timer_read = bs_cuda_timer_read;
     table.attend = bs_cuda_attend;
+    table.attend_turns = bs_cuda_attend_turns;
     table.attend_workspace = bs_cuda_attend_workspace;
     table.memory_alloc = memory_alloc;
     table.memory_free = memory_free;

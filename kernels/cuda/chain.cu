@@ -211,31 +211,11 @@ static __device__ __forceinline__ void wait_for_grid(const job &j, ring &r, int 
 
 /* ---- a vector, into shared memory ------------------------------------------------------------------------ */
 
-/* What the attention left: act values, or f32 to be rounded. */
-static __device__ void load_attended(const job &j, uint8_t *x, int n_cols)
+/* n act values, a multiple of 8, that another SM has written. */
+static __device__ void load_vector(const void *from, int64_t n, uint8_t *x)
 {
-    const bs_dense_chain_args &a = j.args;
-    for (int i = threadIdx.x; i < n_cols / 4; i += THREADS) {
-        uint2 four;
-        if (a.attended_type == BS_TYPE_F32) {
-            const float4 v = __ldcg((const float4 *)a.attended + i);
-            alignas(8) uint16_t y[4];
-            bs_cuda_store_act(y, 0, a.act, v.x);
-            bs_cuda_store_act(y, 1, a.act, v.y);
-            bs_cuda_store_act(y, 2, a.act, v.z);
-            bs_cuda_store_act(y, 3, a.act, v.w);
-            four = *(const uint2 *)y;
-        } else {
-            four = __ldcg((const uint2 *)a.attended + i);
-        }
-        ((uint2 *)x)[i] = four;
-    }
-}
-
-static __device__ void load_ffn(const job &j, uint8_t *x)
-{
-    const int n = (int)(j.args.n_ffn / 8);
-    for (int i = threadIdx.x; i < n; i += THREADS) ((uint4 *)x)[i] = __ldcg((const uint4 *)j.args.ffn + i);
+    for (int i = threadIdx.x; i < (int)(n / 8); i += THREADS)
+        ((uint4 *)x)[i] = __ldcg((const uint4 *)from + i);
 }
 
 /* The sum over the CTA of each thread's value. */
@@ -327,13 +307,14 @@ static __global__ void __launch_bounds__(THREADS, 1) chain_kernel(const __grid_c
     bs_cuda_release_next();
     bs_cuda_wait_before();
 
-    if (r.order * WARPS < j.phases[O_PROJ].n_pairs) load_attended(j, shared, j.phases[O_PROJ].n_cols);
+    if (r.order * WARPS < j.phases[O_PROJ].n_pairs)
+        load_vector(j.args.attended, j.phases[O_PROJ].n_cols, shared);
     pump<COLS>(j, r, late ? MAX_SLOTS : j.phases[O_PROJ].n_flying);
     __syncthreads();
     for (int number = O_PROJ; number < j.n_phases; number++) {
         const phase &p = j.phases[number];
         if (number == GATE_UP) load_normed(j, j.args.x, j.args.x_other, j.args.ffn_gain, shared, nullptr);
-        if (number == DOWN) load_ffn(j, shared);
+        if (number == DOWN) load_vector(j.args.ffn, j.args.n_ffn, shared);
         if (number == QKV) load_normed(j, j.args.x_other, j.args.x, j.args.next_gain, shared, nullptr);
         if (number > O_PROJ) __syncthreads();
         for (int pair = first_pair(j, number, r.order); pair < p.n_pairs; pair += (int)gridDim.x * WARPS) {

@@ -55,7 +55,8 @@ static inline bs_status bs_cuda_launched(const char *what)
     return bs_cuda_status(cudaGetLastError(), what);
 }
 
-bs_status bs_cuda_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq, int n);
+bs_status bs_cuda_keep_tokens(bs_stream *stream, int32_t *last, const int32_t *token, const int32_t *seq,
+                              int n);
 bs_status bs_cuda_feed_tokens(bs_stream *stream, int32_t *ids, int n, const int32_t *last);
 bs_status bs_cuda_rope_table(bs_stream *stream, const bs_rope_table_args *args);
 bs_status bs_cuda_append(bs_stream *stream, const bs_append_args *args);
@@ -67,6 +68,7 @@ bs_status bs_cuda_unrotate(bs_stream *stream, const bs_unrotate_args *args);
 /* Whether attention has kernels for the format's widths of K and V. */
 bool bs_cuda_attend_has(const bs_kv_format *format);
 bs_status bs_cuda_attend(bs_stream *stream, const bs_attend_args *args);
+bool bs_cuda_attend_turns(const bs_device *device, const bs_attend_args *args);
 size_t bs_cuda_attend_workspace(const bs_device *device, const bs_kv_shape *shape, int n_heads, int max_seqs,
                                 int max_tokens, int max_pages);
 bs_status bs_cuda_slot_bytes(const bs_device *device, const bs_kv_shape *shape, size_t *f16, size_t *quant);

@@ -133,7 +133,7 @@ bs_status bs_cuda_rmsnorm(bs_stream *stream, const bs_rmsnorm_args *args)
     const uintptr_t addresses = (uintptr_t)args->x | (uintptr_t)args->gain | (uintptr_t)args->add |
                                 (uintptr_t)args->x_out | (uintptr_t)args->out;
     const bool aligned = addresses % 16 == 0 && args->n % 4 == 0;
-    /* As few threads as keep the row in registers, so that the CTA finds room beside two of the next GEMV's. */
+    /* As few threads as keep the row in registers, so that the CTA finds room beside the next GEMV's. */
     const int n_chunks = aligned ? args->n / 4 : args->n;
     int threads = (n_chunks + KEPT * WARP - 1) / (KEPT * WARP) * WARP;
     if (threads < 256) threads = 256;

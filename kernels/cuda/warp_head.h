@@ -70,4 +70,32 @@ template <int D> static __device__ __forceinline__ void bs_cuda_hadamard(float x
     for (int k = 0; k < D / 32; k++) x[k] = __fmul_rn(x[k], scale);
 }
 
+/* The same sums in the same order where a lane's channels stand side by side, D/32 from D/32 · lane on: strides below that
+ * stay in a lane. */
+template <int D> static __device__ __forceinline__ void bs_cuda_hadamard_beside(float x[D / 32])
+{
+    constexpr int E = D / 32;
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int stride = 1; stride < E; stride *= 2) {
+#pragma unroll
+        for (int k = 0; k < E; k++) {
+            if (k & stride) continue;
+            const float u = x[k], v = x[k + stride];
+            x[k] = __fadd_rn(u, v);
+            x[k + stride] = __fsub_rn(u, v);
+        }
+    }
+#pragma unroll
+    for (int stride = 1; stride < 32; stride *= 2) {
+#pragma unroll
+        for (int k = 0; k < E; k++) {
+            const float other = __shfl_xor_sync(0xffffffffu, x[k], stride);
+            x[k] = lane & stride ? __fsub_rn(other, x[k]) : __fadd_rn(x[k], other);
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < E; k++) x[k] = __fmul_rn(x[k], bs_cuda_hadamard_scale<D>());
+}
+
 #endif

@@ -22,7 +22,7 @@ bs_status bs_engine_run_chain(bs_engine *e, int layer)
 {
     const bs_engine_layout *l = &e->layout;
     const int next_layer = layer + 1;
-    const bool gives_qkv = bs_engine_chain_gives_qkv(e, next_layer), hadamard = e->config.kv.hadamard;
+    const bool gives_qkv = bs_engine_chain_gives_qkv(e, next_layer);
     const bs_layer_weights *w = bs_weights_layer(e->weights, layer),
                            *next = next_layer < e->desc->n_layers ? bs_weights_layer(e->weights, next_layer)
                                                                   : NULL;
@@ -35,8 +35,7 @@ bs_status bs_engine_run_chain(bs_engine *e, int layer)
         .down = &w->down,
         .qkv = gives_qkv ? &next->qkv : NULL,
         .qkv_bias = gives_qkv ? next->q_bias : NULL,
-        .attended = bs_engine_act(e, hadamard ? l->act_at.attended : l->act_at.o),
-        .attended_type = hadamard ? l->act : BS_TYPE_F32,
+        .attended = bs_engine_act(e, l->act_at.attended),
         .x = bs_engine_act(e, l->act_at.x),
         .x_other = bs_engine_act(e, l->act_at.x_other),
         .sum = bs_engine_act(e, l->act_at.sum),

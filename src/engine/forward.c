@@ -141,8 +141,9 @@ static bs_status append(bs_engine *e, int layer)
 /* Row i of a table of one entry a sequence. */
 #define FROM(table) ((table) + span->first_seq)
 
-/* One call of attention; q_start counts the step's rows, so q, o and lse begin where they do for all of them. */
-static bs_status attend(bs_engine *e, int layer, const bs_engine_span *span)
+/* One call of attention; q_start counts the step's rows, so q, o and lse begin where they do for all of them. *turned:
+ * attended is there too, which needs the whole step in one call and all pages of its sequences on this rank. */
+static bs_status attend(bs_engine *e, int layer, const bs_engine_span *span, bool *turned)
 {
     const bs_engine_layout *l = &e->layout;
     const heads at = find_heads(e, bs_weights_layer(e->weights, layer));
@@ -172,21 +173,23 @@ static bs_status attend(bs_engine *e, int layer, const bs_engine_span *span)
         .workspace_bytes = l->work.attend,
         .o = bs_engine_act(e, l->act_at.o),
         .lse = bs_engine_act(e, l->act_at.lse),
+        .attended_type = l->act,
     };
+    *turned = e->n_spans == 1 && e->grid->seq == 1 && bs_attend_turns(e->device, &args);
+    if (*turned) args.attended = bs_engine_act(e, l->act_at.attended);
     return bs_op_attend(e->stream, &args);
 }
 
 #undef FROM
 
 /* Joins the sequence shards' states; attended = O in the model's own basis, as activations. */
-static bs_status merge(bs_engine *e, bool chained)
+static bs_status merge(bs_engine *e)
 {
     const bs_engine_layout *l = &e->layout;
     int n_rows = e->n_tokens * l->n_heads;
     float *o = bs_engine_act(e, l->act_at.o), *lse = bs_engine_act(e, l->act_at.lse);
     BS_TRY(bs_merge_states(e->comm, e->stream, e->config.merge, o, lse, n_rows, l->head_dim,
                            e->workspace ? bs_buffer_at(e->workspace, 0) : NULL, l->work.shared));
-    if (chained && !e->config.kv.hadamard) return BS_STATUS_OK; /* it takes O as it is */
     bs_unrotate_args args = {.hadamard = e->config.kv.hadamard,
                              .n_rows = n_rows,
                              .dim = l->head_dim,
@@ -207,14 +210,15 @@ static bs_status begin_layer(bs_engine *e, int layer, bool chained)
     return project_qkv(e, w);
 }
 
-static bs_status run_attention(bs_engine *e, int layer, bool chained)
+static bs_status run_attention(bs_engine *e, int layer)
 {
+    bool turned = false;
     bs_engine_enter(e, layer, BS_PHASE_APPEND);
     BS_TRY(append(e, layer));
     bs_engine_enter(e, layer, BS_PHASE_ATTEND);
-    for (int i = 0; i < e->n_spans; i++) BS_TRY(attend(e, layer, &e->spans[i]));
+    for (int i = 0; i < e->n_spans; i++) BS_TRY(attend(e, layer, &e->spans[i], &turned));
     bs_engine_enter(e, layer, BS_PHASE_MERGE);
-    return merge(e, chained);
+    return turned ? BS_STATUS_OK : merge(e);
 }
 
 static bs_status project_attended(bs_engine *e, int layer)
@@ -318,7 +322,7 @@ bs_status bs_engine_forward(bs_engine *e)
     BS_TRY(embed(e));
     for (int layer = 0; layer < e->desc->n_layers; layer++) {
         BS_TRY(begin_layer(e, layer, chained));
-        BS_TRY(run_attention(e, layer, chained));
+        BS_TRY(run_attention(e, layer));
         if (chained) {
             bs_engine_enter(e, layer, BS_PHASE_O_PROJ);
             BS_TRY(bs_engine_run_chain(e, layer));

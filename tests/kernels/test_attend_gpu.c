@@ -209,6 +209,55 @@ static void check_worst(const fixture *fx)
                  fx->case_lse, limit_o, limit_lse);
 }
 
+/* O as activations: the bits that unrotate makes of O, which is then left alone; refused where a call is too many tokens. */
+static void check_attended(fixture *fx, side *s, bs_type type, bool hadamard)
+{
+    const size_t n = s->o_bytes / 4;
+    bs_buffer *apart, *fused;
+    const bool had = fx->shape.format.hadamard;
+    fx->shape.format.hadamard = hadamard;
+    ok(bs_buffer_alloc(gpu, 2 * n, "apart", &apart));
+    ok(bs_buffer_alloc(gpu, 2 * n, "fused", &fused));
+    fill(apart, 0xff);
+    fill(fused, 0xff);
+    ok(bs_op_attend(stream, &s->args));
+    const bs_unrotate_args turn = {.hadamard = hadamard,
+                                   .n_rows = (int)(n / (size_t)fx->shape.head_dim),
+                                   .dim = fx->shape.head_dim,
+                                   .o = s->args.o,
+                                   .act = type,
+                                   .out = bs_buffer_at(apart, 0)};
+    ok(bs_op_unrotate(stream, &turn));
+    fill(s->o, 0xff);
+    s->args.attended = bs_buffer_at(fused, 0);
+    s->args.attended_type = type;
+    if (bs_attend_turns(gpu, &s->args)) {
+        uint16_t *want = malloc(2 * n), *got = malloc(2 * n);
+        uint32_t *o = malloc(4 * n);
+        ok(bs_op_attend(stream, &s->args));
+        ok(bs_copy_to_host(stream, want, turn.out, 2 * n));
+        ok(bs_copy_to_host(stream, got, s->args.attended, 2 * n));
+        ok(bs_copy_to_host(stream, o, s->args.o, 4 * n));
+        ok(bs_stream_sync(stream));
+        for (size_t i = 0; i < n; i++)
+            if (want[i] != got[i] || o[i] != 0xffffffffu)
+                fail_msg("K%d V%d D %d, %s%s: element %zu is %#x, not %#x; O %#x", fx->shape.format.k_bits,
+                         fx->shape.format.v_bits, fx->shape.head_dim, bs_type_name(type),
+                         hadamard ? " turned" : "", i, got[i], want[i], o[i]);
+        free(want);
+        free(got);
+        free(o);
+    } else {
+        assert_int_equal(bs_op_attend(stream, &s->args), BS_STATUS_UNSUPPORTED);
+        assert_non_null(strstr(bs_error_message(), "does not turn O to"));
+        bs_error_clear();
+    }
+    s->args.attended = NULL;
+    fx->shape.format.hadamard = had;
+    bs_buffer_free(apart);
+    bs_buffer_free(fused);
+}
+
 static void run_case(bs_kv_format format, int dim, int G, int window, const int (*seqs)[3], bool outliers,
                      bs_type act, int nan_row)
 {
@@ -235,6 +284,8 @@ static void run_case(bs_kv_format format, int dim, int G, int window, const int 
     attend(&s, &s.pools, again, lse);
     bs_stream_set_overlap(stream, false);
     assert_memory_equal(again, o, s.o_bytes);
+    check_attended(&x.fx, &s, BS_TYPE_BF16, G % 2 == 0);
+    check_attended(&x.fx, &s, BS_TYPE_F16, G % 2 != 0);
     free(o);
     free(lse);
     free(again);

@@ -8,7 +8,7 @@
 typedef struct shape {
     int n_attended, n_hidden, n_ffn, n_qkv; /* n_qkv 0: out is the norm */
     bs_type act;
-    bool bias, f32_in;
+    bool bias, f32_out;
 } shape;
 
 static const shape shapes[] = {
@@ -81,8 +81,7 @@ static void reference(const shape *s, const data *d, double *x, float *out)
     const int n = s->n_hidden;
     float *a = malloc(sizeof *a * (size_t)s->n_attended), *normed = malloc(sizeof *normed * (size_t)n),
           *ffn = malloc(sizeof *ffn * (size_t)s->n_ffn);
-    const bs_type in = s->f32_in ? BS_TYPE_F32 : s->act;
-    for (int i = 0; i < s->n_attended; i++) a[i] = round_to(s->act, dense_load(d->attended, (size_t)i, in));
+    for (int i = 0; i < s->n_attended; i++) a[i] = dense_load(d->attended, (size_t)i, s->act);
     for (int i = 0; i < n; i++) x[i] = (double)d->x[i] + dot(&d->o, i, a);
     norm(x, d->ffn_gain, n, 1e-5f, s->act, normed);
     for (int i = 0; i < s->n_ffn; i++) {
@@ -114,7 +113,7 @@ static void make_data(gpu_side *gpu, const shape *s, data *d, uint64_t *seed)
     d->gate_up = make_matrix(gpu, 2 * s->n_ffn, s->n_hidden, s->act, seed);
     d->down = make_matrix(gpu, s->n_hidden, s->n_ffn, s->act, seed);
     d->qkv = make_matrix(gpu, s->n_qkv, s->n_hidden, s->act, seed);
-    d->attended = dense_noise((size_t)s->n_attended, s->f32_in ? BS_TYPE_F32 : s->act, seed);
+    d->attended = dense_noise((size_t)s->n_attended, s->act, seed);
     d->x = noise(s->n_hidden, 0, 2, seed);
     d->ffn_gain = noise(s->n_hidden, 1, 0.3f, seed);
     d->next_gain = noise(s->n_hidden, 1, 0.3f, seed);
@@ -148,7 +147,7 @@ static void check_case(gpu_side *gpu, const shape *s, int number)
     data d;
     make_data(gpu, s, &d, &seed);
     const int n = s->n_hidden, n_out = s->n_qkv ? s->n_qkv : n;
-    const bs_type out_type = s->f32_in && s->n_qkv ? BS_TYPE_F32 : s->act;
+    const bs_type out_type = s->f32_out && s->n_qkv ? BS_TYPE_F32 : s->act;
     const size_t x_bytes = 4 * (size_t)n, out_size = (size_t)bs_type_block_bytes(out_type),
                  out_bytes = out_size * (size_t)(n_out + N_BEHIND);
     const uint64_t zeros[BS_CHAIN_COUNTERS] = {0};
@@ -161,8 +160,7 @@ static void check_case(gpu_side *gpu, const shape *s, int number)
         .down = &d.down.w,
         .qkv = s->n_qkv ? &d.qkv.w : NULL,
         .qkv_bias = s->bias ? dense_put(gpu, d.bias, 4 * (size_t)s->n_qkv) : NULL,
-        .attended = dense_put(gpu, d.attended, (s->f32_in ? 4 : 2) * (size_t)s->n_attended),
-        .attended_type = s->f32_in ? BS_TYPE_F32 : s->act,
+        .attended = dense_put(gpu, d.attended, 2 * (size_t)s->n_attended),
         .x = dense_put(gpu, d.x, x_bytes),
         .x_other = dense_put(gpu, NULL, x_bytes),
         .sum = dense_put(gpu, NULL, x_bytes),
