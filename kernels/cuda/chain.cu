@@ -19,8 +19,7 @@
  * rows of 2; hidden ≤ 8192; what shared memory holds (bs_cuda_dense_chain_fits). The grid must be resident as a whole:
  * nothing else may hold an SM for ever. Why one token: of more, gemv.cu has x from the L2 once for a block of rows and
  * multiplies on tensor cores; a chain of T tokens read T vectors from shared memory for every pair of rows, and multiplied
- * in f32. 8B's step took 4.61 ms so for 2 tokens and 4.99 for 4, where separate kernels take 4.20 and 4.25; for one token
- * they take 4.15, and the chain 4.03.
+ * in f32 (docs/adr/0010).
  * Measured 2026-11-29, one H200, bf16, 8B's layer in a decode step: 107 µs behind the attention's end, 4.1 TB/s of
  * 4.5. Gate, up and down run at the speed of memory; what is lost is 14 µs from the attention's end to gate and up, and a
  * few at the last norm. What was tried: docs/perf/LOG.md. */
