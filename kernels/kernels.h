@@ -220,8 +220,8 @@ typedef struct bs_gemm_args {
     int64_t ldy;
     void *workspace; /* [device] bs_gemm_workspace_bytes */
     size_t workspace_bytes;
-    bool
-        gated; /* y is [T, rows / 2]: silu of the first half of W's rows times the second; both sums stay f32; no bias */
+    /* y is [T, rows / 2]: silu of the first half of W's rows times the second. Both sums stay f32; no bias. */
+    bool gated;
 } bs_gemm_args;
 bs_status bs_op_gemm(bs_stream *stream, const bs_gemm_args *args);
 /* Whether the device takes these operands gated too. */
