@@ -78,6 +78,45 @@ static void sample(int n_shards, const bs_sampling *sampling, const uint64_t *co
     free(copy);
 }
 
+/* A greedy row's list is its best, the lowest id of equals, and padding; beside it a row that draws has its best 256, and
+ * where all are asked for both have all. */
+static void test_lists(void **state)
+{
+    enum { GREEDY, DRAWS };
+    static bs_candidate out[2][VOCAB];
+    bs_sampling sampling[2] = {{.top_p = 1, .repeat_penalty = 1},
+                               {.temperature = 1, .top_p = 1, .repeat_penalty = 1}};
+    float copy[2][VOCAB], lse[2];
+    make_logits(4);
+    int best = 0;
+    for (int i = 1; i < VOCAB; i++)
+        if (logits[0][i] > logits[0][best]) best = i;
+    for (int all = 0; all < 2; all++) {
+        const int n_out = all ? VOCAB : BS_MAX_CANDIDATES;
+        for (int r = 0; r < 2; r++) memcpy(copy[r], logits[0], sizeof copy[r]);
+        bs_candidate *list[2] = {out[0], out[0] + n_out};
+        const bs_candidates_args args = {.n_rows = 2,
+                                         .logits = copy[0],
+                                         .ld = VOCAB,
+                                         .vocab0 = 0,
+                                         .n_vocab = VOCAB,
+                                         .sampling = sampling,
+                                         .n_out = n_out,
+                                         .out = out[0],
+                                         .lse = lse};
+        assert_int_equal(bs_op_candidates(stream, &args), BS_STATUS_OK);
+        assert_int_equal(list[GREEDY][0].id, best);
+        assert_true(list[GREEDY][0].logit == logits[0][best]);
+        for (int i = 1; i < n_out; i++) {
+            const bs_candidate before = list[DRAWS][i - 1], c = list[DRAWS][i];
+            assert_true(before.logit > c.logit || (before.logit == c.logit && before.id < c.id));
+            assert_int_equal(list[GREEDY][i].id, all ? c.id : -1);
+        }
+        assert_int_equal(list[DRAWS][0].id, best);
+        assert_true(lse[GREEDY] == lse[DRAWS]);
+    }
+}
+
 static void fill(bs_sampling *sampling, bs_sampling like)
 {
     for (int r = 0; r < ROWS; r++) sampling[r] = like;
@@ -212,9 +251,9 @@ static void test_cuts(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_philox), cmocka_unit_test(test_shards),
-                                       cmocka_unit_test(test_greedy), cmocka_unit_test(test_penalty),
-                                       cmocka_unit_test(test_cuts)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_philox),  cmocka_unit_test(test_lists),
+                                       cmocka_unit_test(test_shards),  cmocka_unit_test(test_greedy),
+                                       cmocka_unit_test(test_penalty), cmocka_unit_test(test_cuts)};
     if (bs_device_open(&(bs_device_config){.n_threads = 1}, &device) != BS_STATUS_OK) return 1;
     if (bs_stream_create(device, &stream) != BS_STATUS_OK) return 1;
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
