@@ -57,11 +57,7 @@ static __device__ void store_channels(void *to, int64_t first, bs_type act, bool
         return;
     }
     if (wide) {
-        alignas(8) uint16_t raw[E];
-#pragma unroll
-        for (int k = 0; k < E; k++) bs_cuda_store_act(raw, k, act, x[k]);
-        if constexpr (E == 4) *(uint2 *)((uint16_t *)to + first) = *(const uint2 *)raw;
-        else *(uint32_t *)((uint16_t *)to + first) = *(const uint32_t *)raw;
+        bs_cuda_store_beside<E>(to, first, act, x);
         return;
     }
 #pragma unroll

@@ -69,13 +69,9 @@ static __device__ __forceinline__ void attend_put_attended(const attend_params &
                                                            attend_piece<D> &a)
 {
     constexpr int E = D / 32;
-    alignas(8) uint16_t y[E];
     uint16_t *to = (uint16_t *)p.attended + row * D + (threadIdx.x & 31) * E;
     if (p.hadamard) bs_cuda_hadamard_beside<D>(a.x);
-#pragma unroll
-    for (int d = 0; d < E; d++) bs_cuda_store_act(y, d, p.attended_type, a.x[d]);
-    if constexpr (E == 4) *(uint2 *)to = *(const uint2 *)y;
-    else *(uint32_t *)to = *(const uint32_t *)y;
+    bs_cuda_store_beside<E>(to, 0, p.attended_type, a.x);
 }
 
 /* Merges n states of one row: (m, l) of state c at ml[stride·c], O at o + stride·c rows, those of state 0

@@ -49,10 +49,7 @@ static __device__ __forceinline__ void store_out(void *to, int64_t i, bs_type ac
             ((float4 *)to)[i] = make_float4(c.x[0], c.x[1], c.x[2], c.x[3]);
             return;
         }
-        alignas(8) uint16_t y[4];
-#pragma unroll
-        for (int k = 0; k < 4; k++) bs_cuda_store_act(y, k, act, c.x[k]);
-        ((uint2 *)to)[i] = *(const uint2 *)y;
+        bs_cuda_store_beside<4>(to, 4 * i, act, c.x);
     } else {
         bs_cuda_store_act(to, i, act, c.x[0]);
     }

@@ -45,10 +45,7 @@ template <int N> static __global__ void __launch_bounds__(THREADS) convert_kerne
             *(float4 *)((float *)a.out + i + 4) = x[1];
             return;
         }
-        alignas(16) uint16_t y[N];
-#pragma unroll
-        for (int k = 0; k < N; k++) bs_cuda_store_act(y, k, a.act, ((const float *)x)[k]);
-        *(uint4 *)((uint16_t *)a.out + i) = *(const uint4 *)y;
+        bs_cuda_store_beside<N>(a.out, i, a.act, (const float *)x);
     }
 }
 

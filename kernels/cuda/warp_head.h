@@ -23,6 +23,21 @@ static __device__ __forceinline__ void bs_cuda_store_act(void *x, int64_t i, bs_
     else ((float *)x)[i] = value;
 }
 
+/* E values to elements first, first + 1, … as activations of 16 bits, by one store, to which they must be aligned. */
+template <int E>
+static __device__ __forceinline__ void bs_cuda_store_beside(void *to, int64_t first, bs_type act,
+                                                            const float *x)
+{
+    alignas(16) uint16_t y[E];
+    uint16_t *at = (uint16_t *)to + first;
+#pragma unroll
+    for (int k = 0; k < E; k++) bs_cuda_store_act(y, k, act, x[k]);
+    if constexpr (E == 8) *(uint4 *)at = *(const uint4 *)y;
+    else if constexpr (E == 4) *(uint2 *)at = *(const uint2 *)y;
+    else *(uint32_t *)at = *(const uint32_t *)y;
+    static_assert(E == 2 || E == 4 || E == 8, "a store");
+}
+
 static __device__ __forceinline__ float bs_cuda_silu(float x)
 {
     return x / (1 + expf(-x));
